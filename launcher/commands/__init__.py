@@ -1,0 +1,1 @@
+"""The commands of `ps-accordion`, one module each, loaded when they are called."""

@@ -1,0 +1,159 @@
+"""The local engine: a whole run on this machine, over sockets that only this user can reach."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from ps_accordion import config
+from ps_accordion.config import ENVIRONMENT_PREFIX, CoordinatorSettings, ServerSettings, Settings
+from ps_accordion.errors import ConfigError
+from ps_accordion.role import CONFIG_VARIABLE
+
+from .child import Guard, Program
+from .options import plain_environment
+from .progress import Progress
+from .screen import Screen
+from .supervisor import Ending, supervise
+
+__all__ = ["Link", "new_run_directory", "run", "worker_environment", "worker_path"]
+
+Link = Literal["ipc", "tcp"]
+"""What carries gradients between the processes of one machine."""
+
+MAX_SOCKET_DIRECTORY = 80
+"""A Unix socket's path holds at most 107 bytes; the socket's own name needs the rest."""
+
+
+def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Link = "ipc") -> Ending:
+    """Run a job on this machine: a coordinator, servers, and `command` once a worker.
+
+    Args:
+        settings: The job. An empty run directory becomes a new one under `runs/`. Addresses left at their defaults become
+            Unix sockets in a private directory, which is removed at the end.
+        command: Program and arguments of every worker; no shell sees them.
+        screen: Where output goes.
+        link: `tcp` leaves the servers' default address, TCP on loopback, as it is.
+
+    Raises:
+        ConfigError: The command is empty or does not exist, or the run directory holds another run.
+    """
+    program = _resolve(command)
+    with Guard() as guard, _sockets(guard) as sockets:
+        settings = _placed(settings, sockets, link)
+        directory = _prepare(settings)
+        screen.say(
+            f"{settings.workers.count} workers, {settings.servers.count} servers, codec {settings.codec.name}, "
+            f"policy {settings.regime.policy}; run directory {_shown(directory)}"
+        )
+        return supervise(
+            _programs(settings, directory / "config.toml", (program, *command[1:])),
+            screen=screen,
+            guard=guard,
+            grace=settings.timeouts.grace,
+            progress=Progress(directory / "metrics-worker-0.jsonl").update,
+        )
+
+
+def new_run_directory() -> Path:
+    """Return `runs/<date>-<time>-<id>` under the current directory; it is not made."""
+    return Path.cwd() / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def worker_path() -> str:
+    """Return the PATH of workers: our interpreter's directory comes first, so that `python` is the one that has us."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def worker_environment(rank: int, world_size: int, *, local_rank: int, local_world_size: int) -> dict[str, str]:
+    """Return what a worker's environment holds beyond the plain one: where it stands in the run."""
+    place = {
+        "RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": local_rank,
+        "LOCAL_WORLD_SIZE": local_world_size,
+    }
+    environment = {ENVIRONMENT_PREFIX + name: str(value) for name, value in place.items()}
+    environment["PATH"] = worker_path()
+    environment["PYTHONUNBUFFERED"] = "1"
+    # As torchrun does: workers that share a machine would otherwise each start a thread a core.
+    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+    return environment
+
+
+def _resolve(command: Sequence[str]) -> str:
+    if not command:
+        raise ConfigError("no command to run: put the training command after --, as in: ps-accordion launch -- python train.py")
+    found = shutil.which(command[0], path=worker_path())
+    if found is None:
+        raise ConfigError(f"there is no command {command[0]!r} on the PATH or in {Path.cwd()}; check its name")
+    return found
+
+
+@contextlib.contextmanager
+def _sockets(guard: Guard) -> Iterator[Path]:
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) > MAX_SOCKET_DIRECTORY:
+        parent = "/tmp"
+    directory = Path(tempfile.mkdtemp(prefix="psa-", dir=parent))  # mode 0700
+    guard.remove_at_end(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _placed(settings: Settings, sockets: Path, link: Link) -> Settings:
+    tree = settings.model_dump()
+    if settings.coordinator.address == CoordinatorSettings().address:
+        tree["coordinator"]["address"] = f"ipc://{sockets}/c"
+    if link == "ipc" and settings.servers.bind == ServerSettings().bind:
+        tree["servers"]["bind"] = f"ipc://{sockets}/s{{number}}"
+    directory = Path(settings.run.directory) if settings.run.directory else new_run_directory()
+    tree["run"]["directory"] = str(directory.absolute())
+    return Settings.model_validate(tree)
+
+
+def _prepare(settings: Settings) -> Path:
+    directory = Path(settings.run.directory)
+    file = directory / "config.toml"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(config.render(settings))
+    except FileExistsError:
+        raise ConfigError(
+            f"run directory {str(directory)!r} holds another run already; name a new one, or remove it"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run directory {str(directory)!r} cannot be written: {error.strerror}; name another") from None
+    return directory
+
+
+def _programs(settings: Settings, file: Path, command: tuple[str, ...]) -> list[Program]:
+    environment = plain_environment() | {CONFIG_VARIABLE: str(file)}
+    role = (sys.executable, "-P", "-m")
+    programs = [Program("coordinator", "coordinator", (*role, "ps_accordion.coordinator"), environment)]
+    for number in range(settings.servers.count):
+        argv = (*role, "ps_accordion.server", "--number", str(number))
+        programs.append(Program(f"server {number}", "server", argv, environment))
+    workers = settings.workers.count
+    for rank in range(workers):
+        place = worker_environment(rank, workers, local_rank=rank, local_world_size=workers)
+        programs.append(Program(f"worker {rank}", "worker", command, environment | place))
+    return programs
+
+
+def _shown(directory: Path) -> Path:
+    """Return the path as people type it: relative where it is below the current directory."""
+    with contextlib.suppress(ValueError):
+        return directory.relative_to(Path.cwd())
+    return directory

@@ -1,0 +1,220 @@
+"""Run programs side by side until all have ended, in one thread: read their output, carry signals, reap them.
+
+`Outcome` decides; this loop only carries out. It waits for three things at once: output of children, signals
+(through a wake-up descriptor, SIGCHLD among them), and the next deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ps_accordion.errors import RunAborted
+
+from .child import Child, Guard, LineReader, Program
+from .outcome import Order, Outcome, Phase
+from .screen import Screen
+
+__all__ = ["Ending", "supervise"]
+
+TICK_SECONDS = 0.5
+"""How often the progress line is looked at."""
+DRAIN_SECONDS = 1.0
+"""How long output that ended children left in their pipes may take to arrive. Only a process that left its session on
+purpose can still hold such a pipe open."""
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0 only if every worker ended with 0 and the coordinator and servers finished.
+        codes: Exit code of every child, as a shell would give it.
+        cause: Name of the child that failed first by itself, or None.
+        seconds: From the first start to the last end.
+    """
+
+    exit_code: int
+    codes: dict[str, int]
+    cause: str | None
+    seconds: float
+
+
+def supervise(
+    programs: Sequence[Program], *, screen: Screen, guard: Guard, grace: float, progress: Callable[[], str | None] | None = None
+) -> Ending:
+    """Start all programs, wait for all to end, and leave no process behind.
+
+    Args:
+        programs: What to start, in this order; names are unique.
+        screen: Where their output goes.
+        guard: The guard that ends them should this process be killed.
+        grace: Seconds that a child told to end may take, before the next harder signal.
+        progress: Called twice a second; returns a new progress line or None.
+
+    Raises:
+        ConfigError: A program does not exist. Those already started have been ended.
+    """
+    return _Supervision(programs, screen, guard, grace, progress).run()
+
+
+class _Supervision:
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        screen: Screen,
+        guard: Guard,
+        grace: float,
+        progress: Callable[[], str | None] | None,
+    ) -> None:
+        self._programs = programs
+        self._screen = screen
+        self._guard = guard
+        self._grace = grace
+        self._progress = progress
+        self._outcome = Outcome({program.name: program.kind for program in programs}, grace=grace)
+        self._children: dict[str, Child] = {}
+        self._selector = selectors.DefaultSelector()
+        self._open_streams = 0
+
+    def run(self) -> Ending:
+        start = time.monotonic()
+        with self._selector, _wakeup() as wakeup:
+            self._selector.register(wakeup, selectors.EVENT_READ, None)
+            try:
+                for program in self._programs:
+                    self._start(program)
+                while self._outcome.phase is not Phase.DONE:
+                    self._step(wakeup)
+                self._drain()
+            finally:
+                for child in self._children.values():
+                    child.kill(self._guard)
+        self._conclude()
+        outcome = self._outcome
+        return Ending(outcome.exit_code, dict(outcome.codes), outcome.cause, time.monotonic() - start)
+
+    def _start(self, program: Program) -> None:
+        child = self._children[program.name] = Child(program, self._guard)
+        for stream, error in zip(child.streams, (False, True), strict=True):
+            os.set_blocking(stream.fileno(), False)
+            self._selector.register(stream, selectors.EVENT_READ, (child, LineReader(), error))
+            self._open_streams += 1
+
+    def _step(self, wakeup: socket.socket) -> None:
+        now = time.monotonic()
+        deadline = self._outcome.deadline
+        timeout = TICK_SECONDS if deadline is None else min(TICK_SECONDS, max(0.0, deadline - now))
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                for number in wakeup.recv(_CHUNK):
+                    if number != signal.SIGCHLD:
+                        self._interrupt(number)
+            else:
+                self._read(key)
+        self._reap()
+        self._obey(self._outcome.tick(time.monotonic()))
+        self._show_progress()
+
+    def _reap(self) -> None:
+        ended = []
+        for name in self._outcome.alive:
+            code = self._children[name].poll()
+            if code is not None:
+                ended.append((name, code))
+        # Where several are found dead at one look, one that says "another failed first" was not the first.
+        for name, code in sorted(ended, key=lambda item: item[1] == RunAborted.exit_code):
+            self._children[name].end_session(self._guard)
+            before = self._outcome.phase
+            self._obey(self._outcome.exited(name, code, time.monotonic()))
+            if before in (Phase.RUNNING, Phase.DRAINING) and self._outcome.phase is Phase.FAILING:
+                self._screen.say(f"{name} failed ({_code(code)}); the others have {self._grace:g} s to end")
+
+    def _interrupt(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._outcome.interrupt is None:
+            self._screen.say(f"{name}: ending the run; once more kills it at once")
+        self._obey(self._outcome.interrupted(number, time.monotonic()))
+
+    def _obey(self, orders: list[Order]) -> None:
+        for order in orders:
+            for name in order.members:
+                self._children[name].signal(order.number)
+
+    def _read(self, key: selectors.SelectorKey) -> None:
+        child, reader, error = key.data
+        try:
+            data = os.read(key.fd, _CHUNK)
+        except BlockingIOError:
+            return
+        for line in reader.feed(data):
+            if error:
+                child.tail.append(line)
+            self._screen.line(child.program.name, line, error=error)
+        if not data:
+            self._selector.unregister(key.fileobj)
+            self._open_streams -= 1
+
+    def _drain(self) -> None:
+        give_up = time.monotonic() + DRAIN_SECONDS
+        while self._open_streams and (left := give_up - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                if key.data is None:
+                    self._selector.unregister(key.fileobj)
+                else:
+                    self._read(key)
+        self._show_progress()
+
+    def _show_progress(self) -> None:
+        line = self._progress() if self._progress is not None else None
+        if line is not None:
+            self._screen.progress(line)
+
+    def _conclude(self) -> None:
+        self._screen.close()
+        outcome = self._outcome
+        if outcome.cause is not None:
+            child = self._children[outcome.cause]
+            seconds = (child.ended or child.started) - child.started
+            self._screen.heading(f"{outcome.cause} failed: {_code(outcome.codes[outcome.cause])}, after {seconds:.1f} s")
+            for line in child.tail or ["(it wrote nothing to standard error)"]:
+                self._screen.plain(line)
+        elif outcome.stuck:
+            self._screen.heading("the workers ended, but the run did not")
+            self._screen.plain(
+                f"all workers ended with 0, but {', '.join(outcome.stuck)} still waited for them {self._grace:g} s later; "
+                "did the command call ps_accordion.worker.connect(), in every worker?"
+            )
+
+
+def _code(code: int) -> str:
+    if code > 128:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(code - 128).name}, exit code {code}"
+    return f"exit code {code}"
+
+
+@contextlib.contextmanager
+def _wakeup() -> Iterator[socket.socket]:
+    """Turn signals into bytes on a socket for as long as this lasts."""
+    read, write = socket.socketpair()
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+    with read, write:
+        read.setblocking(False)
+        write.setblocking(False)
+        before_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda *_: None) for number in handled}
+        try:
+            yield read
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before_fd)

@@ -1,0 +1,179 @@
+"""The contract of a codec: what every compressor promises to workers, servers and the wire.
+
+A codec turns a float32 vector into a payload and back.
+It holds options only; everything that changes is handed in: the residual lives with the worker or the shard that owns it.
+
+Two sides use it:
+
+* a **worker** calls `encode`: `v = gradient + residual`, payload = C(v), `residual := v - D(payload)` in place;
+* a **server** calls `validate` and `accumulate` for each member's payload in rank order, then `reencode`:
+  `p = total * scale + residual`, payload = C(p), and `p - D(payload)` goes into the *other* half of its double buffer,
+  which is undo and durability at once.
+
+Both sides call `decode` on what the server answers, and get the same bits.
+
+Promises that every codec keeps (the shared test suite checks them):
+
+* `D(payload) + new_residual == v`, bit for bit where the arithmetic is exact, else to a few ulp;
+* the same bytes for the same input, level and seed, on every host and with any number of threads: reductions have a fixed
+  order, no reassociation, no contraction, and no randomness but the counter seed that is handed in;
+* not finite in, nothing changed: `encode` returns None and leaves the residual as it was;
+* `validate` accepts only payloads that the kernels can read without leaving their arrays, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Codec", "Coding", "Encoded", "FloatVector", "Payload"]
+
+FloatVector = NDArray[np.float32]
+Payload = NDArray[np.uint8]
+
+
+class Coding(NamedTuple):
+    """What a message header says of a payload: enough to decode it without knowing the plan.
+
+    Attributes:
+        codec: Wire name of the codec.
+        level: The codec's setting, in the codec's own unit (a kept fraction, a number of bits).
+        elements: Length of the vector; compared with the layout, never trusted.
+        count: Entries in the payload; compared with its length and with the bound.
+        seed: 64-bit counter seed shared by all members, for codecs that draw positions from it; 0 otherwise.
+    """
+
+    codec: str
+    level: float
+    elements: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    seed: int
+
+
+class Encoded(NamedTuple):
+    """How much of the output buffer an encoder used.
+
+    Attributes:
+        nbytes: Bytes written to the front of the buffer.
+        count: Entries written, for the header.
+    """
+
+    nbytes: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """One compressor. Subclasses are frozen dataclasses whose fields are its options."""
+
+    name: ClassVar[str]
+    """Wire name, as it stands in message headers and in the configuration."""
+    linear: ClassVar[bool] = False
+    """Whether payloads of one (level, seed) may be summed without decoding them."""
+    shared_seed: ClassVar[bool] = False
+    """Whether all members must use one seed a round (else each worker draws its own)."""
+    feedback: ClassVar[bool] = True
+    """Whether encoding loses anything, so that a residual must be kept."""
+    scope: ClassVar[Literal["partition", "tensor"]] = "partition"
+    """Whether it works on partitions of a tensor or needs the tensor whole."""
+
+    @abstractmethod
+    def check_level(self, level: float) -> None:
+        """Raise `CodecError`, naming the legal range, unless `level` is one this codec knows."""
+
+    @abstractmethod
+    def payload_bound(self, elements: int, level: float) -> int:
+        """Return the largest payload in bytes that `elements` floats can take at `level`.
+
+        Indices, scales and counts are included: this is the honest price of a level, and the size of every buffer.
+        """
+
+    def exact(self, level: float) -> bool:
+        """Return whether D(C(v)) == v at `level`, so that no residual needs to be kept."""
+        return not self.feedback
+
+    @abstractmethod
+    def encode(
+        self, gradient: FloatVector, residual: FloatVector | None, *, level: float, seed: int, out: Payload
+    ) -> Encoded | None:
+        """Encode `v = gradient + residual` and leave in `residual` what the payload does not carry.
+
+        Args:
+            gradient: float32[n], contiguous, only read.
+            residual: float32[n], contiguous, updated in place; None means zero, and that nothing is to be kept
+                (allowed where `exact(level)`, and for dense).
+            level: The codec's setting.
+            seed: 64-bit counter seed of this (job, layout, key, round, member or all).
+            out: uint8[>= payload_bound(n, level)], owned by the caller, 4-byte aligned; the payload is written to its front.
+
+        Returns:
+            How much was written; None when any element of `v` is not finite, and then `residual` is untouched.
+        """
+
+    @abstractmethod
+    def validate(self, payload: Payload, coding: Coding) -> None:
+        """Raise `PayloadError` unless `payload` is safe to decode as `coding` says.
+
+        Must be safe on any bytes: lengths, counts, indices and scales are all checked here, and nowhere else.
+        """
+
+    @abstractmethod
+    def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
+        """Write D(payload) over the whole of `out`, float32[n]. The payload has been validated."""
+
+    @abstractmethod
+    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
+        """Add `weight * D(payload)` to `total`, float32[n], in place. The payload has been validated."""
+
+    @abstractmethod
+    def reencode(
+        self,
+        total: FloatVector,
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+    ) -> Encoded | None:
+        """Encode `p = total * scale + residual` and write what the payload does not carry to `new_residual`.
+
+        Args:
+            total: float32[n], the weighted sum of the members' payloads; may be overwritten.
+            scale: One over the sum of the weights.
+            residual: float32[n], only read; None means zero.
+            new_residual: float32[n], written in full, never the same memory as `residual`;
+                None only where `exact(level)` and `residual` is None.
+            level: The codec's setting.
+            seed: 64-bit counter seed of this (job, layout, key, round, all).
+            out: uint8[>= payload_bound(n, level)], owned by the caller, 4-byte aligned.
+
+        Returns:
+            How much was written; None when any element of `p` is not finite (`new_residual` is then undefined).
+        """
+
+    def sum_payloads(
+        self, payloads: list[Payload], weights: list[np.float32], scale: np.float32, coding: Coding, out: Payload
+    ) -> Encoded | None:
+        """Sum payloads of one coding without decoding them: `out = scale * sum(weight * payload)`. Linear codecs only.
+
+        Returns:
+            How much was written; None when the sum is not finite.
+        """
+        raise NotImplementedError(f"{self.name} is not linear")
+
+    def release(self, residual: FloatVector, coding: Coding, payload: Payload, new_residual: FloatVector) -> bool:
+        """Add the residual's covered coordinates to a summed payload and clear them. Linear codecs only.
+
+        `payload += residual[covered]`, `new_residual = residual` with the covered coordinates zero: what a linear codec does
+        with a residual that an earlier codec left on the server.
+
+        Returns:
+            False when the payload is no longer finite.
+        """
+        raise NotImplementedError(f"{self.name} is not linear")

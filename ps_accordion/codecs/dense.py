@@ -1,0 +1,109 @@
+"""dense: every element, as float32 or as halves with one power-of-two scale a payload.
+
+At 32 bits the payload is the vector's own bytes and nothing is lost.
+At 16 bits what rounding loses stays in the residual, so even a value that rounds to zero arrives in the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..errors import CodecError, PayloadError
+from . import kernels, values
+from .base import Coding, Encoded, FloatVector, Payload
+from .packing import INFINITE, PackingCodec, summed
+from .workspace import borrow
+
+__all__ = ["Dense"]
+
+
+@dataclass(frozen=True)
+class Dense(PackingCodec):
+    """The whole vector. Level: bits an element, 32 or 16."""
+
+    name: ClassVar[str] = "dense"
+
+    def check_level(self, level: float) -> None:
+        """Raise `CodecError` unless `level` is 32 or 16."""
+        if level not in (16, 32):
+            raise CodecError(f"dense: expected a level of 16 or 32 (bits an element), got {level!r}")
+
+    def exact(self, level: float) -> bool:
+        """Return whether nothing is lost: at 32 bits."""
+        return level == 32
+
+    def payload_bound(self, elements: int, level: float) -> int:
+        """Return the payload's length in bytes; every payload has it."""
+        self.check_level(level)
+        return 4 * elements if level == 32 else values.PREAMBLE + 2 * elements
+
+    def encode(
+        self, gradient: FloatVector, residual: FloatVector | None, *, level: float, seed: int, out: Payload
+    ) -> Encoded | None:
+        """Encode at a worker; see `Codec.encode`. Without a residual, what 16 bits cannot hold is lost."""
+        self.check_level(level)
+        if level == 16:
+            return super().encode(gradient, residual, level=level, seed=seed, out=out)
+        n = gradient.size
+        # The sum is written where it is sent from.
+        if summed(gradient, residual, out[: 4 * n].view(np.float32)) >= INFINITE:
+            return None
+        if residual is not None:
+            residual.fill(0.0)
+        return Encoded(4 * n, n)
+
+    def pack(
+        self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload
+    ) -> Encoded:
+        """Write all of `v`; see `PackingCodec.pack`."""
+        n = v.size
+        if level == 32:
+            out[: 4 * n].view(np.float32)[:] = v
+            if rest is not None:
+                rest.fill(0.0)
+            return Encoded(4 * n, n)
+        kept = borrow("lost", n, np.float32) if rest is None else rest
+        return Encoded(values.store(v, peak, "fp16", kept, out), n)
+
+    def validate(self, payload: Payload, coding: Coding) -> None:
+        """Raise `PayloadError` unless the payload holds exactly the vector, all of it finite."""
+        n = coding.elements
+        try:
+            length = self.payload_bound(n, coding.level)
+        except CodecError as error:
+            raise PayloadError(str(error)) from None
+        if coding.count != n or payload.size != length:
+            raise PayloadError(
+                f"dense: expected {n} entries in {length} bytes at level {coding.level!r}, "
+                f"got {coding.count} entries in {payload.size} bytes"
+            )
+        if coding.level == 32:
+            if kernels.vector.peak(payload.view(np.float32)) >= INFINITE:
+                raise PayloadError("dense: expected finite float32 values, got one that is infinite or not a number")
+            return
+        form, _ = values.read_preamble(payload)
+        if form != values.FP16:
+            raise PayloadError(f"dense: expected value format {values.FP16} (half) at level 16, got {form}")
+        values.check(payload, form, n)
+
+    def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
+        """Write the vector to `out`."""
+        if coding.level == 32:
+            out[:] = payload.view(np.float32)
+            return
+        form, exponent = values.read_preamble(payload)
+        kernels.half.decode(values.values_of(payload, form, coding.elements), values.power(exponent), out)
+
+    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
+        """Add `weight` times the vector to `total`."""
+        if coding.level == 32:
+            kernels.vector.add(weight, payload.view(np.float32), total)
+            return
+        form, exponent = values.read_preamble(payload)
+        kernels.half.add(values.values_of(payload, form, coding.elements), values.power(exponent), weight, total)
+
+    def _need_rest(self, rest: FloatVector | None, level: float) -> None:
+        """Accept None: without a residual, dense at 16 bits is plain rounding."""

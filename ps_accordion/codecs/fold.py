@@ -1,0 +1,188 @@
+"""The server's fold: all pushes of one key and round in, one result out. Pure: no state but its arguments.
+
+The order of the arithmetic is part of the contract, so that an independent replay agrees to the bit.
+With W = `total_weight`, all in float32 but the division, each operation rounded by itself:
+
+    scale = float32(1.0 / W)                         the division in float64
+    total = 0
+    total = total + float32(weight) * D(payload)     for each push, in rank order
+    p     = total * scale + residual
+    payload = C(p),  new_residual = p - D(payload)
+
+If all pushes share one linear coding, the same sums are made over payload entries, undecoded, and a residual that an earlier
+codec left is added on the covered coordinates only: what is covered gets the same bits either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import CodecError
+from .base import Codec, Coding, Encoded, FloatVector, Payload
+from .holding import Held, without
+from .registry import DEFAULT, Choice, Codecs, find, lightest
+from .switch import Rule, settle
+
+__all__ = ["Folded", "Push", "fold"]
+
+
+class Push(NamedTuple):
+    """One member's contribution to a key: validated, and with data.
+
+    Attributes:
+        weight: Factor of its gradient in the sum, from the header.
+        coding: What the header says of the payload.
+        payload: uint8[nbytes], validated, only read.
+    """
+
+    weight: float
+    coding: Coding
+    payload: Payload
+
+
+class Folded(NamedTuple):
+    """What a fold produced.
+
+    Attributes:
+        coding: For the result's header.
+        nbytes: Bytes written to the front of `out`.
+        wrote: Whether `new_residual` was written; where it was not, the residual stays what it was (zero if there was none).
+        lost: L2 norm of what the switch rule threw away from the residual.
+    """
+
+    coding: Coding
+    nbytes: int
+    wrote: bool
+    lost: float
+
+
+def fold(
+    pushes: Sequence[Push],
+    residual: FloatVector | None,
+    new_residual: FloatVector | None,
+    *,
+    elements: int,
+    total_weight: float,
+    seed_reply: int,
+    scratch: FloatVector,
+    out: Payload,
+    codecs: Codecs | None = None,
+    reply: Choice | None = None,
+    held: Held = (),
+    rule: Rule = "keep",
+) -> Folded | None:
+    """Sum the pushes of a round, add the residual, and encode once.
+
+    Args:
+        pushes: At least one, in rank order.
+        residual: float32[n], only read; None means zero.
+        new_residual: float32[n], other memory than `residual`; None only where `residual` is None and the reply is exact,
+            or a sum of linear payloads.
+        elements: n, from the layout.
+        total_weight: Sum of the weights of all members that count, those without a payload included.
+        seed_reply: Counter seed for encoding the reply, where the pushes do not set it.
+        scratch: float32[n], overwritten.
+        out: uint8, 4-byte aligned, as large as the bound of any reply.
+        codecs: Codecs by name, with the options to encode the reply with; None takes those without options.
+        reply: Codec and level of the reply; None takes the lightest that was pushed.
+        held: Spans that nobody used: zero in the result, their residual carried over as it is.
+        rule: What happens to the residual first, if the reply is lighter than the last one (`switch.py`).
+
+    Returns:
+        None when something in the result is not finite; `new_residual` is then undefined.
+
+    Raises:
+        CodecError: Members drew different positions: their (level, seed) of a shared-seed codec differ.
+    """
+    if not pushes or not total_weight > 0.0:
+        raise ValueError(f"expected pushes with data and a positive total weight, got {len(pushes)} and {total_weight!r}")
+    known = DEFAULT if codecs is None else codecs
+    shared = _shared_coding(pushes, known)
+    first = pushes[0].coding
+    choice = lightest([(push.coding.codec, push.coding.level) for push in pushes], elements, codecs=known)
+    if reply is not None:
+        choice = reply
+    codec = find(known, choice[0])
+    scale = np.float32(1.0 / total_weight)
+    seed = seed_reply if shared is None else shared.seed
+    undecoded = (
+        codec.linear
+        and not held
+        and (residual is None or rule == "keep")
+        and choice == (first.codec, first.level)
+        and all(_same_entries(push.coding, first) for push in pushes)
+    )
+    if undecoded:
+        return _sum(codec, pushes, residual, new_residual, scale=scale, out=out)
+    scratch.fill(0.0)
+    for push in pushes:
+        find(known, push.coding.codec).accumulate(push.payload, push.coding, np.float32(push.weight), scratch)
+    for start, length in held:
+        scratch[start : start + length] = 0.0
+    base, lost = residual, 0.0
+    if residual is not None and held:
+        base = without(residual, held)
+    if base is not None and rule != "keep":
+        base = base.copy()
+        lost = settle(rule, base, scratch, scale=float(scale))
+    encoded = codec.reencode(scratch, scale, base, new_residual, level=choice[1], seed=seed, out=out)
+    if encoded is None:
+        return None
+    if residual is not None and new_residual is not None:
+        for start, length in held:
+            new_residual[start : start + length] = residual[start : start + length]
+    return Folded(_coding(codec, choice[1], elements, encoded, seed), encoded.nbytes, new_residual is not None, lost)
+
+
+def _sum(
+    codec: Codec,
+    pushes: Sequence[Push],
+    residual: FloatVector | None,
+    new_residual: FloatVector | None,
+    *,
+    scale: np.float32,
+    out: Payload,
+) -> Folded | None:
+    coding = pushes[0].coding
+    payloads = [push.payload for push in pushes]
+    encoded = codec.sum_payloads(payloads, [np.float32(push.weight) for push in pushes], scale, coding, out)
+    if encoded is None:
+        return None
+    if residual is not None:
+        if new_residual is None:
+            raise ValueError("expected memory for the residual that is left, got None")
+        if not codec.release(residual, coding, out, new_residual):
+            return None
+    return Folded(coding._replace(count=encoded.count), encoded.nbytes, residual is not None, 0.0)
+
+
+def _shared_coding(pushes: Sequence[Push], codecs: Codecs) -> Coding | None:
+    """Return the coding of the pushes that drew shared positions, or None if none did; raise if they differ."""
+    first: Coding | None = None
+    rank = 0
+    for position, push in enumerate(pushes):
+        if not find(codecs, push.coding.codec).shared_seed:
+            continue
+        if first is None:
+            first, rank = push.coding, position
+        elif not _same_entries(push.coding, first):
+            raise CodecError(
+                f"members drew different positions: push {rank} is {_describe(first)}, push {position} is "
+                f"{_describe(push.coding)}; all members must hold the same plan and job seed"
+            )
+    return first
+
+
+def _same_entries(mine: Coding, theirs: Coding) -> bool:
+    return (mine.codec, mine.level, mine.seed) == (theirs.codec, theirs.level, theirs.seed)
+
+
+def _describe(coding: Coding) -> str:
+    return f"{coding.codec} at level {coding.level!r} with seed {coding.seed:#018x}"
+
+
+def _coding(codec: Codec, level: float, elements: int, encoded: Encoded, seed: int) -> Coding:
+    return Coding(codec.name, level, elements, encoded.count, seed if codec.shared_seed else 0)

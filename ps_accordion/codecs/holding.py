@@ -1,0 +1,55 @@
+"""Encode a key of which some slices have no gradient this round.
+
+Several small tensors share a key. Where a tensor was not used, its span is *held*: it counts as zero, and its residual stays
+as it is, for the round in which the tensor is used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .base import Codec, Encoded, FloatVector, Payload
+
+__all__ = ["Held", "encode_holding", "without"]
+
+Held = Sequence[tuple[int, int]]
+"""Spans of a key: (first element, elements)."""
+
+
+def without(vector: FloatVector, held: Held) -> FloatVector:
+    """Return a copy of `vector` with the held spans zero. Copies: fused keys are small, and held spans rare."""
+    copy = vector.copy()
+    for start, length in held:
+        copy[start : start + length] = 0.0
+    return copy
+
+
+def encode_holding(
+    codec: Codec,
+    gradient: FloatVector,
+    residual: FloatVector | None,
+    held: Held,
+    *,
+    level: float,
+    seed: int,
+    out: Payload,
+) -> Encoded | None:
+    """Do what `codec.encode` does, with the held spans as zero and their residual left as it is.
+
+    What the gradient holds in a held span, finite or not, is not looked at.
+    """
+    if not held:
+        return codec.encode(gradient, residual, level=level, seed=seed, out=out)
+    gradient = without(gradient, held)
+    if residual is None:
+        return codec.encode(gradient, None, level=level, seed=seed, out=out)
+    kept = [residual[start : start + length].copy() for start, length in held]
+    for start, length in held:
+        residual[start : start + length] = np.float32(0.0)
+    try:
+        return codec.encode(gradient, residual, level=level, seed=seed, out=out)
+    finally:
+        for (start, length), saved in zip(held, kept, strict=True):
+            residual[start : start + length] = saved

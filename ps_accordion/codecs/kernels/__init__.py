@@ -1,0 +1,31 @@
+"""The loops that codecs are made of, compiled by numba.
+
+Importing numba takes half a second and compiling a module's kernels takes seconds when nothing is cached.
+So the modules are imported when a kernel is first named, and `warm` imports them all:
+a process that never compresses stays light, and a process that does calls `warm` before its first step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import half, sparse, vector
+
+__all__ = ["half", "sparse", "vector", "warm"]
+
+_MODULES = ("half", "sparse", "vector")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def warm() -> None:
+    """Compile every kernel, or load it from the cache. Takes seconds the first time, and nothing when done before."""
+    for name in _MODULES:
+        importlib.import_module(f".{name}", __name__)

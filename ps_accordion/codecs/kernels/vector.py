@@ -1,0 +1,118 @@
+"""Element-wise loops over whole vectors: sums, scales, peaks and norms.
+
+A *peak* is the largest `bits & 0x7fffffff` of a vector, as int32: the bits of its largest magnitude.
+Bits of non-negative floats order like the floats, integer maxima do not depend on their order, and infinity and NaN are the
+largest of all: one loop gives the scale and the finite check. A vector is finite if its peak is below `INFINITE`.
+
+Norms are float64 sums in `LANES` lanes: lane j adds elements j, j + 64, j + 128, ... in order; the lanes are then added pairwise,
+32 to 32, 16 to 16, and so on. The order is part of the contract, so that every host gets the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ._jit import F32, F32_IN, F64, bits, helper, kernel
+
+__all__ = ["LANES", "add", "combine", "peak", "scaled", "shrink", "squares", "sum_into"]
+
+LANES = 64
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_ZERO = np.float32(0.0)
+
+
+@kernel(types.int32(F32_IN))
+def peak(a: Any) -> Any:
+    """Return the peak of `a`."""
+    top = np.int32(0)
+    for i in range(a.shape[0]):
+        top = max(top, np.int32(bits(a[i]) & _MAGNITUDE))
+    return top
+
+
+@kernel(types.int32(F32_IN, F32_IN, F32))
+def sum_into(a: Any, b: Any, out: Any) -> Any:
+    """Write `a + b` to `out` and return its peak."""
+    top = np.int32(0)
+    for i in range(a.shape[0]):
+        v = a[i] + b[i]
+        out[i] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@kernel(types.int32(F32, types.float32, F32_IN))
+def combine(total: Any, scale: Any, residual: Any) -> Any:
+    """Set `total := total * scale + residual` (two roundings) and return its peak."""
+    top = np.int32(0)
+    for i in range(total.shape[0]):
+        v = total[i] * scale + residual[i]
+        total[i] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@kernel(types.int32(F32, types.float32))
+def scaled(total: Any, scale: Any) -> Any:
+    """Set `total := total * scale + 0` and return its peak: `combine` with a zero residual, sign bits included."""
+    top = np.int32(0)
+    for i in range(total.shape[0]):
+        v = total[i] * scale + _ZERO
+        total[i] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@kernel(types.void(types.float32, F32_IN, F32))
+def add(weight: Any, values: Any, total: Any) -> None:
+    """Set `total := total + weight * values` (two roundings)."""
+    for i in range(total.shape[0]):
+        total[i] += weight * values[i]
+
+
+@helper
+def _fold_lanes(lanes: Any) -> Any:
+    half = LANES // 2
+    while half > 0:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    return lanes[0]
+
+
+@helper
+def _add_squares(row: Any, lanes: Any) -> None:
+    for j in range(row.shape[0]):
+        x = np.float64(row[j])
+        lanes[j] += x * x
+
+
+@kernel(types.float64(F32_IN, F64))
+def squares(a: Any, lanes: Any) -> Any:
+    """Return the sum of squares of `a` in lane order; `lanes` is float64[64] of scratch."""
+    lanes[:] = 0.0
+    for start in range(0, a.shape[0], LANES):
+        _add_squares(a[start : min(start + LANES, a.shape[0])], lanes)
+    return _fold_lanes(lanes)
+
+
+@helper
+def _shrink_row(row: Any, factor: Any, lanes: Any) -> None:
+    for j in range(row.shape[0]):
+        before = row[j]
+        after = before * factor
+        row[j] = after
+        lost = np.float64(before) - np.float64(after)
+        lanes[j] += lost * lost
+
+
+@kernel(types.float64(F32, types.float32, F64))
+def shrink(a: Any, factor: Any, lanes: Any) -> Any:
+    """Set `a := a * factor` and return the sum of squares of what that took away, in lane order."""
+    lanes[:] = 0.0
+    for start in range(0, a.shape[0], LANES):
+        _shrink_row(a[start : min(start + LANES, a.shape[0])], factor, lanes)
+    return _fold_lanes(lanes)

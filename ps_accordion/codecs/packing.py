@@ -1,0 +1,94 @@
+"""What codecs with feedback share: both sides first make the vector, check that it is finite, and then pack it.
+
+A worker makes `v = gradient + residual`, a server makes `p = total * scale + residual`.
+From there on they do the same: write a payload, and what it does not carry.
+A codec that subclasses `PackingCodec` supplies `pack` and gets `encode` and `reencode`.
+The residual is written only after the whole vector has been found finite.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from ..errors import CodecError
+from . import kernels
+from .base import Codec, Encoded, FloatVector, Payload
+from .workspace import borrow
+
+__all__ = ["INFINITE", "ONE", "PackingCodec", "combined", "summed"]
+
+INFINITE = 0x7F800000
+"""Bits of float32 infinity: a vector is finite if the bits of its largest magnitude are below this."""
+ONE = np.float32(1.0)
+
+
+def summed(gradient: FloatVector, residual: FloatVector | None, out: FloatVector) -> int:
+    """Write `gradient + residual` to `out`, other memory than both; return the bits of the largest magnitude."""
+    if residual is not None:
+        return int(kernels.vector.sum_into(gradient, residual, out))
+    np.copyto(out, gradient)
+    return int(kernels.vector.scaled(out, ONE))
+
+
+def combined(total: FloatVector, scale: np.float32, residual: FloatVector | None) -> int:
+    """Set `total := total * scale + residual`; return the bits of the largest magnitude."""
+    if residual is not None:
+        return int(kernels.vector.combine(total, scale, residual))
+    return int(kernels.vector.scaled(total, scale))
+
+
+class PackingCodec(Codec):
+    """A codec that compresses a finished vector."""
+
+    @abstractmethod
+    def pack(
+        self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload
+    ) -> Encoded:
+        """Write the payload of `v` to the front of `out`, and `v - D(payload)` to the whole of `rest`.
+
+        Args:
+            v: float32[n], finite; may be overwritten.
+            peak: Bits of the largest magnitude in `v`.
+            rest: float32[n], other memory than `v`; None where nothing is to be kept.
+            level: The codec's setting.
+            seed: 64-bit counter seed.
+            out: uint8[>= payload_bound(n, level)], 4-byte aligned.
+        """
+
+    def encode(
+        self, gradient: FloatVector, residual: FloatVector | None, *, level: float, seed: int, out: Payload
+    ) -> Encoded | None:
+        """Encode at a worker; see `Codec.encode`."""
+        self._need_rest(residual, level)
+        v = borrow("v", gradient.size, np.float32)
+        peak = summed(gradient, residual, v)
+        if peak >= INFINITE:
+            return None
+        return self.pack(v, peak, residual, level=level, seed=seed, out=out)
+
+    def reencode(
+        self,
+        total: FloatVector,
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+    ) -> Encoded | None:
+        """Encode at a server; see `Codec.reencode`."""
+        self._need_rest(new_residual, level)
+        peak = combined(total, scale, residual)
+        if peak >= INFINITE:
+            return None
+        return self.pack(total, peak, new_residual, level=level, seed=seed, out=out)
+
+    def _need_rest(self, rest: FloatVector | None, level: float) -> None:
+        if rest is None and not self.exact(level):
+            raise CodecError(
+                f"{self.name} at level {level!r} loses part of what it encodes: expected a residual to keep it in, got None; "
+                "hand in float32 zeros of the vector's length"
+            )

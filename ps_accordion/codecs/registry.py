@@ -1,0 +1,113 @@
+"""Codecs by name, and what compression is worth: when to send dense, and which of several levels is the lightest."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import CodecError
+from .base import Codec
+from .dense import Dense
+from .random_block import RandomBlock
+from .topk import TopK
+
+__all__ = ["DEFAULT", "Choice", "Codecs", "effective", "get", "lightest", "names", "suite"]
+
+Codecs = Mapping[str, Codec]
+Choice = tuple[str, float]
+"""A codec's name and a level."""
+
+_CLASSES: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, RandomBlock, TopK)}
+
+
+def names() -> list[str]:
+    """Return the names of all codecs, sorted."""
+    return sorted(_CLASSES)
+
+
+def get(name: str, **options: Any) -> Codec:
+    """Return the codec called `name`, with the options given.
+
+    Raises:
+        CodecError: There is no such codec or option, or the option's value is not legal.
+    """
+    codec = _CLASSES.get(name)
+    if codec is None:
+        raise CodecError(f"expected a codec among {', '.join(names())}, got {name!r}{_nearest(name, names())}")
+    known = _options(codec)
+    for option in options:
+        if option not in known:
+            raise CodecError(
+                f"codec {name}: expected options among {', '.join(known) or '(none)'}, got {option!r}{_nearest(option, known)}"
+            )
+    return codec(**options)
+
+
+def suite(**options: Any) -> Codecs:
+    """Return every codec by name. Each takes those of the options that it has.
+
+    Raises:
+        CodecError: No codec has an option of that name, or its value is not legal.
+    """
+    known = sorted({option for codec in _CLASSES.values() for option in _options(codec)})
+    for option in options:
+        if option not in known:
+            raise CodecError(f"expected codec options among {', '.join(known)}, got {option!r}{_nearest(option, known)}")
+    return MappingProxyType(
+        {
+            name: codec(**{option: value for option, value in options.items() if option in _options(codec)})
+            for name, codec in _CLASSES.items()
+        }
+    )
+
+
+def effective(codec: str, level: float, elements: int, *, codecs: Codecs | None = None, dense_level: int = 16) -> Choice:
+    """Return what to send for a plan's choice: the choice itself, or dense where dense is no larger.
+
+    Args:
+        codec: Name of the codec that the plan asks for.
+        level: Level that the plan asks for.
+        elements: Length of the key.
+        codecs: Codecs by name; None takes those without options.
+        dense_level: Bits of the dense format that compression must beat.
+    """
+    known = DEFAULT if codecs is None else codecs
+    chosen = find(known, codec)
+    chosen.check_level(level)
+    dense = known[Dense.name]
+    if codec != Dense.name and chosen.payload_bound(elements, level) >= dense.payload_bound(elements, dense_level):
+        return Dense.name, dense_level
+    return codec, level
+
+
+def lightest(choices: Iterable[Choice], elements: int, *, codecs: Codecs | None = None) -> Choice:
+    """Return the choice with the largest payload, which is the lightest compression.
+
+    Ties go to the name that sorts first, then to the larger level, so that the order of the choices does not matter.
+    """
+    known = DEFAULT if codecs is None else codecs
+    return min(choices, key=lambda choice: (-find(known, choice[0]).payload_bound(elements, choice[1]), choice[0], -choice[1]))
+
+
+def find(codecs: Codecs, name: str) -> Codec:
+    """Return the codec called `name` among those of this process."""
+    codec = codecs.get(name)
+    if codec is None:
+        raise CodecError(f"expected a codec among {', '.join(sorted(codecs))}, got {name!r}{_nearest(name, sorted(codecs))}")
+    return codec
+
+
+def _options(codec: type[Codec]) -> list[str]:
+    return [field.name for field in dataclasses.fields(codec)]
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+DEFAULT: Codecs = suite()
+"""Every codec by name, without options: enough to decode any payload, because payloads say how they are written."""

@@ -1,0 +1,140 @@
+"""topk: the largest elements and where they are (Aji and Heafield, 2017; with feedback: Stich et al., 2018).
+
+The k = max(1, ceil(level * n)) elements of largest magnitude, exactly, ties going to the lowest index; zeros are never sent.
+Everything else stays in the residual, and so does what rounding the values to halves loses.
+
+Payload, little-endian, with C = ceil(n / 32768) chunks:
+
+    block   preamble and `count` values, in order of index (`codecs/values.py`)
+    u16     index within its chunk, one a value, rising within a chunk
+    u16     values in each chunk, C of them
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CodecError, PayloadError
+from . import kernels, values
+from .base import Coding, Encoded, FloatVector, Payload
+from .fraction import check_fraction
+from .packing import PackingCodec
+from .values import ValueFormat
+from .workspace import borrow
+
+__all__ = ["CHUNK", "TopK"]
+
+CHUNK = 1 << 15
+"""Elements that a 16-bit index reaches. A power of two, and half of what fits, so that a chunk's count fits too."""
+MAX_ELEMENTS = 1 << 32
+"""Indices are 32 bits wide while they are chosen."""
+
+
+@dataclass(frozen=True)
+class TopK(PackingCodec):
+    """The largest elements. Level: the fraction that is kept, in (0, 1].
+
+    Attributes:
+        values: Number format of the kept values, `fp16` (scaled by a power of two) or `fp32`.
+            Encoders use it; decoders read it from the payload.
+    """
+
+    name: ClassVar[str] = "topk"
+    values: ValueFormat = "fp16"
+
+    def __post_init__(self) -> None:
+        """Refuse a number format that does not exist."""
+        if self.values not in ("fp16", "fp32"):
+            raise CodecError(f"topk: expected values to be 'fp16' or 'fp32', got {self.values!r}")
+
+    def check_level(self, level: float) -> None:
+        """Raise `CodecError` unless `level` is in (0, 1]."""
+        check_fraction(self.name, level)
+
+    def kept(self, elements: int, level: float) -> int:
+        """Return k: how many of `elements` are sent at most, `max(1, ceil(level * elements))` in float64."""
+        self.check_level(level)
+        return min(elements, max(1, math.ceil(level * elements)))
+
+    def payload_bound(self, elements: int, level: float) -> int:
+        """Return the length in bytes of a payload with k values, which is every payload unless fewer are not zero."""
+        return self._length(elements, self.kept(elements, level), self.values)
+
+    def pack(
+        self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload
+    ) -> Encoded:
+        """Write the largest elements of `v`; see `PackingCodec.pack`."""
+        assert rest is not None
+        n = v.size
+        index = self._choose(v, peak, self.kept(n, level))
+        count = index.size
+        sent, lost = borrow("sent", count, np.float32), borrow("lost", count, np.float32)
+        kernels.sparse.gather(v, index, sent)
+        places_at = values.store(sent, peak, self.values, lost, out)
+        counts_at = places_at + 2 * count
+        end = counts_at + 2 * _chunks(n)
+        kernels.sparse.locate(index, out[places_at:counts_at].view(np.uint16), out[counts_at:end].view(np.uint16))
+        np.copyto(rest, v)
+        kernels.sparse.put(lost, index, rest)
+        return Encoded(end, count)
+
+    def validate(self, payload: Payload, coding: Coding) -> None:
+        """Raise `PayloadError` unless counts, places and values fit each other and the header."""
+        n, count = coding.elements, coding.count
+        try:
+            most = self.kept(n, coding.level)
+        except CodecError as error:
+            raise PayloadError(str(error)) from None
+        form, _ = values.read_preamble(payload)
+        expected = self._length(n, count, "fp16" if form == values.FP16 else "fp32")
+        if not 0 <= count <= most or payload.size != expected:
+            raise PayloadError(
+                f"topk: expected at most {most} of {n} entries at level {coding.level!r}, and {expected} bytes for {count}, "
+                f"got {count} entries in {payload.size} bytes"
+            )
+        values.check(payload, form, count)
+        places, counts = _positions(payload, n, count)
+        if not kernels.sparse.check(places, counts, n):
+            raise PayloadError(
+                f"topk: expected {count} indices below {n}, rising within chunks of {CHUNK} whose counts add up; got others"
+            )
+
+    def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
+        """Write the values to their places in `out`, and zero elsewhere."""
+        out.fill(0.0)
+        places, counts = _positions(payload, coding.elements, coding.count)
+        kernels.sparse.scatter(values.load(payload, coding.count), places, counts, out)
+
+    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
+        """Add `weight` times the values at their places in `total`."""
+        places, counts = _positions(payload, coding.elements, coding.count)
+        kernels.sparse.add(values.load(payload, coding.count), places, counts, weight, total)
+
+    @staticmethod
+    def _choose(v: FloatVector, peak: int, k: int) -> NDArray[np.uint32]:
+        if v.size >= MAX_ELEMENTS:
+            raise CodecError(f"topk: expected fewer than {MAX_ELEMENTS} elements, got {v.size}; cut the tensor into partitions")
+        room = max(v.size, kernels.sparse.SAMPLES)
+        index = borrow("index", room, np.uint32)
+        counts = borrow("counts", kernels.sparse.BINS, np.int32)
+        found = kernels.sparse.select(v, k, peak, index, borrow("magnitude", room, np.uint32), counts)
+        return index[:found]
+
+    @staticmethod
+    def _length(elements: int, count: int, form: ValueFormat) -> int:
+        return values.PREAMBLE + count * (values.width(form) + 2) + 2 * _chunks(elements)
+
+
+def _chunks(elements: int) -> int:
+    return -(-elements // CHUNK)
+
+
+def _positions(payload: Payload, elements: int, count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Return the places and the counts of a payload whose length has been checked: they end it."""
+    counts_at = payload.size - 2 * _chunks(elements)
+    return payload[counts_at - 2 * count : counts_at].view(np.uint16), payload[counts_at:].view(np.uint16)

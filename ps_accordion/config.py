@@ -1,0 +1,380 @@
+"""Settings of a job: one frozen model, filled from TOML, then the environment, then the command line.
+
+Later sources win. A key that does not exist is refused with the place it stands in and the nearest name that does.
+Every role reads its settings here; what all roles must agree on (`Settings.terms`) is compared when a process joins.
+
+The environment name of a setting is its path in capitals: `PS_ACCORDION_SERVERS_COUNT` is `[servers] count`.
+
+Types are strict: `count = "2"`, `count = 2.0` and `count = true` are refused in TOML, where a number can be written as one.
+The environment and flags only have text; it is read as what the setting is (`_from_text`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .errors import ConfigError
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "CodecSettings",
+    "CoordinatorSettings",
+    "LayoutSettings",
+    "RegimeSettings",
+    "RunSettings",
+    "ServerSettings",
+    "Settings",
+    "SkipSettings",
+    "Timeouts",
+    "WorkerSettings",
+    "environment_name",
+    "flatten",
+    "load",
+    "nearest",
+    "render",
+]
+
+ENVIRONMENT_PREFIX = "PS_ACCORDION_"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class WorkerSettings(_Section):
+    """`[workers]`: the processes that train."""
+
+    count: Annotated[int, Field(ge=1, le=4096)] = 2
+    """How many workers the run waits for, and whose gradients make a round."""
+    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads a worker encodes and decodes with; 0 chooses from the cores of the machine."""
+
+
+class ServerSettings(_Section):
+    """`[servers]`: the processes that aggregate."""
+
+    count: Annotated[int, Field(ge=1, le=1024)] = 2
+    """How many server processes the run waits for."""
+    shards_per_server: Annotated[int, Field(ge=1, le=256)] = 1
+    """Shards in a server process. A shard owns its keys and one compute thread, so this is also the thread count."""
+    bind: str = "tcp://127.0.0.1:*"
+    """Where a server listens; `*` as the port lets the system choose. Anything but loopback or ipc needs `insecure`."""
+
+
+class CoordinatorSettings(_Section):
+    """`[coordinator]`: the process that admits members and broadcasts plans."""
+
+    address: str = "tcp://127.0.0.1:5650"
+    """Where the coordinator listens, and where everybody else looks for it."""
+
+
+class CodecSettings(_Section):
+    """`[codec]`: how gradients are compressed, both ways."""
+
+    name: str = "topk"
+    """Codec of every tensor that is worth compressing: dense, topk, random_block."""
+    light: float = 0.04
+    """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense, bits (32 or 16)."""
+    heavy: float = 0.005
+    """Level elsewhere: much compression."""
+    values: Literal["fp16", "fp32"] = "fp16"
+    """Number format of kept values (topk). What fp16 rounds away stays in the residual."""
+    small_bits: Literal[16, 32] = 16
+    """Format of tensors too small to compress (1-D, or under 1,024 elements): 16 or 32 bits an element."""
+    residual_at_switch: Literal["keep", "clip", "reset"] = "clip"
+    """What happens to a tensor's stored residual when its level turns lighter (docs/decisions says why this default)."""
+
+
+class RegimeSettings(_Section):
+    """`[regime]`: who decides between light and heavy, and when."""
+
+    policy: str = "accordion"
+    """static (always light) or accordion (light in critical regimes of a tensor)."""
+    threshold: Annotated[float, Field(gt=0)] = 0.5
+    """Accordion's eta: a relative change of the gradient norm of at least this much is critical."""
+    window: str = "1 epoch"
+    """Length over which gradients are summed before their norm is taken: "N steps" or "N epochs"."""
+    interval: Annotated[int, Field(ge=1)] = 10
+    """Windows between two decisions; a decision compares windows this far apart."""
+    signal: Literal["mean", "released"] = "mean"
+    """Whose norms count: the mean over all workers, or worker 0 alone as in the released code of the paper."""
+    rate_drop: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """A learning rate at or below this fraction of the rate at the last reset makes every tensor critical."""
+
+
+class LayoutSettings(_Section):
+    """`[layout]`: how tensors become keys. All roles must agree."""
+
+    partition_elements: Annotated[int, Field(ge=1024, le=1 << 18)] = 1 << 18
+    """Largest key, in elements. The default is 1 MiB of float32: it stays in cache through decode, add and encode."""
+
+
+class SkipSettings(_Section):
+    """`[skip]`: rounds in which some gradient was not finite."""
+
+    limit: Annotated[int, Field(ge=1)] = 20
+    """The run stops after this many skipped rounds in a row."""
+
+
+class Timeouts(_Section):
+    """`[timeouts]`, all in seconds."""
+
+    join: Seconds = 120.0
+    """How long a process waits for the coordinator's answer and for all others to join."""
+    dead: Seconds = 10.0
+    """A process that has sent nothing for this long is taken for dead."""
+    lost: Seconds = 60.0
+    """A run goes on for this long without its coordinator."""
+    heartbeat: Seconds = 1.0
+    """How often every process tells the coordinator that it lives."""
+    resend: Seconds = 1.0
+    """A push without a result is asked after when this has passed; doubles up to ten times as much."""
+    grace: Seconds = 5.0
+    """How long a process told to end may take before it is killed."""
+
+    @model_validator(mode="after")
+    def _alive_between_heartbeats(self) -> Self:
+        if self.dead < 2 * self.heartbeat:
+            raise ValueError(
+                f"timeouts.dead ({self.dead:g} s) must be at least twice timeouts.heartbeat ({self.heartbeat:g} s), "
+                "or one late message kills a process that lives"
+            )
+        return self
+
+
+class RunSettings(_Section):
+    """`[run]`: where the run leaves its records."""
+
+    directory: str = ""
+    """Run directory. Empty: `runs/<date>-<time>-<id>` under the current directory (launch), or none (single roles)."""
+    record_gradients: bool = False
+    """Write every raw gradient, payload and residual to the run directory, for an exact replay. Large."""
+
+
+class Settings(_Section):
+    """All settings of a job."""
+
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    """Seed of every random choice in compression. Workers with another seed are refused."""
+    insecure: bool = False
+    """Allow listening beyond this machine without encryption."""
+    workers: WorkerSettings = WorkerSettings()
+    servers: ServerSettings = ServerSettings()
+    coordinator: CoordinatorSettings = CoordinatorSettings()
+    codec: CodecSettings = CodecSettings()
+    regime: RegimeSettings = RegimeSettings()
+    layout: LayoutSettings = LayoutSettings()
+    skip: SkipSettings = SkipSettings()
+    timeouts: Timeouts = Timeouts()
+    run: RunSettings = RunSettings()
+
+    def terms(self) -> dict[str, Any]:
+        """Return what every process must agree on, by dotted name: the coordinator compares it at join."""
+        agreed = {"seed", "workers.count", "servers.count", "servers.shards_per_server", "skip.limit"}
+        sections = ("codec.", "layout.", "regime.")
+        return {name: value for name, value in flatten(self).items() if name in agreed or name.startswith(sections)}
+
+    def explicit_terms(self) -> dict[str, Any]:
+        """Return those of `terms` that some source set: a joiner states them, and takes over the rest."""
+        given = set(_explicit(self))
+        return {name: value for name, value in self.terms().items() if name in given}
+
+    def with_terms(self, terms: Mapping[str, Any]) -> Settings:
+        """Return these settings with the agreed terms of the job in place of their own.
+
+        Args:
+            terms: What the coordinator sent, by dotted name. Only names in `terms()` are taken: a peer has no say in where
+                this process listens or writes.
+
+        Raises:
+            ConfigError: A name is not a term, or a value is not legal here.
+        """
+        known = self.terms()
+        tree = self.model_dump()
+        for name, value in terms.items():
+            if name not in known:
+                raise ConfigError(
+                    f"the coordinator sent {name!r}, which is not a term of the job{nearest(name, known)}; "
+                    "do all processes run the same version?"
+                )
+            _put(tree, name, value)
+        return _validated(tree, dict.fromkeys(terms, "the coordinator"))
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole run."""
+        return self.servers.count * self.servers.shards_per_server
+
+
+def flatten(model: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Return every leaf setting by dotted name."""
+    leaves: dict[str, Any] = {}
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            leaves.update(flatten(value, f"{prefix}{name}."))
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def _explicit(model: BaseModel, prefix: str = "") -> Iterator[str]:
+    for name in model.model_fields_set:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _explicit(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def environment_name(dotted: str) -> str:
+    """Return the environment variable that sets `dotted`."""
+    return ENVIRONMENT_PREFIX + dotted.replace(".", "_").upper()
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean ...?)` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def load(
+    file: Path | str | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Resolve the settings of a job.
+
+    Args:
+        file: TOML file; None reads none.
+        environment: Variables to read; None takes the process environment. Names that start with `PS_ACCORDION_` and are
+            neither settings nor one of the launcher's own (`_ROLE_VARIABLES`) are refused.
+        overrides: Settings by dotted name, as flags give them: text, or values of the setting's own type.
+
+    Raises:
+        ConfigError: A key is unknown or a value is not legal. The message names the source and the nearest legal name.
+    """
+    defaults = flatten(Settings())
+    tree: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    if file is not None:
+        for name, value in _flatten_toml(_read_toml(Path(file)), list(defaults), str(file)):
+            _put(tree, name, value)
+            sources[name] = str(file)
+    variables = {environment_name(name): name for name in defaults}
+    for variable, text in (os.environ if environment is None else environment).items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _ROLE_VARIABLES:
+            continue
+        if variable not in variables:
+            raise ConfigError(
+                f"environment variable {variable} is not a setting{nearest(variable, variables)}; unset it, or correct its name"
+            )
+        name = variables[variable]
+        _put(tree, name, _from_text(text, defaults[name]))
+        sources[name] = f"environment variable {variable}"
+    for name, value in (overrides or {}).items():
+        if name not in defaults:
+            raise ConfigError(f"command line: there is no setting {name!r}{nearest(name, defaults)}")
+        _put(tree, name, _from_text(value, defaults[name]) if isinstance(value, str) else value)
+        sources[name] = "command line"
+    return _validated(tree, sources)
+
+
+_ROLE_VARIABLES = frozenset(
+    ENVIRONMENT_PREFIX + name for name in ("CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TEST_TAMPER")
+)
+"""Variables with our prefix that say which process this is, not how the job is set."""
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {str(file)!r} does not exist (looked from {Path.cwd()})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"config file {str(file)!r} is not readable TOML: {error}") from None
+
+
+def _flatten_toml(table: dict[str, Any], leaves: list[str], file: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        dotted = prefix + name
+        if dotted in leaves:
+            yield dotted, value
+        elif isinstance(value, dict) and any(leaf.startswith(dotted + ".") for leaf in leaves):
+            yield from _flatten_toml(value, leaves, file, dotted + ".")
+        else:
+            kind = "section" if isinstance(value, dict) else "key"
+            known = {leaf.rpartition(".")[0] for leaf in leaves} - {""} if isinstance(value, dict) else leaves
+            raise ConfigError(f"{file}: unknown {kind} {dotted!r}{nearest(dotted, known)}")
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def _from_text(text: str, default: Any) -> Any:
+    """Return `text` as the type of `default`, or as it is when it cannot be that; validation then says what was expected."""
+    try:
+        if isinstance(default, bool):
+            return _WORDS[text.strip().lower()]
+        if isinstance(default, int | float):
+            return type(default)(text)
+    except (KeyError, ValueError):
+        pass
+    return text
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
+
+
+def _validated(tree: dict[str, Any], sources: Mapping[str, str]) -> Settings:
+    try:
+        return Settings.model_validate(tree)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # A rule between settings: its own message names them.
+            where = dict.fromkeys(source for key, source in sources.items() if key.startswith(name + "."))
+            raise ConfigError(f"{', '.join(where) or 'defaults'}: {first['ctx']['error']}") from None
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigError(
+            f"{sources.get(name, 'defaults')}: {name} = {first['input']!r} is not legal: {expected}; "
+            f"correct it, or leave it out for {flatten(Settings())[name]!r}"
+        ) from None
+
+
+def render(settings: Settings) -> str:
+    """Return the settings as TOML that `load` reads back to an equal object."""
+    lines: list[str] = []
+    section = ""
+    for dotted, value in flatten(settings).items():
+        head, _, name = dotted.rpartition(".")
+        if head != section:
+            section = head
+            lines.append(f"\n[{section}]")
+        lines.append(f"{name} = {_toml(value)}")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    # JSON's escapes are TOML's, but for DEL, which TOML does not allow as it is.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,1 @@
+"""What a run leaves behind: events and metrics as JSON lines, one name for one thing."""

@@ -1,0 +1,70 @@
+"""JSON lines in the run directory: one object an event or a round.
+
+Every role has its own file, so that no two processes write to one: `events-coordinator.jsonl`, `events-server-0.jsonl`,
+`events-worker-1.jsonl`, `metrics-worker-1.jsonl`, `rounds-server-0.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+__all__ = ["JsonLines"]
+
+
+class JsonLines:
+    """Appends objects to one file, a line each, flushed at once: a killed process keeps what it wrote.
+
+    Any thread may write.
+
+    Args:
+        file: Where to append; None writes nothing.
+        fields: Fields that every line carries.
+    """
+
+    def __init__(self, file: Path | None, **fields: Any) -> None:
+        self._fields = fields
+        self._lock = threading.Lock()
+        self._stream: TextIO | None = None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = file.open("a", encoding="utf-8")
+
+    @classmethod
+    def of_role(cls, directory: str, kind: str, role: str, number: int | None = None) -> JsonLines:
+        """Open `<directory>/<kind>-<role>[-<number>].jsonl`; an empty directory writes nothing."""
+        name = role if number is None else f"{role}-{number}"
+        return cls(Path(directory) / f"{kind}-{name}.jsonl" if directory else None, role=name)
+
+    def write(self, **fields: Any) -> None:
+        """Append one object, with the wall-clock time in seconds in front."""
+        if self._stream is None:
+            return
+        line = json.dumps(_plain({"time": round(time.time(), 6)} | self._fields | fields))
+        with self._lock:
+            if not self._stream.closed:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        if self._stream is not None:
+            with self._lock:
+                self._stream.close()
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` in types that JSON has: NaN and infinity become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return value

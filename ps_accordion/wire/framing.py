@@ -1,0 +1,127 @@
+"""From messages to frames and back, with every limit set.
+
+A message is a header frame and up to 17 raw frames (a payload of 1 to 16, then perhaps a plan):
+
+    header frame = magic "PSA" | protocol version (1 byte) | checksum (8 bytes, little endian) | msgpack array
+
+The checksum is xxh3-64 over the msgpack bytes followed by all other frames.
+Nothing is decoded before the checksum agrees, and nothing is allocated by a size from the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import msgspec
+import numpy as np
+import xxhash
+from typing_extensions import Buffer
+
+from ..errors import WireError
+from . import messages
+from .messages import Message
+
+__all__ = ["MAX_FRAME", "MAX_HEADER", "PROTOCOL_VERSION", "join_frames", "pack", "unpack"]
+
+PROTOCOL_VERSION = 1
+MAGIC = b"PSA"
+PRELUDE = 12
+MAX_HEADER = 1 << 16
+"""A view of 1,000 members and as many shards with their addresses takes about 60 KiB; every other header is under 512 bytes."""
+MAX_FRAME = (1 << 20) + (1 << 12)
+"""One partition of dense float32 and some room. Larger payloads travel in several frames."""
+MAX_FRAMES = 18
+
+_KINDS = tuple(kind for name in messages.__all__ if isinstance(kind := getattr(messages, name), type) and kind is not Message)
+_ANY: Any = None
+for _kind in _KINDS:
+    _ANY = _kind if _ANY is None else _ANY | _kind
+
+
+def pack(message: Message, payload: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Return the frames of a message.
+
+    Args:
+        message: What to say.
+        payload: Raw frames to follow it. They are not copied: the caller must leave them alone until they are sent.
+    """
+    body = msgspec.msgpack.encode(message)
+    checksum = xxhash.xxh3_64(body)
+    for frame in payload:
+        checksum.update(frame)
+    prelude = MAGIC + bytes([PROTOCOL_VERSION]) + checksum.intdigest().to_bytes(8, "little")
+    return [prelude + body, *payload]
+
+
+def unpack(frames: Sequence[Buffer]) -> tuple[Message, list[Buffer]]:
+    """Return the message in these frames, and its payload frames as they are.
+
+    Raises:
+        WireError: Wrong magic, another protocol version, a wrong checksum, or a header that is no message of this protocol.
+    """
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise WireError(f"expected 1 to {MAX_FRAMES} frames, got {len(frames)}")
+    header = bytes(memoryview(frames[0])[: MAX_HEADER + 1])
+    if len(header) > MAX_HEADER or len(header) <= PRELUDE or header[:3] != MAGIC:
+        raise WireError(f"expected a header frame that starts with {MAGIC!r}, got {header[:16]!r} ({len(header)} bytes)")
+    if header[3] != PROTOCOL_VERSION:
+        raise WireError(
+            f"protocol version {header[3]} from there, {PROTOCOL_VERSION} here; install the same release of ps-accordion everywhere"
+        )
+    body, payload = header[PRELUDE:], list(frames[1:])
+    checksum = xxhash.xxh3_64(body)
+    for frame in payload:
+        if memoryview(frame).nbytes > MAX_FRAME:
+            raise WireError(f"expected frames of at most {MAX_FRAME} bytes, got {memoryview(frame).nbytes}")
+        checksum.update(frame)
+    expected = int.from_bytes(header[4:PRELUDE], "little")
+    if checksum.intdigest() != expected:
+        raise WireError(f"checksum {checksum.intdigest():016x} of what came, {expected:016x} of what was sent")
+    return _convert(body), payload
+
+
+def _convert(body: bytes) -> Message:
+    try:
+        # msgpack reads with every limit set; msgspec then checks types, ranges and the number of fields.
+        plain = msgpack.unpackb(
+            body,
+            max_str_len=2048,
+            max_bin_len=0,
+            max_array_len=1 << 16,
+            max_map_len=128,
+            max_ext_len=0,
+            strict_map_key=True,
+        )
+        message: Message = msgspec.convert(plain, _ANY, strict=True)
+    except (msgspec.ValidationError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(f"not a message of this protocol: {error} (header starts with {body[:24]!r})") from None
+    return message
+
+
+def join_frames(frames: Sequence[Buffer], lengths: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return payload frames as one writable array whose memory is aligned for 4-byte numbers.
+
+    A single large frame is used as it lies, if it may be; the array then keeps the frame alive.
+
+    Args:
+        frames: The frames that came.
+        lengths: What the header says of each.
+
+    Raises:
+        WireError: Number or lengths differ.
+    """
+    sizes = [memoryview(frame).nbytes for frame in frames]
+    if sizes != list(lengths):
+        raise WireError(f"expected payload frames of {list(lengths)} bytes, got {sizes}")
+    if len(frames) == 1:
+        array = np.frombuffer(memoryview(frames[0]), np.uint8)
+        if array.flags.writeable and array.ctypes.data % 4 == 0:
+            return array
+    whole = np.empty(sum(sizes), np.uint8)
+    start = 0
+    for frame, size in zip(frames, sizes, strict=True):
+        whole[start : start + size] = np.frombuffer(memoryview(frame), np.uint8)
+        start += size
+    return whole

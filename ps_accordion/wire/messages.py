@@ -1,0 +1,374 @@
+"""The messages of the protocol, one frozen class each.
+
+On the wire a message is a msgpack array `[tag, field, ...]` in the order of the fields below; bulk data follows in raw frames.
+`framing.py` packs and unpacks them. The rules of who sends what when are in `docs/wire.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+__all__ = [
+    "Abort",
+    "Alive",
+    "Ask",
+    "Bye",
+    "Declare",
+    "Ended",
+    "Fault",
+    "Get",
+    "Heard",
+    "Hello",
+    "Join",
+    "Leave",
+    "Message",
+    "Missing",
+    "NewLayout",
+    "NewPlan",
+    "Pulse",
+    "Push",
+    "PushKind",
+    "Rate",
+    "Ready",
+    "Refuse",
+    "Refused",
+    "Report",
+    "Result",
+    "ResultKind",
+    "ServerAlive",
+    "State",
+    "View",
+    "Welcome",
+]
+
+PushKind = Literal["DATA", "UNUSED", "SKIP", "EMPTY"]
+ResultKind = Literal["DATA", "UNUSED", "SKIP", "END"]
+
+MAX_TEXT = 2000
+"""Characters of a reason: enough for the last line of a traceback, too little to fill a memory."""
+MAX_ASKED = 256
+"""Keys that one Ask or Missing may list."""
+
+Slot = Annotated[int, Meta(ge=0, lt=1 << 16)]
+Count = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Round = Annotated[int, Meta(ge=-1, lt=1 << 48)]
+Seed = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Name = Annotated[str, Meta(max_length=64)]
+Digest = Annotated[str, Meta(min_length=16, max_length=16)]
+Address = Annotated[str, Meta(max_length=256)]
+Member = tuple[Slot, Count]
+Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
+
+
+class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages."""
+
+
+# ---------------------------------------------------------------- coming in and going out
+
+
+class Join(Message, tag="join", frozen=True):
+    """Worker to coordinator: let me in. `slot` -1 asks for any; `terms` are the agreed settings it was told of."""
+
+    token: Name
+    slot: Annotated[int, Meta(ge=-1, lt=1 << 16)]
+    terms: dict[Name, str | int | float | bool]
+
+
+class Welcome(Message, tag="welcome", frozen=True):
+    """Coordinator to worker: you are in, as `slot` of this incarnation, under these terms."""
+
+    token: Name
+    slot: Slot
+    incarnation: Count
+    terms: dict[Name, str | int | float | bool]
+
+
+class Refused(Message, tag="refused", frozen=True):
+    """Coordinator to worker or server: not in this run, for this reason."""
+
+    token: Name
+    reason: Text
+
+
+class Declare(Message, tag="declare", frozen=True):
+    """Worker to coordinator, with the tensor table as payload: this is the layout that I shall use."""
+
+    slot: Slot
+    incarnation: Count
+    layout: Count
+    digest: Digest
+
+
+class Ready(Message, tag="ready", frozen=True):
+    """Coordinator to worker: every member has declared this layout and every shard holds it."""
+
+    layout: Count
+    digest: Digest
+
+
+class NewLayout(Message, tag="layout", frozen=True):
+    """Coordinator to server, with the tensor table as payload: hold this layout."""
+
+    layout: Count
+    digest: Digest
+
+
+class Leave(Message, tag="leave", frozen=True):
+    """Worker to coordinator: I am going. An empty `error` means that all is well."""
+
+    slot: Slot
+    incarnation: Count
+    error: Text
+    code: Annotated[int, Meta(ge=0, le=255)]
+
+
+class Ended(Message, tag="ended", frozen=True):
+    """Coordinator to all: the run is over, and ended well."""
+
+
+class Abort(Message, tag="abort", frozen=True):
+    """Coordinator to all: the run is over because `culprit` failed."""
+
+    culprit: Name
+    reason: Text
+
+
+class Bye(Message, tag="bye", frozen=True):
+    """Member or server to coordinator: I know that the run is over."""
+
+    name: Name
+
+
+class Fault(Message, tag="fault", frozen=True):
+    """Server to coordinator: a member broke the protocol, or this server cannot go on."""
+
+    server: Slot
+    culprit: Name
+    reason: Text
+
+
+# ---------------------------------------------------------------- signs of life
+
+
+class Alive(Message, tag="alive", frozen=True):
+    """Worker to coordinator, at every heartbeat: rounds and plan versions by layout, and whether it has seen the END."""
+
+    slot: Slot
+    incarnation: Count
+    view: Round
+    layouts: Annotated[list[tuple[Count, Round, Count]], Meta(max_length=1024)]
+    synced: bool
+    done: bool
+
+
+class ServerAlive(Message, tag="server", frozen=True):
+    """Server to coordinator, at every heartbeat: where it listens, its shards with their boots, the layouts that it holds."""
+
+    server: Slot
+    address: Address
+    shards: Annotated[list[tuple[Slot, Seed]], Meta(max_length=256)]
+    layouts: Annotated[list[tuple[Count, Digest]], Meta(max_length=1024)]
+    view: Round
+
+
+class Pulse(Message, tag="pulse", frozen=True):
+    """Coordinator to whoever sent a sign of life: I live too."""
+
+
+class View(Message, tag="view", frozen=True):
+    """Coordinator to all: who is in, from which round on, and which shards count.
+
+    Attributes:
+        p: Number of the view; rounds that are finished under it carry it as their epoch.
+        members: (slot, incarnation), in slot order.
+        cut: First round that counts under this view.
+        previous_epoch: Epoch of round `cut - 1`; -1 where there is none.
+        shards: (number, boot, address) of all shards.
+        restore: (number, boot) of shards that start blank.
+        donor: Slot that hands parameters to who has none.
+        removed: (slot, incarnation, cut) of who is out.
+    """
+
+    p: Count
+    members: Annotated[list[Member], Meta(max_length=4096)]
+    cut: Round
+    previous_epoch: Round
+    shards: Annotated[list[tuple[Slot, Seed, Address]], Meta(max_length=65536)]
+    restore: Annotated[list[tuple[Slot, Seed]], Meta(max_length=65536)]
+    donor: Slot
+    removed: Annotated[list[tuple[Slot, Count, Round]], Meta(max_length=65536)]
+
+
+class Hello(Message, tag="hello", frozen=True):
+    """Worker to server, and back unchanged: this connection belongs to this member."""
+
+    slot: Slot
+    incarnation: Count
+
+
+# ---------------------------------------------------------------- rounds
+
+
+class Push(Message, tag="push", frozen=True):
+    """Worker to shard: this member's part of one key in one round. DATA carries its payload in `frames`.
+
+    Attributes:
+        layout: Number of the layout.
+        key: Number of the key.
+        round: Number of the round.
+        slot: Sender.
+        incarnation: Of the sender.
+        kind: DATA, UNUSED (its weight counts, nothing to add), SKIP (not finite), EMPTY (this worker has finished).
+        weight: What its payload counts for; 0 when EMPTY.
+        used: Bit i is set when slice i of the key has a gradient here.
+        previous_skipped: Whether the round before was skipped.
+        codec: Wire name of the codec ("" unless DATA).
+        level: Its setting.
+        elements: Length of the key's vector.
+        count: Entries in the payload.
+        seed: Shared counter seed, or 0.
+        frames: Length of each payload frame that follows.
+    """
+
+    layout: Count
+    key: Count
+    round: Round
+    slot: Slot
+    incarnation: Count
+    kind: PushKind
+    weight: Annotated[float, Meta(ge=0, le=1e9)]
+    used: Count
+    previous_skipped: bool
+    codec: Name = ""
+    level: float = 0.0
+    elements: Count = 0
+    count: Count = 0
+    seed: Seed = 0
+    frames: Annotated[list[Count], Meta(max_length=16)] = []
+
+
+class Result(Message, tag="result", frozen=True):
+    """Shard to every member: the answer to their pushes. DATA carries its payload in `frames`.
+
+    Attributes:
+        layout: Number of the layout.
+        key: Number of the key.
+        round: Number of the round.
+        epoch: View under which the round of this key was finished.
+        kind: DATA, UNUSED (no member had a gradient), SKIP (somebody's was not finite), END (all have finished).
+        used: Bit i is set when some member had a gradient for slice i.
+        codec: Wire name of the codec ("" unless DATA).
+        level: Its setting.
+        elements: Length of the key's vector.
+        count: Entries in the payload.
+        seed: Shared counter seed, or 0.
+        frames: Length of each payload frame that follows.
+        plan: Length of the plan, a frame behind the payload's; 0 where there is none. Only key 0 carries plans.
+    """
+
+    layout: Count
+    key: Count
+    round: Round
+    epoch: Count
+    kind: ResultKind
+    used: Count
+    codec: Name = ""
+    level: float = 0.0
+    elements: Count = 0
+    count: Count = 0
+    seed: Seed = 0
+    frames: Annotated[list[Count], Meta(max_length=16)] = []
+    plan: Count = 0
+
+
+class Ask(Message, tag="ask", frozen=True):
+    """Worker to shard: I have no result for these keys; which of my pushes do you lack?"""
+
+    layout: Count
+    round: Round
+    slot: Slot
+    incarnation: Count
+    keys: Keys
+
+
+class Missing(Message, tag="missing", frozen=True):
+    """Shard to worker: push these again."""
+
+    layout: Count
+    round: Round
+    keys: Keys
+
+
+class Refuse(Message, tag="refuse", frozen=True):
+    """Shard to worker: this push breaks the protocol; the run cannot go on with it."""
+
+    layout: Count
+    key: Count
+    round: Round
+    reason: Text
+
+
+# ---------------------------------------------------------------- state of the model
+
+
+class Get(Message, tag="get", frozen=True):
+    """Joiner to a server, which passes it on to the donor: send me this part of the state."""
+
+    slot: Slot
+    incarnation: Count
+    donor: Slot
+    layout: Count
+    part: Count
+
+
+class State(Message, tag="state", frozen=True):
+    """Donor to a server, which passes it on to all who asked; the part's bytes are the payload."""
+
+    layout: Count
+    part: Count
+    parts: Count
+    digest: Digest
+    frames: Annotated[list[Count], Meta(max_length=1)] = []
+
+
+# ---------------------------------------------------------------- statistics and plans
+
+
+class Report(Message, tag="report", frozen=True):
+    """Worker to coordinator, with float32 norms a tensor as payload: what one window looked like here."""
+
+    slot: Slot
+    incarnation: Count
+    layout: Count
+    window: Count
+    round: Round
+    rate: float
+    loss: float
+
+
+class Heard(Message, tag="heard", frozen=True):
+    """Coordinator to worker: the report of this window has arrived."""
+
+    layout: Count
+    window: Count
+
+
+class Rate(Message, tag="rate", frozen=True):
+    """Worker to coordinator: from this round on I use this learning rate."""
+
+    slot: Slot
+    incarnation: Count
+    layout: Count
+    round: Round
+    rate: float
+
+
+class NewPlan(Message, tag="plan", frozen=True):
+    """Coordinator to the server with key 0, with the plan as payload: attach it to the next result."""
+
+    layout: Count
+    version: Count

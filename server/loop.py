@@ -1,0 +1,258 @@
+"""Runs one server: a thread that owns the sockets, and a thread that computes for each shard.
+
+Pushes are handed to the shard that owns their key; what it answers is packed there too, and only sent here. So receiving, folding,
+encoding and sending of different keys overlap, and no sum needs a lock.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import Buffer
+
+from ps_accordion.codecs import warm
+from ps_accordion.config import Settings
+from ps_accordion.errors import JoinRefused, RunAborted, Unreachable
+from ps_accordion.layout import Layout
+from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.wire import framing
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Action, Note, Peer, Send
+from ps_accordion.wire.transport import Arrival, Transport, check_address
+
+from .relay import Relay
+from .shard import Shard
+
+__all__ = ["Server", "run"]
+
+COORDINATOR = "coordinator"
+Task = Callable[[Shard], list[Action]]
+Packed = tuple[tuple[Peer, ...], list[Buffer]]
+
+
+class ShardThread:
+    """One shard and the thread that computes for it."""
+
+    def __init__(self, shard: Shard, transport: Transport, events: JsonLines) -> None:
+        self.shard = shard
+        self._transport = transport
+        self._events = events
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"ps-accordion-shard-{shard.number}", daemon=True)
+        self._thread.start()
+
+    def submit(self, task: Task) -> None:
+        """Let the shard take in an event, after all that came before."""
+        self._tasks.put(task)
+
+    def close(self) -> None:
+        """End the thread when it has done what is queued."""
+        self._tasks.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                for action in task(self.shard):
+                    if isinstance(action, Send):
+                        self._transport.post((action.peers, framing.pack(action.message, action.payload)))
+                    elif isinstance(action, Note):
+                        self._events.write(event=action.event, **action.fields)
+            except BaseException as error:  # the run must end with the true cause, not hang for want of a result
+                self._transport.post(error)
+                return
+
+
+class Server:
+    """One server process.
+
+    Args:
+        settings: The settings of the job.
+        number: Number of this server.
+        transport: Sockets to use; closed at the end. None makes new ones.
+    """
+
+    def __init__(self, settings: Settings, number: int, *, transport: Transport | None = None) -> None:
+        self.settings = settings
+        self.number = number
+        self.view = -1
+        self._transport = transport or Transport()
+        self._events = JsonLines.of_role(settings.run.directory, "events", "server", number)
+        self._relay = Relay()
+        self._layouts: dict[int, Layout] = {}
+        self._heard: float | None = None
+        self._over: m.Ended | m.Abort | None = None
+        self._address = ""
+        self._threads: dict[int, ShardThread] = {}
+
+    def run(self, *, listening: Callable[[str], None] | None = None) -> int:
+        """Serve until the run is over; return the exit code.
+
+        Args:
+            listening: Called with the resolved address once the server listens.
+
+        Raises:
+            ConfigError: The address is malformed, in use, or reaches beyond this machine without `insecure`.
+            Unreachable: The coordinator does not answer.
+            JoinRefused: It said no.
+            RunAborted: Another process failed.
+        """
+        bind = self.settings.servers.bind.replace("{number}", str(self.number))
+        check_address(bind, insecure=self.settings.insecure, where="servers.bind")
+        try:
+            self._address = self._transport.listen(bind)
+            self._transport.connect(COORDINATOR, self.settings.coordinator.address)
+            if listening is not None:
+                listening(self._address)
+            warm()
+            per_server = self.settings.servers.shards_per_server
+            for number in range(self.number * per_server, (self.number + 1) * per_server):
+                shard = Shard(number, secrets.randbits(63), self.settings)
+                self._threads[number] = ShardThread(shard, self._transport, self._events)
+            self._events.write(event="start", address=self._address, shards=list(self._threads))
+            self._serve()
+        finally:
+            for thread in self._threads.values():
+                thread.close()
+            self._record()
+            self._events.close()
+            self._transport.close()
+        if isinstance(self._over, m.Abort):
+            raise RunAborted(f"the run has ended because of {self._over.culprit}: {self._over.reason}")
+        return 0
+
+    def _serve(self) -> None:
+        limits = self.settings.timeouts
+        born = due = time.monotonic()
+        beat = 0.0
+        while self._over is None:
+            for arrival in self._transport.poll(max(0.0, due - time.monotonic())):
+                self._dispatch(arrival)
+            now = time.monotonic()
+            if now < due:
+                continue
+            due = now + min(0.1, limits.heartbeat)
+            if now >= beat or self._heard is None:
+                beat = now + limits.heartbeat
+                self._alive()
+            silent = now - (born if self._heard is None else self._heard)
+            if silent > (limits.join if self._heard is None else limits.lost):
+                raise Unreachable(
+                    f"no coordinator has answered at {self.settings.coordinator.address} for {silent:.0f} s; start one with "
+                    "`ps-accordion coordinator`, or set coordinator.address to where it listens"
+                )
+        self._transport.send(COORDINATOR, m.Bye(f"server {self.number}"))
+
+    def _alive(self) -> None:
+        shards = [(number, thread.shard.boot) for number, thread in self._threads.items()]
+        layouts = [(number, layout.digest) for number, layout in self._layouts.items()]
+        self._transport.send(COORDINATOR, m.ServerAlive(self.number, self._address, shards, layouts, self.view))
+
+    def _dispatch(self, arrival: Arrival) -> None:
+        if isinstance(arrival.posted, BaseException):
+            reason = f"{type(arrival.posted).__name__}: {arrival.posted}"
+            self._events.write(event="error", reason=reason)
+            self._transport.send(COORDINATOR, m.Fault(self.number, f"server {self.number}", reason[: m.MAX_TEXT]))
+            raise arrival.posted
+        if arrival.posted is not None:
+            peers, frames = arrival.posted
+            for peer in peers:
+                self._transport.send_frames(peer, frames)
+        elif arrival.error is not None:
+            self._events.write(event="garbage", peer=str(arrival.peer), reason=str(arrival.error))
+            if arrival.peer == COORDINATOR and self._heard is None:
+                raise JoinRefused(f"what answers at {self.settings.coordinator.address} cannot be understood: {arrival.error}")
+        elif arrival.message is not None:
+            if arrival.peer == COORDINATOR:
+                self._heard = time.monotonic()
+                self._from_coordinator(arrival.message, arrival.payload)
+            else:
+                self._from_worker(arrival.peer, arrival.message, arrival.payload)
+
+    def _from_coordinator(self, message: m.Message, payload: Sequence[Buffer]) -> None:
+        match message:
+            case m.View():
+                self.view = max(self.view, message.p)
+                self._to_all(lambda shard: shard.on_view(message))
+                self._alive()
+            case m.NewLayout() if message.layout not in self._layouts and payload:
+                layout = Layout.from_table(
+                    bytes(payload[0]),
+                    num_shards=self.settings.num_shards,
+                    partition_elements=self.settings.layout.partition_elements,
+                )
+                if layout.digest != message.digest:
+                    raise JoinRefused(
+                        f"layout {message.layout} has digest {message.digest} at the coordinator and {layout.digest} here; give "
+                        "this server the coordinator's settings"
+                    )
+                self._layouts[message.layout] = layout
+                self._to_all(lambda shard: shard.on_layout(message.layout, layout))
+                self._alive()
+            case m.NewPlan() if message.layout in self._layouts and payload:
+                plan = bytes(payload[0])
+                owner = self._threads.get(self._layouts[message.layout].keys[0].shard)
+                if owner is not None:
+                    owner.submit(lambda shard: shard.on_plan(message.layout, message.version, plan))
+            case m.Refused():
+                raise JoinRefused(f"the coordinator at {self.settings.coordinator.address} refused: {message.reason}")
+            case m.Ended() | m.Abort():
+                self._over = message
+            case _:
+                pass
+
+    def _from_worker(self, peer: Peer, message: m.Message, payload: Sequence[Buffer]) -> None:
+        actions: list[Action] = []
+        match message:
+            case m.Push():
+                owner = self._owner(message.layout, message.key)
+                if owner is not None:
+                    owner.submit(lambda shard: shard.on_push(peer, message, payload))
+            case m.Ask():
+                self._to_all(lambda shard: shard.on_ask(peer, message))
+            case m.Hello():
+                actions = self._relay.hello(peer, message)
+            case m.Get():
+                actions = self._relay.get(peer, message)
+            case m.State():
+                actions = self._relay.state(message, payload)
+            case _:
+                self._events.write(event="unexpected", peer=str(peer), message=type(message).__name__)
+        for action in actions:
+            if isinstance(action, Send):
+                for other in action.peers:
+                    self._transport.send(other, action.message, action.payload)
+
+    def _owner(self, layout: int, key: int) -> ShardThread | None:
+        """Return the thread that owns a key; None where the layout is not known yet, or the key is not ours."""
+        keys = self._layouts[layout].keys if layout in self._layouts else ()
+        return self._threads.get(keys[key].shard) if key < len(keys) else None
+
+    def _to_all(self, task: Task) -> None:
+        for thread in self._threads.values():
+            thread.submit(task)
+
+    def _record(self) -> None:
+        """Write the residuals that the run leaves, for a replay."""
+        if not (self.settings.run.record_gradients and self.settings.run.directory):
+            return
+        directory = Path(self.settings.run.directory) / "record" / f"server-{self.number}"
+        directory.mkdir(parents=True, exist_ok=True)
+        for thread in self._threads.values():
+            for (layout, key), record in thread.shard.records.items():
+                np.save(directory / f"residual-{layout}-{key}.npy", record.residual())
+
+
+def run(settings: Settings, number: int) -> int:
+    """Run server `number` in the foreground until the run is over; return its exit code."""
+    server = Server(settings, number)
+    code = server.run()
+    sys.stdout.flush()
+    return code

@@ -1,0 +1,127 @@
+"""What a shard keeps of one key: the record that outlives a round, and the pushes of the round that is open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ps_accordion.codecs.base import Coding, FloatVector, Payload
+from ps_accordion.layout import Key
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Peer
+
+__all__ = ["NO_CODING", "Finished", "Held", "KeyRecord", "Outcome"]
+
+
+class Finished(NamedTuple):
+    """The result of a finished round, as it was sent and is sent again to who lost it."""
+
+    message: m.Result
+    frames: tuple[memoryview, ...]
+
+
+class Held(NamedTuple):
+    """One member's push of the open round. The shard owns `payload` until the round is finished."""
+
+    peer: Peer
+    message: m.Push
+    payload: Payload | None
+
+
+NO_CODING = Coding("", 0.0, 0, 0, 0)
+"""What the header of a result without a payload says of it."""
+
+
+class Outcome(NamedTuple):
+    """What a finished round comes to.
+
+    Attributes:
+        kind: Of the result.
+        used: Bit i is set when some member had a gradient for slice i.
+        coding: Of the payload.
+        frames: The payload.
+        before: The half from which the fold started.
+        after: The half that it left.
+        bound: Size of the reply's bound in bytes, or the last one's where there is no payload.
+        lost: Norm of what a switch of level threw away of the residual.
+    """
+
+    kind: m.ResultKind
+    used: int
+    coding: Coding
+    frames: tuple[memoryview, ...]
+    before: int
+    after: int
+    bound: int
+    lost: float
+
+
+@dataclass
+class KeyRecord:
+    """A key between rounds.
+
+    The residual is double-buffered: a fold reads one half and writes the other, so the half that it read is the undo.
+
+    Attributes:
+        key: The key.
+        round: Last finished round; -1 before the first.
+        epoch: View under which it was finished.
+        halves: Two residuals, float32[elements] in mean-gradient units; None is zero.
+        before: The half from which the last fold started.
+        after: The half that it left; equal to `before` where it wrote nothing.
+        result: What was answered; None where there is nothing to repeat.
+        plan: Version of the last plan that this key's results have carried.
+        plan_before: The same before the last finished round: a view that undoes the round takes the plan back too.
+        bound: Size of the last reply's bound in bytes: a larger one means that compression has turned lighter.
+        bound_before: The same before the last finished round.
+        open: Pushes of round `round + 1`, by slot.
+    """
+
+    key: Key
+    round: int = -1
+    epoch: int = -1
+    halves: list[FloatVector | None] = field(default_factory=lambda: [None, None])
+    before: int = 0
+    after: int = 0
+    result: Finished | None = None
+    plan: int = 0
+    plan_before: int = 0
+    bound: int = 0
+    bound_before: int = 0
+    open: dict[int, Held] = field(default_factory=dict)
+
+    def start(self, *, skipped: bool) -> int:
+        """Return the half from which the next fold starts: the last round's own start if that round was skipped."""
+        return self.before if skipped else self.after
+
+    def residual(self) -> FloatVector:
+        """Return the residual that the last finished round left, float32[elements], to read only."""
+        half = self.halves[self.after]
+        return half if half is not None else np.zeros(self.key.elements, np.float32)
+
+    def target(self, start: int) -> FloatVector:
+        """Return the half that a fold from `start` writes, float32[elements]."""
+        half = self.halves[1 - start]
+        if half is None:
+            half = self.halves[1 - start] = np.zeros(self.key.elements, np.float32)
+        return half
+
+    def finish(self, finished: Finished, outcome: Outcome, *, skipped: bool) -> None:
+        """Mark the open round finished. Only then may its result leave."""
+        self.round, self.epoch = finished.message.round, finished.message.epoch
+        self.bound_before = self.bound_before if skipped else self.bound
+        self.bound = outcome.bound
+        self.before, self.after = outcome.before, outcome.after
+        self.result = finished
+        self.open = {}
+
+    def undo(self, cut: int, previous_epoch: int) -> None:
+        """Take back round `cut`, if it is finished: a view says that it does not count."""
+        if self.round < cut:
+            return
+        assert self.round == cut, f"key {self.key.number}: a view may undo one round, not {self.round - cut + 1}"
+        self.round, self.epoch = cut - 1, previous_epoch
+        self.after, self.plan, self.bound = self.before, self.plan_before, self.bound_before
+        self.result = None

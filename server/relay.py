@@ -1,0 +1,40 @@
+"""Passes the state of a model from the worker that has it to those that do not.
+
+Workers are not reachable for each other; every server is. A joiner asks a server for a part, the server asks the donor once, however
+many joiners ask, and hands the answer to all of them. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Action, Peer, Send
+
+__all__ = ["Relay"]
+
+
+class Relay:
+    """Routes of the members, and who waits for which part."""
+
+    def __init__(self) -> None:
+        self._routes: dict[int, Peer] = {}
+        self._waiting: dict[tuple[int, int], set[Peer]] = {}
+
+    def hello(self, peer: Peer, hello: m.Hello) -> list[Action]:
+        """Remember whose connection this is, and echo the greeting."""
+        self._routes[hello.slot] = peer
+        return [Send((peer,), hello)]
+
+    def get(self, peer: Peer, get: m.Get) -> list[Action]:
+        """Pass a request on to the donor. It is repeated by the joiner, so a lost one costs only time."""
+        self._waiting.setdefault((get.layout, get.part), set()).add(peer)
+        donor = self._routes.get(get.donor)
+        return [] if donor is None else [Send((donor,), get)]
+
+    def state(self, state: m.State, payload: Sequence[Buffer]) -> list[Action]:
+        """Hand a part to all who asked for it."""
+        waiting = self._waiting.pop((state.layout, state.part), None)
+        return [Send(tuple(waiting), state, tuple(payload))] if waiting else []

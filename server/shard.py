@@ -1,0 +1,270 @@
+"""One shard as a state machine: pushes in, results out. It owns its keys, and nothing else touches them.
+
+A round of a key is finished when the push of every member is in; then, in this order:
+
+    any SKIP     -> SKIP: somebody's gradient was not finite, nothing is written
+    all EMPTY    -> END: every worker has finished
+    no DATA      -> UNUSED: nobody had a gradient, nothing is written
+    else         -> total = sum of weight x D(payload) in slot order; p = total / sum of weights + residual;
+                    result = C(p), new residual = p - D(result), written to the other half
+
+The order of arrival has no influence on any bit. A result is kept until the next one, and sent again to who asks: the result is
+the acknowledgement of a push. A push that comes twice is seen to be the same and counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from typing_extensions import Buffer
+
+from ps_accordion.codecs import Push as FoldPush
+from ps_accordion.codecs import fold, registry
+from ps_accordion.codecs.base import Coding, Payload
+from ps_accordion.config import Settings
+from ps_accordion.errors import CodecError, PayloadError, WireError
+from ps_accordion.layout import Layout
+from ps_accordion.seeds import SERVER, seed_for
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Action, Note, Peer, Send
+from ps_accordion.wire.framing import join_frames
+
+from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
+
+__all__ = ["Shard"]
+
+
+class Shard:
+    """The keys of one shard, in every layout.
+
+    Args:
+        number: Number of the shard in the run.
+        boot: Drawn when the shard's memory was empty; a view names it.
+        settings: The settings of the job.
+    """
+
+    def __init__(self, number: int, boot: int, settings: Settings) -> None:
+        self.number = number
+        self.boot = boot
+        self.settings = settings
+        self.records: dict[tuple[int, int], KeyRecord] = {}
+        self.members: dict[int, int] = {}
+        self.epoch = -1
+        self._layouts: dict[int, Layout] = {}
+        self._plans: dict[int, tuple[int, bytes]] = {}
+        self._codecs = registry.suite(values=settings.codec.values)
+        self._scratch = np.zeros(0, np.float32)
+
+    # ------------------------------------------------------------ what the coordinator says
+
+    def on_layout(self, number: int, layout: Layout) -> list[Action]:
+        """Hold the keys of a layout that are ours."""
+        if number not in self._layouts:
+            self._layouts[number] = layout
+            mine = layout.keys_of_shard(self.number)
+            self.records.update({(number, key.number): KeyRecord(key) for key in mine})
+            largest = max((key.elements for key in mine), default=0)
+            if largest > self._scratch.size:
+                self._scratch = np.zeros(largest, np.float32)
+        return []
+
+    def on_view(self, view: m.View) -> list[Action]:
+        """Obey a view that is newer than ours and names our boot."""
+        if view.p <= self.epoch or (self.number, self.boot) not in [(number, boot) for number, boot, _ in view.shards]:
+            return []
+        self.members = dict(view.members)
+        self.epoch = view.p
+        actions: list[Action] = [Note("view", {"shard": self.number, "p": view.p, "cut": view.cut})]
+        for record in self.records.values():
+            record.undo(view.cut, view.previous_epoch)
+            record.open = {slot: held for slot, held in record.open.items() if self._is_member(held.message)}
+        for (layout, _), record in list(self.records.items()):
+            actions += self._try_finish(layout, record)
+        return actions
+
+    def on_plan(self, layout: int, version: int, plan: bytes) -> list[Action]:
+        """Attach a plan to the next result of key 0, unless a newer one is known."""
+        if version > self._plans.get(layout, (0, b""))[0]:
+            self._plans[layout] = (version, plan)
+        return []
+
+    # ------------------------------------------------------------ what workers say
+
+    def on_push(self, peer: Peer, push: m.Push, frames: Sequence[Buffer]) -> list[Action]:
+        """Take in a push; finish the round if it was the last one missing."""
+        record = self.records.get((push.layout, push.key))
+        if record is None or not self._is_member(push):
+            return []  # the layout or the view has not reached us, or the sender is no member: it will ask again
+        if push.round == record.round and record.result is not None:
+            return [Send((peer,), record.result.message, record.result.frames)]
+        if push.round != record.round + 1:
+            return []
+        try:
+            payload = self._checked(push, record, frames)
+        except (WireError, CodecError) as error:
+            return self._refuse(peer, push, str(error))
+        held = record.open.get(push.slot)
+        if held is None:
+            record.open[push.slot] = Held(peer, push, payload)
+            return self._try_finish(push.layout, record)
+        if not _same(held, push, payload):
+            return self._refuse(peer, push, "it has been pushed before with other bytes")
+        record.open[push.slot] = Held(peer, push, held.payload)
+        return []
+
+    def on_ask(self, peer: Peer, ask: m.Ask) -> list[Action]:
+        """Answer for every key asked after: its result if there is one, else whether the push is missing."""
+        actions: list[Action] = []
+        missing: list[int] = []
+        if self.members.get(ask.slot) != ask.incarnation:
+            return []
+        for number in ask.keys:
+            record = self.records.get((ask.layout, number))
+            if record is None:
+                continue
+            if ask.round == record.round and record.result is not None:
+                actions.append(Send((peer,), record.result.message, record.result.frames))
+            elif ask.round == record.round + 1:
+                held = record.open.get(ask.slot)
+                if held is None:
+                    missing.append(number)
+                else:
+                    record.open[ask.slot] = held._replace(peer=peer)
+        if missing:
+            actions.append(Send((peer,), m.Missing(ask.layout, ask.round, missing)))
+        return actions
+
+    def _is_member(self, push: m.Push) -> bool:
+        return self.members.get(push.slot) == push.incarnation
+
+    def _checked(self, push: m.Push, record: KeyRecord, frames: Sequence[Buffer]) -> Payload | None:
+        """Return the payload, once everything in the header and the payload agrees with the layout."""
+        key = record.key
+        if push.used & ~key.all_used:
+            raise WireError(f"used bits {push.used:#b} for a key of {len(key.slices)} slices")
+        if push.kind != "DATA":
+            if frames or push.frames or push.used:
+                raise WireError(f"a push of kind {push.kind} has no payload and no used bits")
+            return None
+        if push.elements != key.elements:
+            raise PayloadError(f"expected {key.elements} elements, the header says {push.elements}")
+        if not push.used or push.weight <= 0:
+            raise WireError(f"a push of kind DATA needs used bits and a weight, got {push.used:#b} and {push.weight!r}")
+        payload = join_frames(frames, push.frames)
+        coding = Coding(push.codec, push.level, push.elements, push.count, push.seed)
+        codec = registry.find(self._codecs, push.codec)
+        codec.check_level(push.level)
+        if payload.nbytes > codec.payload_bound(push.elements, push.level):
+            raise PayloadError(
+                f"expected at most {codec.payload_bound(push.elements, push.level)} bytes of {push.codec}, got {payload.nbytes}"
+            )
+        codec.validate(payload, coding)
+        return payload
+
+    def _refuse(self, peer: Peer, push: m.Push, reason: str) -> list[Action]:
+        culprit = f"worker {push.slot}"
+        text = f"push of layout {push.layout}, key {push.key}, round {push.round} from {culprit} is refused: {reason}"
+        return [
+            Note("refused", {"culprit": culprit, "reason": text}),
+            Send((peer,), m.Refuse(push.layout, push.key, push.round, text[: m.MAX_TEXT])),
+        ]
+
+    # ------------------------------------------------------------ finishing a round
+
+    def _try_finish(self, layout: int, record: KeyRecord) -> list[Action]:
+        if not self.members or len(record.open) < len(self.members):
+            return []
+        held = [record.open[slot] for slot in sorted(record.open)]
+        if len({each.message.previous_skipped for each in held}) > 1:
+            return [self._refuse_all(held, f"members disagree whether round {record.round} was skipped")]
+        skipped = held[0].message.previous_skipped
+        try:
+            outcome = self._outcome(layout, record, held, skipped=skipped)
+        except CodecError as error:
+            return [self._refuse_all(held, str(error))]
+        plan = self._plan_to_attach(layout, record, outcome.kind)
+        result = m.Result(
+            layout, record.key.number, record.round + 1, self.epoch, outcome.kind, outcome.used, *outcome.coding,
+            [frame.nbytes for frame in outcome.frames], len(plan),
+        )  # fmt: skip
+        frames = (*outcome.frames, memoryview(plan)) if plan else outcome.frames
+        record.finish(Finished(result, frames), outcome, skipped=skipped)
+        notes: list[Action] = []
+        if outcome.lost:
+            notes.append(Note("loss", {"layout": layout, "key": result.key, "round": result.round, "norm": outcome.lost, "why": "switch"}))
+        if result.key == 0:
+            fields = {"layout": layout, "round": result.round, "epoch": result.epoch, "kind": result.kind, "plan": record.plan}
+            notes.append(Note("round", fields | {"previous_skipped": skipped, "slots": [each.message.slot for each in held]}))
+        return [*notes, Send(tuple(each.peer for each in held), result, frames)]
+
+    def _refuse_all(self, held: list[Held], reason: str) -> Action:
+        push = held[0].message
+        text = f"layout {push.layout}, key {push.key}, round {push.round}: {reason}"
+        return Send(tuple(each.peer for each in held), m.Refuse(push.layout, push.key, push.round, text[: m.MAX_TEXT]))
+
+    def _plan_to_attach(self, layout: int, record: KeyRecord, kind: m.ResultKind) -> bytes:
+        """Return the plan that goes with this result, or nothing; the record then knows its version."""
+        version, plan = self._plans.get(layout, (0, b""))
+        record.plan_before = record.plan
+        if record.key.number != 0 or kind == "END" or version <= record.plan:
+            return b""
+        record.plan = version
+        return plan
+
+    def _outcome(self, layout: int, record: KeyRecord, held: list[Held], *, skipped: bool) -> Outcome:
+        kinds = {each.message.kind for each in held}
+        start = record.start(skipped=skipped)
+        bound = record.bound_before if skipped else record.bound
+        used = 0
+        for each in held:
+            used |= each.message.used
+        nothing = Outcome("SKIP", used, NO_CODING, (), start, start, bound, 0.0)
+        if "SKIP" in kinds:
+            return nothing
+        if kinds == {"EMPTY"}:
+            return nothing._replace(kind="END")
+        if "DATA" not in kinds:
+            return nothing._replace(kind="UNUSED")
+        return self._fold(layout, record, held, nothing) or nothing
+
+    def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
+        """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
+        key, codecs = record.key, self._codecs
+        pushes = [
+            FoldPush(each.message.weight, _coding(each.message), each.payload) for each in held if each.payload is not None
+        ]
+        reply = registry.lightest([(push.coding.codec, push.coding.level) for push in pushes], key.elements, codecs=codecs)
+        codec = codecs[reply[0]]
+        bound = codec.payload_bound(key.elements, reply[1])
+        residual = record.halves[start.before]
+        out = np.empty(bound, np.uint8)
+        folded = fold(
+            pushes,
+            residual,
+            record.target(start.before) if codec.feedback or residual is not None else None,
+            elements=key.elements,
+            total_weight=sum(each.message.weight for each in held),
+            seed_reply=seed_for(self.settings.seed, layout, key.number, record.round + 1, SERVER),
+            scratch=self._scratch[: key.elements],
+            out=out,
+            codecs=codecs,
+            reply=reply,
+            held=[(part.offset, part.length) for part in key.elements_of(start.used)],
+            rule=self.settings.codec.residual_at_switch if 0 < start.bound < bound else "keep",
+        )
+        if folded is None:
+            return None
+        after = 1 - start.before if folded.wrote else start.before
+        frames = (out[: folded.nbytes].data,)
+        return Outcome("DATA", start.used, folded.coding, frames, start.before, after, bound, folded.lost)
+
+
+def _coding(push: m.Push) -> Coding:
+    return Coding(push.codec, push.level, push.elements, push.count, push.seed)
+
+
+def _same(held: Held, push: m.Push, payload: Payload | None) -> bool:
+    if held.message != push:
+        return False
+    return payload is None or (held.payload is not None and np.array_equal(held.payload, payload))

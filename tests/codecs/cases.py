@@ -1,0 +1,93 @@
+"""What the codec tests share: every codec at some levels, vectors worth trying, and short calls."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ps_accordion.codecs import Coding, get
+
+SEED = 0x0123_4567_89AB_CDEF
+
+
+class Case(NamedTuple):
+    """A codec with its options, at a level."""
+
+    codec: str
+    level: float
+    values: str = "fp16"
+
+    def build(self):
+        return get(self.codec, values=self.values) if self.codec == "topk" else get(self.codec)
+
+    def __str__(self):
+        return f"{self.codec}-{self.level:g}" + (f"-{self.values}" if self.codec == "topk" else "")
+
+
+CASES = [
+    Case("dense", 32),
+    Case("dense", 16),
+    Case("topk", 0.01),
+    Case("topk", 0.001, "fp32"),
+    Case("topk", 0.3),
+    Case("topk", 1.0, "fp32"),
+    Case("random_block", 0.01),
+    Case("random_block", 0.37),
+    Case("random_block", 1.0),
+]
+LENGTHS = [1, 2, 63, 64, 65, 1000, 8192, 10_007, 32_767, 32_768, 32_769, 1 << 18]
+"""One element, the edges of 64 lanes and of a chunk, a prime, the smallest that is sampled, and the hot size."""
+
+
+def gaussian(n, seed=0):
+    """Return float32[n] of standard normal numbers."""
+    return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+
+
+def vectors(n):
+    """Return vectors of length n, by name."""
+    rng = np.random.default_rng(n)
+    one_hot = np.zeros(n, np.float32)
+    one_hot[n // 2] = -3.0
+    return {
+        "gaussian": gaussian(n),
+        "heavy tails": rng.standard_t(2, n).astype(np.float32),
+        "one in a hundred": (gaussian(n, 1) * (rng.random(n) < 0.01)).astype(np.float32),
+        "zero": np.zeros(n, np.float32),
+        "constant": np.full(n, 0.1, np.float32),
+        "two values": np.where(rng.random(n) < 0.5, 1.0, -1.0).astype(np.float32),
+        "one hot": one_hot,
+        "rising": np.arange(n, dtype=np.float32),
+        "denormal": (rng.integers(-50, 50, n) * 2.0**-149).astype(np.float32),
+        "mixed with denormals": (rng.standard_normal(n) * np.exp2(rng.integers(-149, -110, n))).astype(np.float32),
+        "huge": (rng.uniform(-1, 1, n) * 3.4e38).astype(np.float32),
+        "largest": np.full(n, np.finfo(np.float32).max, np.float32),
+        "wide": (rng.standard_normal(n) * np.exp2(rng.integers(-60, 60, n))).astype(np.float32),
+        "every sixteenth": np.where(np.arange(n) % 16 == 3, gaussian(n, 2), np.float32(1e-3)).astype(np.float32),
+    }
+
+
+def buffer(codec, level, n):
+    """Return a payload buffer full of rubbish, one word longer than needed."""
+    return np.full(codec.payload_bound(n, level) + 4, 0xA5, np.uint8)
+
+
+def encode(case, gradient, residual, seed=SEED):
+    """Return (coding, payload as a read-only array), or None; `residual` is updated."""
+    codec = case.build()
+    out = buffer(codec, case.level, gradient.size)
+    encoded = codec.encode(gradient, residual, level=case.level, seed=seed, out=out)
+    if encoded is None:
+        return None
+    assert encoded.nbytes <= codec.payload_bound(gradient.size, case.level)
+    assert (out[encoded.nbytes + 4 :] == 0xA5).all()
+    payload = np.frombuffer(out[: encoded.nbytes].tobytes(), np.uint8)
+    return Coding(case.codec, case.level, gradient.size, encoded.count, seed if codec.shared_seed else 0), payload
+
+
+def decode(case, coding, payload):
+    """Validate and decode into a buffer that is not clean."""
+    codec = case.build()
+    codec.validate(payload, coding)
+    out = np.full(coding.elements, np.nan, np.float32)
+    codec.decode(payload, coding, out)
+    return out

@@ -1,0 +1,80 @@
+"""What holds for every test: it starts from a clean environment and leaves nothing behind."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
+from leaks import Watch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples on every run and every machine: a failure that only some people see is worth little.
+# `--hypothesis-profile=explore` looks further, and remembers what it finds.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("explore", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+set_hypothesis_home_dir(ROOT / ".hypothesis")
+
+ENVIRONMENT = ("PS_ACCORDION_", "DMLC_", "BYTEPS_", "SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_", "GROUP_", "LOCAL_")
+"""Variables that tell a process its place in a run, or the settings of one: ours and those of the launchers we read."""
+ENVIRONMENT_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(scope="session")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    """Give the run its own working and temporary directory, so that a file left in either is seen."""
+    base = tmp_path_factory.getbasetemp()  # Fixed before TMPDIR changes, or pytest would make it inside.
+    work, temporary = base / "w", base / "t"
+    work.mkdir()
+    temporary.mkdir()
+    before = Path.cwd(), os.environ.get("TMPDIR"), tempfile.tempdir
+    os.chdir(work)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    yield Watch([work, temporary])
+    os.chdir(before[0])
+    tempfile.tempdir = before[2]
+    if before[1] is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _run_leaves_nothing(watch: Watch) -> Iterator[None]:
+    with watch.over("the run, in fixtures of session scope,"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _file_leaves_nothing(watch: Watch, request: pytest.FixtureRequest) -> Iterator[None]:
+    with watch.over(f"{request.node.nodeid}, in fixtures of module or class scope,"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _test_leaves_nothing(watch: Watch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that leaves a process, thread, descriptor or file behind.
+
+    It is set up after the fixtures of wider scope and before all others of the test, so it is torn down after those.
+    """
+    with watch.over(request.node.nodeid):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(_test_leaves_nothing: None) -> Iterator[None]:
+    """Hide the variables of a surrounding run from the test, and what the test sets from the next."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if _tells_a_place(name)}
+    yield
+    for name in list(os.environ):
+        if _tells_a_place(name):
+            del os.environ[name]
+    os.environ.update(hidden)
+
+
+def _tells_a_place(name: str) -> bool:
+    return name.startswith(ENVIRONMENT) or name in ENVIRONMENT_NAMES

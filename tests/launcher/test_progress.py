@@ -1,0 +1,54 @@
+import json
+
+from ps_accordion.launcher.progress import Progress, Tail, human_bytes
+
+ROW = {
+    "layout": 0,
+    "round": 0,
+    "step_s": 0.02,
+    "push_bytes": 1000,
+    "pull_bytes": 1000,
+    "dense_bytes": 40_000,
+    "critical_share": 0.25,
+}
+
+
+def _append(file, text):
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def test_a_half_written_line_is_read_once_it_is_whole(tmp_path):
+    """The reader looks at any moment, also in the middle of a write."""
+    file = tmp_path / "metrics.jsonl"
+    tail = Tail(file)
+    assert tail.read() == []
+    _append(file, '{"a": 1}\n{"a"')
+    assert tail.read() == [{"a": 1}]
+    assert tail.read() == []
+    _append(file, ": 2}\n")
+    assert tail.read() == [{"a": 2}]
+
+
+def test_the_line_says_step_loss_time_bytes_ratio_and_regime(tmp_path):
+    """The ratio is dense both ways over what moved both ways."""
+    file = tmp_path / "metrics.jsonl"
+    progress = Progress(file)
+    assert progress.update() is None
+    _append(file, json.dumps(ROW | {"accuracy": 0.5}) + "\n" + json.dumps(ROW | {"round": 7, "loss": 0.25}) + "\n")
+    assert progress.update() == (
+        "step 7 · loss 0.2500 · accuracy 50.0 % · 20.0 ms a step · 2.0 KB a step · 40.0x fewer bytes · 25 % of tensors critical"
+    )
+    assert progress.update() is None
+
+
+def test_rounds_of_other_layouts_are_not_steps(tmp_path):
+    """A push_pull of something else does not show as a step of the model."""
+    file = tmp_path / "metrics.jsonl"
+    _append(file, json.dumps(ROW) + "\n" + json.dumps(ROW | {"layout": 1, "round": 99}) + "\n")
+    assert Progress(file).update().startswith("step 0 ")
+
+
+def test_bytes_are_shown_in_powers_of_a_thousand():
+    """KB is 1000 bytes."""
+    assert [human_bytes(n) for n in (0, 999, 1000, 1_500_000, 2e13)] == ["0 B", "999 B", "1.0 KB", "1.5 MB", "20.0 TB"]

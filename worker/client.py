@@ -1,0 +1,225 @@
+"""A worker's own thread: it owns the sockets, and moves messages between them and the state machines."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from ps_accordion.config import Settings
+from ps_accordion.errors import Unreachable, WireError
+from ps_accordion.layout import Layout
+from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Send
+from ps_accordion.wire.framing import join_frames
+from ps_accordion.wire.transport import Arrival, Transport
+
+from .compute import CodecThreads
+from .exchange import Exchange
+from .member import COORDINATOR, Connect, Membership
+from .record import Record
+from .transfer import Donor, Joiner
+
+__all__ = ["Client"]
+
+TICK_S = 0.02
+"""How late a repetition may be. Heartbeats and questions are due in tenths of a second and more."""
+
+
+class Client:
+    """Sockets, threads and state machines of one worker.
+
+    The thread starts at once and joins the run; `wait` tells when it is in.
+
+    Args:
+        settings: The settings of the job, as far as this process knows them.
+        slot: The rank to ask for; -1 for any.
+        threads: Codec threads.
+        transport: Sockets to use; closed at the end. None makes new ones.
+    """
+
+    def __init__(self, settings: Settings, *, slot: int, threads: int, transport: Transport | None = None) -> None:
+        self.membership = Membership(
+            settings, terms=settings.explicit_terms(), slot=slot, token=secrets.token_hex(16), now=time.monotonic()
+        )
+        self.error: BaseException | None = None
+        self.exchanges: dict[int, Exchange] = {}
+        self.donors: dict[int, Donor] = {}
+        self.joiners: dict[int, Joiner] = {}
+        self.events = JsonLines(None)
+        self.record = Record(None)
+        self.codecs = CodecThreads(threads, self.fail)
+        self.transport = transport or Transport()
+        self._on_tick: list[Callable[[], None]] = []
+        self._on_heard: list[Callable[[m.Heard], None]] = []
+        self._on_failure: list[Callable[[BaseException], None]] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self.transport.connect(COORDINATOR, settings.coordinator.address)
+        self._thread = threading.Thread(target=self._run, name="ps-accordion-io", daemon=True)
+        self._thread.start()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the job; complete once the worker has joined."""
+        return self.membership.settings
+
+    # ------------------------------------------------------------ any thread
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run `function` on the thread that owns the sockets."""
+        self.transport.post(function)
+
+    def fail(self, error: BaseException) -> None:
+        """End this worker's part in the run because of `error`. The first error is the one that counts."""
+        self.call(lambda: self._fail(error))
+
+    def on_failure(self, callback: Callable[[BaseException], None]) -> None:
+        """Call `callback`, on the socket's thread, when the run fails."""
+        self._on_failure.append(callback)
+
+    def on_tick(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, on the socket's thread, some times a second."""
+        self._on_tick.append(callback)
+
+    def on_heard(self, callback: Callable[[m.Heard], None]) -> None:
+        """Call `callback`, on the socket's thread, when the coordinator has heard a report."""
+        self._on_heard.append(callback)
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout: float | None = None) -> None:
+        """Wait until `condition` holds; Ctrl-C gets through.
+
+        Raises:
+            Unreachable: `timeout` seconds have passed.
+            PsAccordionError: The run has failed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not condition():
+                if self.error is not None:
+                    raise self.error
+                left = 1.0 if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    raise Unreachable(f"waited {timeout:g} s for {what}")
+                self._changed.wait(min(1.0, left))
+
+    def open(self, number: int, layout: Layout, exchange: Exchange) -> None:
+        """Declare a layout and wait until every worker has, and every shard holds it."""
+        membership = self.membership
+
+        def declare() -> None:
+            exchange.rounds.view = membership.view
+            self.exchanges[number] = exchange
+            membership.declare(number, layout)
+
+        self.call(declare)
+        self.wait(
+            lambda: number in membership.layouts and membership.layouts[number].ready,
+            "all workers to declare the same model",
+            self.settings.timeouts.join,
+        )
+
+    def close(self) -> None:
+        """End the threads and close the sockets. Closing twice is harmless."""
+        if self._thread.is_alive():
+            self.call(self._stop)
+            self._thread.join()
+        self.codecs.close()
+        self.events.close()
+
+    # ------------------------------------------------------------ the thread that owns the sockets
+
+    def carry(self, actions: Iterable[Send | Connect]) -> None:
+        """Carry out what a machine asked for."""
+        for action in actions:
+            if isinstance(action, Send):
+                for peer in action.peers:
+                    self.transport.send(peer, action.message, action.payload)
+            else:
+                self.transport.connect(action.name, action.address)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _fail(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+            for callback in self._on_failure:
+                callback(error)
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        try:
+            while not self._stopping:
+                arrivals = self.transport.poll(max(0.0, due - time.monotonic()))
+                for arrival in arrivals:
+                    self._guarded(functools.partial(self._dispatch, arrival))
+                if time.monotonic() >= due:
+                    due = time.monotonic() + TICK_S
+                    self._guarded(self._tick)
+                with self._changed:
+                    self._changed.notify_all()
+        finally:
+            self.transport.close()
+
+    def _guarded(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except BaseException as error:  # whatever it is, the user's thread must learn of it
+            self._fail(error)
+
+    def _dispatch(self, arrival: Arrival) -> None:
+        if arrival.posted is not None:
+            arrival.posted()
+        elif arrival.error is not None:
+            self._garbage(arrival)
+        elif arrival.message is not None:
+            self._handle(arrival)
+
+    def _garbage(self, arrival: Arrival) -> None:
+        assert arrival.error is not None
+        self.events.write(event="garbage", peer=str(arrival.peer), reason=str(arrival.error))
+        if arrival.peer == COORDINATOR:
+            self.membership.garbage(arrival.error)
+
+    def _handle(self, arrival: Arrival) -> None:
+        now, message = time.monotonic(), arrival.message
+        match message:
+            case m.Result() if message.layout in self.exchanges:
+                try:
+                    self.exchanges[message.layout].on_result(message, arrival.payload)
+                except WireError as error:
+                    raise WireError(f"from {arrival.peer}: {error}") from None
+            case m.Missing() if message.layout in self.exchanges:
+                self.carry(self.exchanges[message.layout].rounds.on_missing(message, now))
+            case m.Heard():
+                for heard in self._on_heard:
+                    heard(message)
+            case m.Refuse():
+                raise WireError(f"{arrival.peer} refused what this worker sent: {message.reason}")
+            case m.Get() if message.layout in self.donors:
+                self.carry(self.donors[message.layout].on_get(arrival.peer, message))
+            case m.State() if message.layout in self.joiners:
+                self.joiners[message.layout].on_state(message, join_frames(arrival.payload, message.frames))
+            case _ if message is not None:
+                self.carry(self.membership.handle(arrival.peer, message, arrival.payload, now))
+                for exchange in self.exchanges.values():
+                    exchange.rounds.view = self.membership.view
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self.error is None or self.membership.leaving is not None:
+            self.membership.progress = [
+                (number, exchange.rounds.round, exchange.rounds.plan_version) for number, exchange in self.exchanges.items()
+            ]
+            self.carry(self.membership.tick(now))
+        if self.error is None:
+            for exchange in self.exchanges.values():
+                self.carry(exchange.rounds.tick(now))
+            for joiner in self.joiners.values():
+                self.carry(joiner.tick(now))
+            for callback in self._on_tick:
+                callback()

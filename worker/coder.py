@@ -1,0 +1,112 @@
+"""What a worker keeps of one key: its residual, and how a gradient becomes a push.
+
+A coder is used by one thread at a time: the codec thread that owns the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ps_accordion.codecs import encode_holding, registry, settle
+from ps_accordion.codecs.base import Coding, FloatVector, Payload
+from ps_accordion.config import Settings
+from ps_accordion.layout import Key
+from ps_accordion.regimes.base import Choice
+from ps_accordion.seeds import SHARED, seed_for
+from ps_accordion.wire import messages as m
+
+__all__ = ["KeyCoder", "Pushed"]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A push that is ready to go.
+
+    Attributes:
+        message: Its header.
+        payload: Its payload, or None; it must not change until the round is decided.
+        loss: Norm of what a switch of level threw away of the residual; itemised in the ledger.
+    """
+
+    message: m.Push
+    payload: Payload | None
+    loss: float
+
+
+class KeyCoder:
+    """Encodes, decodes and takes back for one key.
+
+    Args:
+        layout: Number of the layout.
+        key: The key.
+        settings: The settings of the job.
+        slot: This worker's slot.
+        incarnation: And its incarnation.
+    """
+
+    def __init__(self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int) -> None:
+        self.layout = layout
+        self.key = key
+        self.residual: FloatVector | None = None
+        self._settings = settings
+        self._codecs = registry.suite(values=settings.codec.values)
+        self._slot = slot
+        self._incarnation = incarnation
+        self._bound = 0
+
+    def encode(self, gradient: FloatVector, *, round_: int, used: int, choice: Choice, previous_skipped: bool) -> Pushed:
+        """Encode this worker's gradient of one round; what the payload does not carry stays in the residual.
+
+        Args:
+            gradient: float32[key.elements], contiguous, only read; its unused slices hold anything.
+            round_: Number of the round.
+            used: Bit i is set when slice i has a gradient.
+            choice: Codec and level.
+            previous_skipped: Whether the round before was skipped.
+
+        Returns:
+            A push of kind DATA, or SKIP when gradient + residual is not finite (the residual is then untouched).
+        """
+        key, settings = self.key, self._settings
+        codec = registry.find(self._codecs, choice.codec)
+        bound = codec.payload_bound(key.elements, choice.level)
+        if codec.feedback and self.residual is None:
+            self.residual = np.zeros(key.elements, np.float32)
+        loss = 0.0
+        if self.residual is not None and 0 < self._bound < bound:
+            loss = settle(settings.codec.residual_at_switch, self.residual, gradient)
+        who = SHARED if codec.shared_seed else self._slot + 1
+        seed = seed_for(settings.seed, self.layout, key.number, round_, who)
+        out = np.empty(bound, np.uint8)
+        unused = [(part.offset, part.length) for part in key.elements_of(used)]
+        encoded = encode_holding(codec, gradient, self.residual, unused, level=choice.level, seed=seed, out=out)
+        if encoded is None:
+            return Pushed(self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped), None, loss)
+        self._bound = bound
+        payload = out[: encoded.nbytes]
+        message = m.Push(
+            self.layout, key.number, round_, self._slot, self._incarnation, "DATA", 1.0, used, previous_skipped,
+            codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
+        )  # fmt: skip
+        return Pushed(message, payload, loss)
+
+    def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool) -> m.Push:
+        """Return a push of kind UNUSED, SKIP or EMPTY. The residual is untouched."""
+        weight = 0.0 if kind == "EMPTY" else 1.0
+        return m.Push(
+            self.layout, self.key.number, round_, self._slot, self._incarnation, kind, weight, 0, previous_skipped
+        )
+
+    def take_back(self, push: m.Push, payload: Payload) -> None:
+        """Add a pushed payload to the residual again, because its round was skipped: delayed, not lost."""
+        coding = coding_of(push)
+        if self.residual is None:
+            self.residual = np.zeros(self.key.elements, np.float32)
+        registry.find(self._codecs, push.codec).accumulate(payload, coding, np.float32(1), self.residual)
+
+
+def coding_of(message: m.Push | m.Result) -> Coding:
+    """Return what a header says of its payload."""
+    return Coding(message.codec, message.level, message.elements, message.count, message.seed)

@@ -1,0 +1,194 @@
+"""How a worker becomes a member and stays one: a state machine.
+
+    joining ──welcome──> waiting for the view ──view──> greeting the servers ──all answered──> in
+       └── refused, aborted, or nobody answers ──> failed
+
+Every step is repeated until the other side shows that it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Buffer
+
+from ps_accordion.config import Settings
+from ps_accordion.errors import JoinRefused, PsAccordionError, RunAborted, Unreachable, WireError
+from ps_accordion.layout import Layout
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Peer, Send
+
+from .rounds import server_name
+
+__all__ = ["COORDINATOR", "Connect", "Membership"]
+
+COORDINATOR = "coordinator"
+REPEAT_S = 0.1
+"""How often a join, a greeting or a declaration is repeated: they are small, and only sent while something is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a link."""
+
+    name: str
+    address: str
+
+
+@dataclass
+class _Declared:
+    layout: Layout
+    ready: bool = False
+
+
+class Membership:
+    """This worker's place in the run.
+
+    Args:
+        settings: The settings of the job, as far as this process knows them.
+        terms: What it was explicitly told of the agreed terms; the coordinator refuses it where they differ.
+        slot: The rank that it asks for; -1 for any.
+        token: Tells this process from all others.
+        now: The time.
+    """
+
+    def __init__(self, settings: Settings, *, terms: dict[str, Any], slot: int, token: str, now: float) -> None:
+        self.settings = settings
+        self.slot = slot
+        self.incarnation = -1
+        self.view: m.View | None = None
+        self.layouts: dict[int, _Declared] = {}
+        self.progress: list[tuple[int, int, int]] = []
+        """Round and plan version by layout, for the sign of life; the loop keeps it current."""
+        self.leaving: m.Leave | None = None
+        self.gone = False
+        self._terms = terms
+        self._token = token
+        self._born = now
+        self._heard = now
+        self._repeat = now
+        self._beat = now
+        self._to_greet: set[str] = set()
+
+    @property
+    def joined(self) -> bool:
+        """Whether the coordinator has let this worker in."""
+        return self.incarnation >= 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether a view names it and all servers have answered."""
+        return self.view is not None and not self._to_greet
+
+    # ------------------------------------------------------------ in
+
+    def handle(self, peer: Peer, message: m.Message, _: Sequence[Buffer], now: float) -> list[Send | Connect]:
+        """Take in a message.
+
+        Raises:
+            JoinRefused: The coordinator said no.
+            RunAborted: Another process failed.
+        """
+        if peer == COORDINATOR:
+            self._heard = now
+        match message:
+            case m.Welcome() if message.token == self._token and not self.joined:
+                self.slot, self.incarnation = message.slot, message.incarnation
+                self.settings = self.settings.with_terms(message.terms)
+            case m.Refused() if message.token in ("", self._token):
+                raise JoinRefused(f"the coordinator at {self.settings.coordinator.address} refused: {message.reason}")
+            case m.View():
+                return self._on_view(message)
+            case m.Hello():
+                self._to_greet.discard(str(peer))
+            case m.Ready() if message.layout in self.layouts:
+                declared = self.layouts[message.layout]
+                declared.ready = declared.layout.digest == message.digest
+            case m.Abort():
+                self.gone = True
+                if self.leaving is None:
+                    raise RunAborted(f"the run has ended because of {message.culprit}: {message.reason}")
+            case m.Ended():
+                self.gone = True
+            case _:
+                pass
+        return []
+
+    def garbage(self, error: WireError) -> None:
+        """Take in frames from the coordinator that are no message of this protocol.
+
+        Raises:
+            JoinRefused: While joining, that is an answer too: another release, or not a coordinator.
+        """
+        if not self.joined:
+            raise JoinRefused(f"what answers at {self.settings.coordinator.address} cannot be understood: {error}")
+
+    def _on_view(self, view: m.View) -> list[Send | Connect]:
+        if self.view is not None and view.p <= self.view.p:
+            return []
+        first = self.view is None
+        self.view = view
+        links = {server_name(number, self.settings): address for number, _, address in view.shards}
+        if not first:
+            return []
+        self._to_greet = set(links)
+        return [Connect(name, address) for name, address in links.items()]
+
+    # ------------------------------------------------------------ out
+
+    def declare(self, number: int, layout: Layout) -> None:
+        """Announce a layout, until the coordinator says that all hold it."""
+        self.layouts[number] = _Declared(layout)
+
+    def leave(self, error: str, code: int) -> None:
+        """Say goodbye, until the coordinator has answered."""
+        self.leaving = m.Leave(self.slot, self.incarnation, error[: m.MAX_TEXT], code)
+
+    def tick(self, now: float) -> list[Send]:
+        """Repeat what has not been answered; send signs of life.
+
+        Raises:
+            Unreachable: The coordinator has not been heard for too long.
+        """
+        self._check_silence(now)
+        out: list[Send] = []
+        if now >= self._repeat:
+            self._repeat = now + REPEAT_S
+            out += self._repeats()
+        if self.joined and now >= self._beat:
+            self._beat = now + self.settings.timeouts.heartbeat
+            view = self.view.p if self.view is not None else -1
+            alive = m.Alive(self.slot, self.incarnation, view, self.progress, True, self.leaving is not None)
+            out.append(Send((COORDINATOR,), alive))
+        return out
+
+    def _repeats(self) -> list[Send]:
+        if not self.joined:
+            return [Send((COORDINATOR,), m.Join(self._token, self.slot, self._terms))]
+        if self.leaving is not None:
+            return [Send((COORDINATOR,), self.leaving)]
+        greetings = tuple(sorted(self._to_greet))
+        out = [Send(greetings, m.Hello(self.slot, self.incarnation))] if greetings else []
+        for number, declared in self.layouts.items():
+            if not declared.ready:
+                declare = m.Declare(self.slot, self.incarnation, number, declared.layout.digest)
+                out.append(Send((COORDINATOR,), declare, (declared.layout.table,)))
+        return out
+
+    def _check_silence(self, now: float) -> None:
+        limits, address = self.settings.timeouts, self.settings.coordinator.address
+        if self.gone:
+            return
+        if not self.joined and now - self._born > limits.join:
+            raise Unreachable(
+                f"no coordinator has answered at {address} within {limits.join:g} s; start one with `ps-accordion coordinator`, or "
+                "set coordinator.address (PS_ACCORDION_COORDINATOR_ADDRESS) to where it listens"
+            )
+        if self.joined and now - self._heard > limits.lost:
+            raise Unreachable(f"the coordinator at {address} has not been heard for {limits.lost:g} s")
+
+    def failed(self, error: PsAccordionError) -> str:
+        """Return who is to blame for `error`, as the coordinator calls it."""
+        return f"worker {self.slot}: {error}"

@@ -1,0 +1,114 @@
+"""Counters of one worker, and a line of metrics a round."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.wire.transport import Transport
+
+from .exchange import Exchange, Timing
+from .rounds import Decide
+
+__all__ = ["Counters", "Meter"]
+
+
+@dataclass
+class Counters:
+    """What this worker has moved and done so far.
+
+    Attributes:
+        startup_bytes: Bytes through the sockets, both ways, before the first gradient: joining and the initial parameters.
+        push_bytes: Bytes sent since then, with all headers, signs of life and repetitions.
+        pull_bytes: Bytes received since then.
+        dense_bytes: What dense float32 gradients would have taken so far, in one direction.
+        rounds: Rounds decided.
+        skipped_rounds: Those of them that were skipped.
+    """
+
+    startup_bytes: int = 0
+    push_bytes: int = 0
+    pull_bytes: int = 0
+    dense_bytes: int = 0
+    rounds: int = 0
+    skipped_rounds: int = 0
+
+
+class Meter:
+    """Turns decided rounds into counters and metrics lines.
+
+    A line is written when the next round is decided, so that what the script says of a step in between goes with it.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.counters = Counters()
+        self._transport = transport
+        self._lines = JsonLines(None)
+        self._pending: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+        self._sent = self._received = 0
+        self._started = False
+        self._last = time.perf_counter()
+
+    def write_to(self, lines: JsonLines) -> None:
+        """Write metrics lines there from now on."""
+        self._lines = lines
+
+    def start(self) -> None:
+        """Note that the first gradient is there: bytes before it are start-up."""
+        if not self._started:
+            self._started = True
+            self._sent, self._received = self._transport.sent_bytes, self._transport.received_bytes
+            self.counters.startup_bytes = self._sent + self._received
+            self._last = time.perf_counter()
+
+    def decided(self, exchange: Exchange, decision: Decide, timing: Timing) -> None:
+        """Count a round."""
+        if decision.kind == "END":
+            return
+        now, counters = time.perf_counter(), self.counters
+        sent, received = self._transport.sent_bytes - self._sent, self._transport.received_bytes - self._received
+        layout, plan = exchange.layout, exchange.rounds.plan
+        ruled = layout.compressible
+        critical = sum(plan.critical[index] for index in ruled) if plan is not None else len(ruled)
+        line = {
+            "layout": exchange.number,
+            "round": decision.round,
+            "kind": decision.kind,
+            "step_s": now - self._last,
+            "compute_s": max(0.0, timing.last_gradient - self._last),
+            "encode_s": timing.encode,
+            "wait_s": now - timing.last_gradient,
+            "decode_s": timing.decode,
+            "push_bytes": sent - counters.push_bytes,
+            "pull_bytes": received - counters.pull_bytes,
+            "dense_bytes": 4 * layout.elements,
+            "critical_share": critical / len(ruled) if ruled else 0.0,
+            "plan": exchange.rounds.plan_version,
+        }
+        self._last = now
+        counters.push_bytes, counters.pull_bytes = sent, received
+        counters.dense_bytes += 4 * layout.elements
+        counters.rounds += 1
+        counters.skipped_rounds += decision.kind == "SKIP"
+        self._flush(line)
+
+    def log(self, values: dict[str, float]) -> None:
+        """Attach what the script says to the last decided round."""
+        with self._lock:
+            if self._pending is not None:
+                self._pending.update(values)
+
+    def close(self) -> None:
+        """Write what is pending, and close the file."""
+        self._flush(None)
+        self._lines.close()
+
+    def _flush(self, line: dict[str, Any] | None) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, line
+        if pending is not None:
+            self._lines.write(**pending)

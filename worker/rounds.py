@@ -1,0 +1,230 @@
+"""The rounds of one layout, as a worker sees them: a state machine.
+
+    round r: pushes go out as gradients come ──> results come in ──> all keys in hand, under one view ──> decided ──> round r + 1
+
+A round is decided only with every key's result in hand: applied, or skipped if any key was skipped anywhere. A push is kept and asked
+after until its result is there. A worker that has finished pushes EMPTY, round after round, until all have: that round is the END.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from typing_extensions import Buffer
+
+from ps_accordion.codecs import registry
+from ps_accordion.codecs.base import Payload
+from ps_accordion.config import Settings
+from ps_accordion.errors import CodecError, TooManySkips, WireError
+from ps_accordion.layout import Key, Layout
+from ps_accordion.regimes.base import Choice, Plan
+from ps_accordion.regimes.plan import decode_plan
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Send
+from ps_accordion.wire.framing import join_frames
+
+from .coder import coding_of
+
+__all__ = ["Decide", "Decode", "Rounds", "server_name"]
+
+ASK_BACKOFF, ASK_MOST = 2.0, 10.0
+"""A worker that waits for a slow one asks less and less often: after 1, 2, 4, 8, 10, 10 ... times `timeouts.resend`."""
+EXACT_BITS = 32.0
+"""Who asks for dense float32 wants sums without rounding, in small tensors too."""
+
+
+def server_name(shard: int, settings: Settings) -> str:
+    """Return the name of the link to the server that holds `shard`."""
+    return f"server {shard // settings.servers.shards_per_server}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decode the result of one key, then say so with `Rounds.decoded`."""
+
+    key: int
+    result: m.Result
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """The round is decided.
+
+    Attributes:
+        round: Its number.
+        kind: DATA (apply it), SKIP or END.
+        used: Used bits of each key: what any worker had a gradient for.
+        take_back: Pushes whose payload returns to the residual, because the round was skipped.
+    """
+
+    round: int
+    kind: str
+    used: tuple[int, ...]
+    take_back: tuple[tuple[m.Push, Payload], ...]
+
+
+@dataclass
+class _Sent:
+    push: m.Push
+    payload: Payload | None
+    due: float
+    wait: float
+
+
+class Rounds:
+    """One layout's rounds at one worker.
+
+    Args:
+        number: Number of the layout.
+        layout: The layout.
+        settings: The settings of the job.
+    """
+
+    def __init__(self, number: int, layout: Layout, settings: Settings) -> None:
+        self.number = number
+        self.layout = layout
+        self.settings = settings
+        self.round = 0
+        self.plan: Plan | None = None
+        self.previous_skipped = False
+        self.skipped_in_a_row = 0
+        self.finished = False
+        self.ended = False
+        self.view: m.View | None = None
+        self._sent: dict[int, _Sent] = {}
+        self._results: dict[int, m.Result] = {}
+        self._decoded: set[int] = set()
+        self._next_plan: Plan | None = None
+
+    @property
+    def plan_version(self) -> int:
+        """Version of the plan in force; 0 before the first."""
+        return self.plan.version if self.plan is not None else 0
+
+    def choice(self, key: Key) -> Choice:
+        """Return codec and level of a key in the current round: the plan's, or the safe one where no plan holds."""
+        codec = self.settings.codec
+        if key.small:
+            exact = codec.name == "dense" and codec.light == EXACT_BITS
+            return Choice("dense", EXACT_BITS if exact else float(codec.small_bits))
+        choice = Choice(codec.name, codec.light)
+        if self.plan is not None and self.round <= self.plan.expires_round:
+            choice = self.plan.choices[key.tensor]
+        return Choice(*registry.effective(choice.codec, choice.level, key.elements))
+
+    # ------------------------------------------------------------ out
+
+    def pushed(self, push: m.Push, payload: Payload | None, now: float) -> list[Send]:
+        """Send a push and keep it until its result is there."""
+        wait = self.settings.timeouts.resend
+        self._sent[push.key] = _Sent(push, payload, now + wait, wait)
+        return [self._send(self._sent[push.key])]
+
+    def _send(self, sent: _Sent) -> Send:
+        shard = self.layout.keys[sent.push.key].shard
+        return Send((server_name(shard, self.settings),), sent.push, () if sent.payload is None else (sent.payload.data,))
+
+    def tick(self, now: float) -> list[Send]:
+        """Ask after pushes that have had no result for too long."""
+        late: dict[int, list[int]] = {}
+        longest = ASK_MOST * self.settings.timeouts.resend
+        example: m.Push | None = None
+        for number, sent in self._sent.items():
+            if number not in self._results and now >= sent.due:
+                sent.wait = min(sent.wait * ASK_BACKOFF, longest)
+                sent.due = now + sent.wait
+                example = sent.push
+                late.setdefault(self.layout.keys[number].shard, []).append(number)
+        if example is None:
+            return []
+        asks = []
+        for shard, keys in late.items():
+            for start in range(0, len(keys), m.MAX_ASKED):
+                part = keys[start : start + m.MAX_ASKED]
+                ask = m.Ask(self.number, self.round, example.slot, example.incarnation, part)
+                asks.append(Send((server_name(shard, self.settings),), ask))
+        return asks
+
+    def on_missing(self, missing: m.Missing, now: float) -> list[Send]:
+        """Send again what a shard says it lacks."""
+        if missing.round != self.round:
+            return []
+        again = [self._sent[key] for key in missing.keys if key in self._sent and key not in self._results]
+        for sent in again:
+            sent.due = now + sent.wait
+        return [self._send(sent) for sent in again]
+
+    # ------------------------------------------------------------ in
+
+    def on_result(self, result: m.Result, frames: Sequence[Buffer]) -> Decode | None:
+        """Take in a result of the current round; return what is to be decoded, if anything.
+
+        Raises:
+            WireError: The result does not fit the layout, or its payload is not safe to decode.
+        """
+        if self.ended or result.round != self.round or result.key not in self._sent or result.key in self._results:
+            return None
+        if not self._may_count(result):
+            return None
+        key = self.layout.keys[result.key]
+        plan_frames = frames[len(result.frames) :]
+        if result.plan:
+            if len(plan_frames) != 1 or memoryview(plan_frames[0]).nbytes != result.plan:
+                raise WireError(f"result of key {result.key}: expected a plan of {result.plan} bytes behind the payload")
+            self._next_plan = decode_plan(bytes(plan_frames[0]), len(self.layout.tensors))
+        self._results[result.key] = result
+        if result.kind != "DATA":
+            self._decoded.add(result.key)
+            return None
+        if result.elements != key.elements or result.used & ~key.all_used:
+            raise WireError(f"result of key {result.key}: expected {key.elements} elements, got {result.elements}")
+        payload = join_frames(frames[: len(result.frames)], result.frames)
+        try:
+            registry.get(result.codec).check_level(result.level)
+        except CodecError as error:
+            raise WireError(f"result of key {result.key}: {error}") from None
+        registry.get(result.codec).validate(payload, coding_of(result))
+        return Decode(result.key, result, payload)
+
+    def _may_count(self, result: m.Result) -> bool:
+        if self.view is None:
+            return False
+        return result.epoch == (self.view.p if self.round >= self.view.cut else self.view.previous_epoch)
+
+    def decoded(self, key: int) -> None:
+        """Note that a key's result has been decoded."""
+        self._decoded.add(key)
+
+    def decide(self) -> Decide | None:
+        """Decide the round if every key's result is in hand, and go on to the next.
+
+        Raises:
+            TooManySkips: More rounds in a row were skipped than `skip.limit` allows.
+        """
+        if self.ended or len(self._decoded) < len(self.layout.keys):
+            return None
+        kinds = {result.kind for result in self._results.values()}
+        used = tuple(self._results[key.number].used for key in self.layout.keys)
+        if "END" in kinds:
+            self.ended = True
+            return Decide(self.round, "END", used, ())
+        skip = "SKIP" in kinds
+        take_back = tuple(
+            (sent.push, sent.payload) for sent in self._sent.values() if skip and sent.payload is not None
+        )
+        decision = Decide(self.round, "SKIP" if skip else "DATA", used, take_back)
+        if self._next_plan is not None:
+            self.plan, self._next_plan = self._next_plan, None
+        self.previous_skipped = skip
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skip else 0
+        if self.skipped_in_a_row >= self.settings.skip.limit:
+            raise TooManySkips(
+                f"rounds {self.round - self.skipped_in_a_row + 1} to {self.round} were all skipped, because some gradient was "
+                f"not finite in each (skip.limit = {self.settings.skip.limit}); look for the worker that logged NaN or "
+                "infinity first, lower the learning rate, or raise the limit"
+            )
+        self.round += 1
+        self._sent, self._results, self._decoded = {}, {}, set()
+        return decision

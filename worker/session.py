@@ -1,0 +1,314 @@
+"""A worker's part in a run, as a training script uses it.
+
+    with connect() as session:
+        model = DistributedModel(model, session=session)
+        session.track(optimizer, sampler=sampler)
+        for epoch in range(epochs):
+            sampler.set_epoch(epoch)
+            ...
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from ps_accordion import config, role
+from ps_accordion.codecs import warm
+from ps_accordion.config import Settings
+from ps_accordion.errors import PsAccordionError, UsageError
+from ps_accordion.layout import Layout, Tensor
+from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.transport import Transport
+
+from .client import Client
+from .compute import default_threads
+from .exchange import Exchange
+from .interrupt import Interrupts
+from .meter import Counters, Meter
+from .record import Record
+from .rounds import Decide
+from .tracked import Tracked
+from .transfer import Donor, Joiner, StateBytes
+from .whereami import place
+
+__all__ = ["Session", "connect"]
+
+GOODBYE_S = 3.0
+"""How long a worker that failed waits for the coordinator to know."""
+
+
+def connect(
+    *,
+    settings: Settings | None = None,
+    rank: int | None = None,
+    transport: Transport | None = None,
+) -> Session:
+    """Join the run and return this worker's session.
+
+    Under `ps-accordion launch`, and wherever PS_ACCORDION_CONFIG or PS_ACCORDION_COORDINATOR_ADDRESS are set, no argument is needed.
+    Start order does not matter: this waits until all workers and servers are there.
+
+    Args:
+        settings: Settings to use; None reads the config file and environment.
+        rank: The rank to ask for; None takes it from the launcher's variables, or lets the coordinator choose.
+        transport: Sockets to use, for tests.
+
+    Raises:
+        ConfigError: The settings are wrong.
+        Unreachable: No coordinator answered, or others did not join, within `timeouts.join`.
+        JoinRefused: The coordinator said no.
+    """
+    settings = settings if settings is not None else config.load(role.config_file())
+    here = place(os.environ)
+    threads = settings.workers.threads or default_threads(here.local_size)
+    return Session(settings, rank=here.rank if rank is None else rank, threads=threads, transport=transport)
+
+
+class Session:
+    """One worker in a run. A context manager; closing twice is harmless.
+
+    Attributes:
+        rank: This worker's slot, 0 to world_size - 1.
+        world_size: Number of workers.
+    """
+
+    def __init__(self, settings: Settings, *, rank: int, threads: int, transport: Transport | None = None) -> None:
+        self._client = Client(settings, slot=rank, threads=threads, transport=transport)
+        self.meter = Meter(self._client.transport)
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._exchanges: list[Tracked] = []
+        self._client.on_tick(self._tick)
+        self._client.on_heard(self._heard)
+        self._names: dict[str, Tracked] = {}
+        self._closed = False
+        self._interrupts = Interrupts(self._client)
+        try:
+            warm()
+            membership = self._client.membership
+            join = settings.timeouts.join
+            self._client.wait(lambda: membership.joined, f"the coordinator at {settings.coordinator.address}", join + 1)
+            self._client.wait(lambda: membership.inside, "the other workers and the servers to join", join + 1)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self.rank = membership.slot
+        self.world_size = self.settings.workers.count
+        self._write_to(self.settings.run.directory)
+        atexit.register(self._at_exit)
+
+    # ------------------------------------------------------------ what a script asks
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the job, with the terms that the coordinator gave."""
+        return self._client.settings
+
+    @property
+    def run_directory(self) -> Path | None:
+        """Where this run leaves its records; None where it leaves none."""
+        directory = self.settings.run.directory
+        return Path(directory) if directory else None
+
+    @property
+    def counters(self) -> Counters:
+        """What this worker has moved and done so far."""
+        return self.meter.counters
+
+    @property
+    def client(self) -> Client:
+        """Sockets and threads, for the wrapper."""
+        return self._client
+
+    def track(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        scheduler: Any = None,
+        scaler: Any = None,
+        sampler: Any = None,
+    ) -> None:
+        """Let the run see what the script steps with.
+
+        Args:
+            optimizer: Its learning rate tells the policy when a drop makes every tensor critical.
+            scheduler: The scheduler that sets it. Its rate is read when a step begins, after `scheduler.step()`.
+            scaler: A GradScaler is not supported in this release.
+            sampler: A sampler with `set_epoch`; each call then marks the beginning of an epoch, as `begin_epoch` does.
+
+        Raises:
+            UsageError: A scaler is given.
+        """
+        if scaler is not None:
+            raise UsageError("expected scaler=None: this release does not unscale gradients; use bfloat16 autocast without a scaler")
+        if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
+            raise UsageError("expected a scheduler of the tracked optimizer, got one of another optimizer")
+        self._optimizers.append(optimizer)
+        if sampler is not None:
+            self._mark_epochs(sampler)
+
+    def _mark_epochs(self, sampler: Any) -> None:
+        inner = getattr(sampler, "set_epoch", None)
+        if inner is None:
+            raise UsageError(f"expected a sampler with set_epoch, got {type(sampler).__name__}; call session.begin_epoch(epoch) instead")
+
+        def set_epoch(epoch: int) -> None:
+            inner(epoch)
+            self.begin_epoch(epoch)
+
+        sampler.set_epoch = set_epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Mark the beginning of an epoch: where a window of the regime is counted in epochs, it ends here."""
+        for tracked in self._exchanges:
+            tracked.begin_epoch(epoch)
+
+    def log(self, **values: float) -> None:
+        """Attach numbers to the metrics of the step that was just made: `session.log(loss=loss.item(), accuracy=0.97)`."""
+        self.meter.log({name: float(value) for name, value in values.items()})
+        if "loss" in values:
+            for tracked in self._exchanges:
+                tracked.loss(float(values["loss"]))
+
+    def push_pull(self, tensor: torch.Tensor, *, name: str) -> torch.Tensor:
+        """Replace `tensor` by its mean over all workers, compressed both ways as the configuration says.
+
+        Args:
+            tensor: float32, contiguous, on the CPU; overwritten in place. Every worker calls this with the same name and shape.
+            name: Names the tensor over the rounds: its residual and its statistics belong to the name.
+
+        Returns:
+            The same tensor. If some worker's values were not finite, it is left as it was.
+        """
+        tracked = self._names.get(name)
+        if tracked is None:
+            table = [Tensor(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))]
+            tracked = self._names[name] = self.open_layout(table)
+        flat = tensor.detach().reshape(-1).numpy()
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise UsageError(f"expected a contiguous float32 tensor on the CPU, got {tensor.dtype} {tuple(tensor.shape)}")
+        tracked.add(0, flat)
+        tracked.wait()
+        return tensor
+
+    # ------------------------------------------------------------ what the wrapper asks
+
+    def open_layout(self, table: list[Tensor], *, decided: Callable[[Decide], None] | None = None) -> Tracked:
+        """Declare a layout together with all other workers, and return its exchange.
+
+        Args:
+            table: The tensors, in order of registration.
+            decided: Called, on the socket's thread, when a round is decided.
+        """
+        settings = self.settings
+        layout = Layout(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
+        tracked = Tracked(self, len(self._exchanges), layout, decided)
+        self._client.open(tracked.exchange.number, layout, tracked.exchange)
+        self._exchanges.append(tracked)
+        return tracked
+
+    def share_state(self, exchange: Exchange, state: StateBytes) -> None:
+        """Give every worker the state of the lowest slot; returns when this one has it."""
+        client, membership = self._client, self._client.membership
+        assert membership.view is not None
+        donor, number = membership.view.donor, exchange.number
+        if donor == self.rank:
+            client.call(lambda: client.donors.__setitem__(number, Donor(number, state)))
+            return
+        joiner = Joiner(number, state, self.settings, (self.rank, membership.incarnation), donor)
+        client.call(lambda: client.joiners.__setitem__(number, joiner))
+        client.wait(lambda: joiner.complete, f"the parameters of worker {donor}", self.settings.timeouts.join)
+        client.call(lambda: client.joiners.pop(number, None))
+
+    def _tick(self) -> None:
+        for tracked in self._exchanges:
+            tracked.tick()
+
+    def _heard(self, heard: m.Heard) -> None:
+        if heard.layout < len(self._exchanges):
+            self._exchanges[heard.layout].heard(heard.window)
+
+    def rate(self) -> float:
+        """Return the learning rate that the next step uses (the largest of all groups), NaN where nothing is tracked."""
+        rates = [float(group["lr"]) for optimizer in self._optimizers for group in optimizer.param_groups]
+        return max(rates, default=float("nan"))
+
+    # ------------------------------------------------------------ the end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        fine = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        failure = self._client.error
+        self.close(None if fine else error)
+        if failure is not None and error is not failure and not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            # What backward raised is a shadow of this one: torch carries only text across its futures.
+            raise failure from error
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Leave the run. Without an error this waits until every worker has finished.
+
+        Raises:
+            PsAccordionError: The run failed before all had finished.
+        """
+        if self._closed:
+            return
+        atexit.unregister(self._at_exit)
+        client = self._client
+        try:
+            if error is None and client.error is None:
+                for tracked in self._exchanges:
+                    client.call(tracked.exchange.finish)
+                client.wait(lambda: all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
+                client.call(lambda: client.membership.leave("", 0))
+                client.wait(lambda: client.membership.gone, "the coordinator's goodbye", self.settings.timeouts.lost)
+        except PsAccordionError as failure:
+            error = failure
+            raise
+        finally:
+            self._end(error if error is not None else client.error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._closed = True
+        client = self._client
+        membership = client.membership
+        if error is not None and membership.joined and not membership.gone:
+            code = error.exit_code if isinstance(error, PsAccordionError) else 1
+            text = f"worker {membership.slot} ended with {type(error).__name__}: {error}"
+            if isinstance(error, SystemExit):
+                code = error.code if isinstance(error.code, int) else 1
+                text = f"worker {membership.slot} ended with exit code {code}"
+            client.call(lambda: membership.leave(text, max(1, code & 0xFF)))
+            deadline = time.monotonic() + GOODBYE_S
+            while not membership.gone and time.monotonic() < deadline:
+                with client._changed:
+                    client._changed.wait(0.05)
+        for tracked in self._exchanges:
+            for coder in tracked.exchange.coders:
+                client.record.residual(tracked.exchange.number, coder.key.number, coder.residual)
+        self._interrupts.close()
+        client.close()
+        self.meter.close()
+
+    def _at_exit(self) -> None:
+        """Close when the script ends without having done so; an uncaught exception is told to the others."""
+        self.close(getattr(sys, "last_value", None))
+
+    def _write_to(self, directory: str) -> None:
+        if not directory:
+            return
+        self._client.events = JsonLines.of_role(directory, "events", "worker", self.rank)
+        self.meter.write_to(JsonLines.of_role(directory, "metrics", "worker", self.rank))
+        if self.settings.run.record_gradients:
+            self._client.record = Record(Path(directory) / "record" / f"worker-{self.rank}")
+        self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)
