@@ -298,7 +298,8 @@ def main() -> None:
     for name in names:
         task, data = TASKS[name], split(TASKS[name])
         print(f"\n{name}: {task.workers} workers, {task.epochs} epochs, light {task.light:.3%}, heavy {task.heavy:.3%}")
-        print("| policy | rule | accuracy % | s.d. | worst | MB | switches | residual / gradient | at the server |\n" + "|---" * 9 + "|")
+        print("| policy | rule | accuracy % | s.d. | worst | MB | switches | residual / gradient | at the server |")
+        print("|---" * 9 + "|")
         cells = [(policy, Rule("keep")) for policy in ("dense", "light", "heavy")]
         cells += [(policy, rule) for policy in options.policies.split(",") for rule in rules]
         for policy, rule in cells:

@@ -20,7 +20,7 @@ from ps_accordion.role import CONFIG_VARIABLE
 
 from .child import Guard, Program
 from .options import plain_environment
-from .progress import Progress
+from .progress import Progress, Tail
 from .screen import Screen
 from .supervisor import Ending, supervise
 
@@ -60,6 +60,7 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
             guard=guard,
             grace=settings.timeouts.grace,
             progress=Progress(directory / "metrics-worker-0.jsonl").update,
+            accused=lambda: _accused(directory),
         )
 
 
@@ -150,6 +151,13 @@ def _programs(settings: Settings, file: Path, command: tuple[str, ...]) -> list[
         place = worker_environment(rank, workers, local_rank=rank, local_world_size=workers)
         programs.append(Program(f"worker {rank}", "worker", command, environment | place))
     return programs
+
+
+def _accused(directory: Path) -> tuple[str, float] | None:
+    for event in Tail(directory / "events-coordinator.jsonl").read():
+        if event["event"] == "error":
+            return event["culprit"], event["time"]
+    return None
 
 
 def _shown(directory: Path) -> Path:

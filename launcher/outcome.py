@@ -8,8 +8,11 @@
     terminating -- grace is over ---------------> killing
     any -- nobody is left ----------------------> done
 
-The cause of a failure is the first child that failed by itself. A child that ended with the code of `RunAborted` says that
-another one was first, so it is the cause only where nobody else is.
+The cause of a failure is the first child that failed by itself, and two things are weighed to find it:
+
+* a child that ended with the code of `RunAborted` says that another one was first, so it is the cause only where nobody else is;
+* the coordinator names the process that it ended the run for. If it did so before anybody had ended, that one is the cause, even
+  if others end sooner: a training script that is told of the end raises, and its exit code is then 1 like any other's.
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ class Outcome:
         """Roles that had not finished by themselves when all workers had ended well."""
         self._kinds = dict(kinds)
         self._alive = dict.fromkeys(kinds)
-        self._failures: list[str] = []
+        self._failures: dict[str, float] = {}
+        self._accused: tuple[str, float] | None = None
         self._interrupt: int | None = None
         self._grace = grace
 
@@ -74,10 +78,12 @@ class Outcome:
     @property
     def cause(self) -> str | None:
         """Name of the child that failed first by itself, or None."""
-        for name in self._failures:
-            if self.codes[name] != RunAborted.exit_code:
+        first = next((name for name in self._failures if self.codes[name] != RunAborted.exit_code), None)
+        if self._accused is not None:
+            name, when = self._accused
+            if name in self._failures and (first is None or when <= self._failures[first]):
                 return name
-        return self._failures[0] if self._failures else None
+        return first if first is not None else next(iter(self._failures), None)
 
     @property
     def interrupt(self) -> int | None:
@@ -99,7 +105,7 @@ class Outcome:
         self.codes[name] = code
         ordered = self.phase in (Phase.INTERRUPTED, Phase.TERMINATING, Phase.KILLING)  # its code is our doing
         if code and not ordered:
-            self._failures.append(name)
+            self._failures[name] = now
         if not self._alive:
             self._enter(Phase.DONE, None)
         elif self._failures and self.phase in (Phase.RUNNING, Phase.DRAINING):
@@ -110,6 +116,10 @@ class Outcome:
             elif self.phase is Phase.INTERRUPTED:
                 return self._terminate(now)
         return []
+
+    def accused(self, name: str, when: float) -> None:
+        """Take in that the coordinator ended the run because of `name`, at the time `when`."""
+        self._accused = (name, when)
 
     def interrupted(self, number: int, now: float) -> list[Order]:
         """Take in SIGINT or SIGTERM: the first one asks, the second kills."""

@@ -44,8 +44,7 @@ class Screen:
         stream = self._error if error else self._output
         if self._console is not None and stream.isatty():
             colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
-            prefix = Text(f"[{name}] ", style=colour)
-            self._console.print(prefix + Text.from_ansi(text), soft_wrap=True)
+            self._console.print(Text.assemble((f"[{name}] ", colour), Text.from_ansi(text)), soft_wrap=True)
         else:
             stream.write(f"[{name}] {text}\n")
             stream.flush()
@@ -53,7 +52,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Show a line of the launcher itself, on standard error."""
         if self._console is not None:
-            self._console.print(Text("[launch] ", style="bold") + Text(text), soft_wrap=True)
+            self._console.print(Text.assemble(("[launch] ", "bold"), text), soft_wrap=True)
         else:
             self._error.write(f"[launch] {text}\n")
             self._error.flush()

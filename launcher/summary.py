@@ -12,8 +12,9 @@ from .progress import Tail
 
 __all__ = ["Regime", "Summary", "Switch", "summarise"]
 
-PARTS = ("compute", "encode", "wait", "decode")
-"""Where the time of a step goes, as the metrics name it."""
+PARTS = ("compute", "wait", "encode", "decode")
+"""Where the time of a step goes, as the metrics name it. `compute` (up to the last gradient) and `wait` (from there until the
+round is decided) follow each other and make the step; `encode` and `decode` run beside them on the codec threads."""
 
 
 class Regime(NamedTuple):
@@ -60,7 +61,7 @@ class Summary:
     Attributes:
         total: All rounds.
         regimes: Rounds by regime: `critical` (all tensors), `mixed`, `settled` (none); those without rounds are left out.
-        parts: Mean seconds a step by part; `other` is what the parts leave.
+        parts: Mean seconds a step by part, as in `PARTS`.
         step_seconds: Mean seconds a step.
         switches: Every change of a tensor's regime, in order.
         skipped: Rounds that were skipped.
@@ -97,7 +98,6 @@ def summarise(directory: Path, *, layout: int = 0, warm_up: int = 0) -> Summary:
     timed = [row for row in rows if row["round"] >= warm_up] or rows
     parts = {name: sum(row[f"{name}_s"] for row in timed) / len(timed) for name in PARTS}
     step = sum(row["step_s"] for row in timed) / len(timed)
-    parts["other"] = max(0.0, step - sum(parts.values()))
     return Summary(
         total=_added(rows, len(workers)),
         regimes=regimes,

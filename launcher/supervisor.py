@@ -49,7 +49,13 @@ class Ending:
 
 
 def supervise(
-    programs: Sequence[Program], *, screen: Screen, guard: Guard, grace: float, progress: Callable[[], str | None] | None = None
+    programs: Sequence[Program],
+    *,
+    screen: Screen,
+    guard: Guard,
+    grace: float,
+    progress: Callable[[], str | None] | None = None,
+    accused: Callable[[], tuple[str, float] | None] | None = None,
 ) -> Ending:
     """Start all programs, wait for all to end, and leave no process behind.
 
@@ -59,11 +65,13 @@ def supervise(
         guard: The guard that ends them should this process be killed.
         grace: Seconds that a child told to end may take, before the next harder signal.
         progress: Called twice a second; returns a new progress line or None.
+        accused: Called at the end of a run that failed; returns whom the coordinator ended it for, and when (seconds since the
+            epoch), or None.
 
     Raises:
         ConfigError: A program does not exist. Those already started have been ended.
     """
-    return _Supervision(programs, screen, guard, grace, progress).run()
+    return _Supervision(programs, screen, guard, grace, progress, accused).run()
 
 
 class _Supervision:
@@ -74,12 +82,14 @@ class _Supervision:
         guard: Guard,
         grace: float,
         progress: Callable[[], str | None] | None,
+        accused: Callable[[], tuple[str, float] | None] | None,
     ) -> None:
         self._programs = programs
         self._screen = screen
         self._guard = guard
         self._grace = grace
         self._progress = progress
+        self._accused = accused
         self._outcome = Outcome({program.name: program.kind for program in programs}, grace=grace)
         self._children: dict[str, Child] = {}
         self._selector = selectors.DefaultSelector()
@@ -136,7 +146,7 @@ class _Supervision:
             before = self._outcome.phase
             self._obey(self._outcome.exited(name, code, time.monotonic()))
             if before in (Phase.RUNNING, Phase.DRAINING) and self._outcome.phase is Phase.FAILING:
-                self._screen.say(f"{name} failed ({_code(code)}); the others have {self._grace:g} s to end")
+                self._screen.say(f"{name} ended with {_code(code)}; the others have {self._grace:g} s to end")
 
     def _interrupt(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -181,6 +191,10 @@ class _Supervision:
     def _conclude(self) -> None:
         self._screen.close()
         outcome = self._outcome
+        accusation = self._accused() if outcome.cause is not None and self._accused is not None else None
+        if accusation is not None:
+            name, when = accusation
+            outcome.accused(name, when - time.time() + time.monotonic())
         if outcome.cause is not None:
             child = self._children[outcome.cause]
             seconds = (child.ended or child.started) - child.started
@@ -198,7 +212,7 @@ class _Supervision:
 def _code(code: int) -> str:
     if code > 128:
         with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(code - 128).name}, exit code {code}"
+            return f"exit code {code}, killed by {signal.Signals(code - 128).name}"
     return f"exit code {code}"
 
 

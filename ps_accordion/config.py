@@ -79,21 +79,34 @@ class CoordinatorSettings(_Section):
     """Where the coordinator listens, and where everybody else looks for it."""
 
 
+LEVELS = {"topk": (0.04, 0.005), "random_block": (0.2, 0.04), "dense": (32.0, 16.0)}
+"""Light and heavy level of each codec where none is set."""
+
+
 class CodecSettings(_Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
     """Codec of every tensor that is worth compressing: dense, topk, random_block."""
-    light: float = 0.04
-    """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense, bits (32 or 16)."""
-    heavy: float = 0.005
-    """Level elsewhere: much compression."""
+    light: Annotated[float, Field(ge=0)] = 0.0
+    """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense, bits (32 or 16).
+    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32."""
+    heavy: Annotated[float, Field(ge=0)] = 0.0
+    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense 16."""
     values: Literal["fp16", "fp32"] = "fp16"
     """Number format of kept values (topk). What fp16 rounds away stays in the residual."""
     small_bits: Literal[16, 32] = 16
     """Format of tensors too small to compress (1-D, or under 1,024 elements): 16 or 32 bits an element."""
     residual_at_switch: Literal["keep", "clip", "reset"] = "clip"
     """What happens to a tensor's stored residual when its level turns lighter (docs/decisions says why this default)."""
+
+    @pydantic.model_validator(mode="after")
+    def _levels(self) -> CodecSettings:
+        # Written past the frozen model, so that what nobody set does not count as set: a joiner states only what it was told.
+        light, heavy = LEVELS.get(self.name, (0.0, 0.0))
+        self.__dict__["light"] = self.light or light
+        self.__dict__["heavy"] = self.heavy or heavy
+        return self
 
 
 class RegimeSettings(_Section):

@@ -125,3 +125,4 @@ class KeyRecord:
         self.round, self.epoch = cut - 1, previous_epoch
         self.after, self.plan, self.bound = self.before, self.plan_before, self.bound_before
         self.result = None
+        self.open = {}  # they were for the round after this one

@@ -29,10 +29,12 @@ class Relay:
         return [Send((peer,), hello)]
 
     def get(self, peer: Peer, get: m.Get) -> list[Action]:
-        """Pass a request on to the donor. It is repeated by the joiner, so a lost one costs only time."""
-        self._waiting.setdefault((get.layout, get.part), set()).add(peer)
+        """Pass a request on to the donor, unless it has been asked for this part. The joiner repeats it, so a loss costs only time."""
+        waiting = self._waiting.setdefault((get.layout, get.part), set())
+        asked = bool(waiting) and peer not in waiting
+        waiting.add(peer)
         donor = self._routes.get(get.donor)
-        return [] if donor is None else [Send((donor,), get)]
+        return [] if donor is None or asked else [Send((donor,), get)]
 
     def state(self, state: m.State, payload: Sequence[Buffer]) -> list[Action]:
         """Hand a part to all who asked for it."""

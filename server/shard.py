@@ -111,7 +111,7 @@ class Shard:
         if not _same(held, push, payload):
             return self._refuse(peer, push, "it has been pushed before with other bytes")
         record.open[push.slot] = Held(peer, push, held.payload)
-        return []
+        return self._try_finish(push.layout, record)  # nothing, unless the round was refused and the refusal was lost
 
     def on_ask(self, peer: Peer, ask: m.Ask) -> list[Action]:
         """Answer for every key asked after: its result if there is one, else whether the push is missing."""
@@ -131,6 +131,7 @@ class Shard:
                     missing.append(number)
                 else:
                     record.open[ask.slot] = held._replace(peer=peer)
+                    actions += self._try_finish(ask.layout, record)  # as for a push that comes twice
         if missing:
             actions.append(Send((peer,), m.Missing(ask.layout, ask.round, missing)))
         return actions
@@ -146,6 +147,8 @@ class Shard:
         if push.kind != "DATA":
             if frames or push.frames or push.used:
                 raise WireError(f"a push of kind {push.kind} has no payload and no used bits")
+            if push.kind == "EMPTY" and push.weight:
+                raise WireError(f"a push of kind EMPTY has weight 0, got {push.weight!r}")
             return None
         if push.elements != key.elements:
             raise PayloadError(f"expected {key.elements} elements, the header says {push.elements}")

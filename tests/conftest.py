@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import zmq
 from hypothesis.configuration import set_hypothesis_home_dir
 from leaks import Watch
 
@@ -24,6 +25,18 @@ ENVIRONMENT = ("PS_ACCORDION_", "DMLC_", "BYTEPS_", "SLURM_", "OMPI_", "PMI_", "
 ENVIRONMENT_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+def _start_collector_of_pyzmq() -> None:
+    """Send one message without a copy: the first starts a thread of pyzmq's, with descriptors, that lives as long as the process."""
+    context = zmq.Context()
+    with context.socket(zmq.PAIR) as left, context.socket(zmq.PAIR) as right:
+        left.bind("inproc://collector")
+        right.connect("inproc://collector")
+        left.send(bytes(1 << 20), copy=False, track=True)
+        received = right.recv(copy=False)
+        del received
+    context.term()
+
+
 @pytest.fixture(scope="session")
 def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     """Give the run its own working and temporary directory, so that a file left in either is seen."""
@@ -34,6 +47,9 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     before = Path.cwd(), os.environ.get("TMPDIR"), tempfile.tempdir
     os.chdir(work)
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    # torch makes this folder when a part of it is first imported, which may be in any test.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base / "inductor")
+    _start_collector_of_pyzmq()
     yield Watch([work, temporary])
     os.chdir(before[0])
     tempfile.tempdir = before[2]

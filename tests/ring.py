@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ps_accordion import config
+from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.coordinator import loop as coordinator_loop
 from ps_accordion.server.loop import Server
@@ -26,6 +27,7 @@ class Ring:
 
     def __init__(self, overrides: dict[str, Any], transport: Callable[[str], Transport] = lambda name: Transport()) -> None:
         base = {"coordinator.address": "tcp://127.0.0.1:*", "timeouts.join": 30, "timeouts.heartbeat": 0.2, "timeouts.grace": 2}
+        warm()  # Compiling takes longer than a role waits for another; a real server compiles before it says that it is there.
         self._settings = config.load(environment={}, overrides=base | overrides)
         self._transport = transport
         self.errors: list[BaseException] = []
@@ -46,7 +48,9 @@ class Ring:
         listening = threading.Event()
 
         def resolved(address: str) -> None:
-            self._settings = config.load(environment={}, overrides=config.flatten(self._settings) | {"coordinator.address": address})
+            self._settings = config.load(
+                environment={}, overrides=config.flatten(self._settings) | {"coordinator.address": address}
+            )
             listening.set()
 
         def coordinator() -> int:
@@ -90,5 +94,7 @@ class Ring:
 
 def run_ring(work: Callable[[Session], Any], **overrides: Any) -> list[Any]:
     """Run `work` in every worker of a fresh ring. Underscores in option names stand for dots: `workers_count=3`."""
-    sections = {name.replace("_", ".", 1) if not name.startswith("insecure") else name: value for name, value in overrides.items()}
+    sections = {
+        name.replace("_", ".", 1) if not name.startswith("insecure") else name: value for name, value in overrides.items()
+    }
     return Ring(sections).run(work)

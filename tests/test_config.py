@@ -83,9 +83,11 @@ def test_every_setting_can_be_given_as_text(name: str) -> None:
         "timeouts.dead": 25.0,
         "layout.partition_elements": 4096,
     }.get(name, other)
-    assert flatten(load(environment={environment_name(name): str(other)})) == LEAVES | {name: other}
-    assert flatten(load(environment={}, overrides={name: str(other)})) == LEAVES | {name: other}
-    assert flatten(load(environment={}, overrides={name: other})) == LEAVES | {name: other}
+    # A codec that this file does not know has no levels of its own.
+    follow = {"codec.light": 0.0, "codec.heavy": 0.0} if name == "codec.name" else {}
+    assert flatten(load(environment={environment_name(name): str(other)})) == LEAVES | {name: other} | follow
+    assert flatten(load(environment={}, overrides={name: str(other)})) == LEAVES | {name: other} | follow
+    assert flatten(load(environment={}, overrides={name: other})) == LEAVES | {name: other} | follow
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("Yes", True), ("on", True), ("FALSE", False), ("0", False)])

@@ -53,6 +53,8 @@ class Client:
         self.record = Record(None)
         self.codecs = CodecThreads(threads, self.fail)
         self.transport = transport or Transport()
+        self.state_bytes = 0
+        """Bytes of the model's initial state that this worker has handed to others: start-up, whenever they ask."""
         self._on_tick: list[Callable[[], None]] = []
         self._on_heard: list[Callable[[m.Heard], None]] = []
         self._on_failure: list[Callable[[BaseException], None]] = []
@@ -105,6 +107,11 @@ class Client:
                 if left <= 0:
                     raise Unreachable(f"waited {timeout:g} s for {what}")
                 self._changed.wait(min(1.0, left))
+
+    def notice(self, seconds: float) -> None:
+        """Wait up to `seconds` for something to happen."""
+        with self._changed:
+            self._changed.wait(seconds)
 
     def open(self, number: int, layout: Layout, exchange: Exchange) -> None:
         """Declare a layout and wait until every worker has, and every shard holds it."""
@@ -181,7 +188,7 @@ class Client:
 
     def _garbage(self, arrival: Arrival) -> None:
         assert arrival.error is not None
-        self.events.write(event="garbage", peer=str(arrival.peer), reason=str(arrival.error))
+        self.events.write(event="garbage", peer=repr(arrival.peer), reason=str(arrival.error))
         if arrival.peer == COORDINATOR:
             self.membership.garbage(arrival.error)
 
@@ -192,16 +199,18 @@ class Client:
                 try:
                     self.exchanges[message.layout].on_result(message, arrival.payload)
                 except WireError as error:
-                    raise WireError(f"from {arrival.peer}: {error}") from None
+                    raise WireError(f"from {arrival.peer!r}: {error}") from None
             case m.Missing() if message.layout in self.exchanges:
                 self.carry(self.exchanges[message.layout].rounds.on_missing(message, now))
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)
             case m.Refuse():
-                raise WireError(f"{arrival.peer} refused what this worker sent: {message.reason}")
+                raise WireError(f"{arrival.peer!r} refused what this worker sent: {message.reason}")
             case m.Get() if message.layout in self.donors:
+                before = self.transport.sent_bytes
                 self.carry(self.donors[message.layout].on_get(arrival.peer, message))
+                self.state_bytes += self.transport.sent_bytes - before
             case m.State() if message.layout in self.joiners:
                 self.joiners[message.layout].on_state(message, join_frames(arrival.payload, message.frames))
             case _ if message is not None:

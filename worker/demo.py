@@ -126,6 +126,7 @@ def _train(session: Any, *, epochs: int, seed: int) -> dict[str, Any]:
             optimizer.step()
             if session is not None:
                 session.log(loss=float(loss.detach()))
+        scheduler.step()
         accuracy = digits.accuracy(network)
         if session is not None:
             session.log(accuracy=accuracy)

@@ -99,7 +99,8 @@ class Membership:
                 self.settings = self.settings.with_terms(message.terms)
             case m.Refused() if message.token in ("", self._token):
                 raise JoinRefused(f"the coordinator at {self.settings.coordinator.address} refused: {message.reason}")
-            case m.View():
+            case m.View() if self.joined:
+                # Not before the welcome, which says how many shards a server has: links are named by that. It is sent again.
                 return self._on_view(message)
             case m.Hello():
                 self._to_greet.discard(str(peer))
@@ -110,8 +111,15 @@ class Membership:
                 self.gone = True
                 if self.leaving is None:
                     raise RunAborted(f"the run has ended because of {message.culprit}: {message.reason}")
+                return self._bye()
             case m.Ended():
+                if not self.joined:
+                    raise JoinRefused(
+                        f"the run of the coordinator at {self.settings.coordinator.address} is over: all its workers have finished; "
+                        "start a new run"
+                    )
                 self.gone = True
+                return self._bye()
             case _:
                 pass
         return []
@@ -136,6 +144,10 @@ class Membership:
         self._to_greet = set(links)
         return [Connect(name, address) for name, address in links.items()]
 
+    def _bye(self) -> list[Send | Connect]:
+        # It may be lost: the coordinator then waits a little longer before it ends.
+        return [Send((COORDINATOR,), m.Bye(f"worker {self.slot}"))]
+
     # ------------------------------------------------------------ out
 
     def declare(self, number: int, layout: Layout) -> None:
@@ -144,7 +156,9 @@ class Membership:
 
     def leave(self, error: str, code: int) -> None:
         """Say goodbye, until the coordinator has answered."""
-        self.leaving = m.Leave(self.slot, self.incarnation, error[: m.MAX_TEXT], code)
+        # A message may hold undecodable bytes of a file name, as surrogates: they have no place in UTF-8.
+        text = error[: m.MAX_TEXT].encode(errors="replace").decode()
+        self.leaving = m.Leave(self.slot, self.incarnation, text, code)
 
     def tick(self, now: float) -> list[Send]:
         """Repeat what has not been answered; send signs of life.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ps_accordion.telemetry.events import JsonLines
-from ps_accordion.wire.transport import Transport
 
+from .client import Client
 from .exchange import Exchange, Timing
 from .rounds import Decide
 
@@ -43,9 +43,9 @@ class Meter:
     A line is written when the next round is decided, so that what the script says of a step in between goes with it.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, client: Client) -> None:
         self.counters = Counters()
-        self._transport = transport
+        self._client = client
         self._lines = JsonLines(None)
         self._pending: dict[str, Any] | None = None
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Meter:
         """Note that the first gradient is there: bytes before it are start-up."""
         if not self._started:
             self._started = True
-            self._sent, self._received = self._transport.sent_bytes, self._transport.received_bytes
+            self._sent, self._received = self._traffic()
             self.counters.startup_bytes = self._sent + self._received
             self._last = time.perf_counter()
 
@@ -70,7 +70,8 @@ class Meter:
         if decision.kind == "END":
             return
         now, counters = time.perf_counter(), self.counters
-        sent, received = self._transport.sent_bytes - self._sent, self._transport.received_bytes - self._received
+        traffic = self._traffic()
+        sent, received = traffic[0] - self._sent, traffic[1] - self._received
         layout, plan = exchange.layout, exchange.rounds.plan
         ruled = layout.compressible
         critical = sum(plan.critical[index] for index in ruled) if plan is not None else len(ruled)
@@ -95,6 +96,11 @@ class Meter:
         counters.rounds += 1
         counters.skipped_rounds += decision.kind == "SKIP"
         self._flush(line)
+
+    def _traffic(self) -> tuple[int, int]:
+        """Return bytes sent and received, without the initial state that others still fetch from here."""
+        transport = self._client.transport
+        return transport.sent_bytes - self._client.state_bytes, transport.received_bytes
 
     def log(self, values: dict[str, float]) -> None:
         """Attach what the script says to the last decided round."""

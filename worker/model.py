@@ -8,6 +8,7 @@ This module has no postponed annotations: the parent reads those of the hook.
 
 import functools
 import threading
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -62,30 +63,36 @@ class DistributedModel(DistributedDataParallel):
         self._session = session
         self._parameters_in_order = [parameter for _, parameter in named]
         self._index = {id(parameter): index for index, parameter in enumerate(self._parameters_in_order)}
-        self._tracked = session.open_layout([_row(name, parameter) for name, parameter in named], decided=self._on_decided)
+        me = weakref.ref(self)
+        self._tracked = session.open_layout(
+            [_row(name, parameter) for name, parameter in named], decided=lambda decision: _call(me, "_on_decided", decision)
+        )
         session.share_state(self._tracked.exchange, _state_of(module))
         self._round = _Round()
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._used: set[int] | None = None
         if find_unused_parameters:
-            self._used = set()
+            used = self._used = set[int]()
             for index, parameter in enumerate(self._parameters_in_order):
-                parameter.register_post_accumulate_grad_hook(functools.partial(self._note_used, index))
-        session.client.on_failure(self._on_failure)
-        self.register_comm_hook(None, self._hook)
+                note = functools.partial(_note_used, used, index)  # holds no reference to us: parameters keep their hooks for good
+                parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]  # torch has no hints here
+        session.client.on_failure(lambda error: _call(me, "_on_failure", error))
+        # The parent's C++ half keeps the hook alive, out of sight of the garbage collector: it must not keep us.
+        self.register_comm_hook(me, _hook)
 
     # ------------------------------------------------------------ backward's thread
 
-    def _hook(self, _state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def _hand_over(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+        """Hand a bucket's gradients to the session; the future holds when the round is decided."""
         future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         current = self._round
         with self._lock:
-            failure = self._failure
+            failure = self._failure or self._session.client.error
             if failure is None:
                 current.waiting.append((future, bucket.buffer()))
         if failure is not None:
-            future.set_exception(RuntimeError(f"{type(failure).__name__}: {failure}"))
+            _fail(future, failure)
             return future
         if not current.begun:
             current.begun = True
@@ -100,10 +107,6 @@ class DistributedModel(DistributedDataParallel):
             used = self._used is None or index in self._used
             self._tracked.add(index, host.array, used=used)
         return future
-
-    def _note_used(self, index: int, _: torch.Tensor) -> None:
-        if self._used is not None:
-            self._used.add(index)
 
     def _after_backward(self) -> None:
         # Callbacks run in the order in which they were queued, and the parent queues its own, which hands out the gradients, later
@@ -145,7 +148,26 @@ class DistributedModel(DistributedDataParallel):
             self._failure = error
             waiting, self._round.waiting = self._round.waiting, []
         for future, _ in waiting:
-            future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+            _fail(future, error)
+
+
+def _hook(
+    me: weakref.ref[DistributedModel],
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[torch.Tensor]:
+    model = me()
+    assert model is not None, "a backward runs, so its model is there"
+    return model._hand_over(bucket)
+
+
+def _note_used(used: set[int], index: int, _: torch.Tensor) -> None:
+    used.add(index)
+
+
+def _call(me: weakref.ref[DistributedModel], method: str, argument: object) -> None:
+    model = me()
+    if model is not None:
+        getattr(model, method)(argument)
 
 
 class _Round:
@@ -177,11 +199,16 @@ class _Host:
             self._gradient.copy_(torch.from_numpy(self.array))
 
 
+def _fail(future: torch.futures.Future[torch.Tensor], error: BaseException) -> None:
+    # torch carries only the text; the session raises the real error when it is left.
+    future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]  # torch's hint is wrong
+
+
 def _group_of_one() -> dist.ProcessGroup:
     """Return a group of this process alone. It is never the default group: a sampler would take the world for one replica."""
-    store = dist.HashStore()
+    store = dist.HashStore()  # type: ignore[attr-defined]  # there, but not in torch's list of names
     group = dist.ProcessGroup(store, 0, 1)
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # the only way to name the interface
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
     options._timeout = timedelta(minutes=1)
     backend = dist.ProcessGroupGloo(store, 0, 1, options)

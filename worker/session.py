@@ -84,7 +84,7 @@ class Session:
 
     def __init__(self, settings: Settings, *, rank: int, threads: int, transport: Transport | None = None) -> None:
         self._client = Client(settings, slot=rank, threads=threads, transport=transport)
-        self.meter = Meter(self._client.transport)
+        self.meter = Meter(self._client)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._exchanges: list[Tracked] = []
         self._client.on_tick(self._tick)
@@ -227,7 +227,7 @@ class Session:
         joiner = Joiner(number, state, self.settings, (self.rank, membership.incarnation), donor)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
         client.wait(lambda: joiner.complete, f"the parameters of worker {donor}", self.settings.timeouts.join)
-        client.call(lambda: client.joiners.pop(number, None))
+        client.call(lambda: client.joiners.__delitem__(number))
 
     def _tick(self) -> None:
         for tracked in self._exchanges:
@@ -291,8 +291,7 @@ class Session:
             client.call(lambda: membership.leave(text, max(1, code & 0xFF)))
             deadline = time.monotonic() + GOODBYE_S
             while not membership.gone and time.monotonic() < deadline:
-                with client._changed:
-                    client._changed.wait(0.05)
+                client.notice(0.05)
         for tracked in self._exchanges:
             for coder in tracked.exchange.coders:
                 client.record.residual(tracked.exchange.number, coder.key.number, coder.residual)

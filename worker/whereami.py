@@ -42,7 +42,7 @@ def place(environment: Mapping[str, str]) -> Place:
         ConfigError: A variable is set to something that is no number.
     """
     for source, rank, local in FAMILIES:
-        if rank in environment:
+        if environment.get(rank):
             return Place(_number(environment, rank, 0), max(1, _number(environment, local, 1)), source)
     return Place(-1, 1, "nobody")
 

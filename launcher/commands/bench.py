@@ -164,18 +164,26 @@ def _machine() -> dict[str, Any]:
 
 def _show(rows: list[dict[str, Any]], elements: int) -> None:
     console = Console()
-    table = Table(title=f"push_pull of {human_bytes(4 * elements)} float32, median; ratio below 1 is faster than gloo")
-    headings = ("case", "workers", "servers", "link", "ms", "gloo ms", "ratio", "encode", "wait", "decode", "bytes a worker")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("case", "link") else "right")
+    first = rows[0]
+    place = f"{first['workers']} workers, {first['servers']} servers, {first['link']}"
+    table = Table(title=f"push_pull of {human_bytes(4 * elements)} float32; {place}", title_justify="left")
+    table.caption = (
+        "medians; ratio: ours / gloo all_reduce, so below 1 is faster. bytes: a worker's, both ways.\n"
+        "encode and decode: time on a worker's codec threads, within ours, and beside each other"
+    )
+    table.caption_justify = "left"
+    for heading in ("case", "ours ms", "gloo ms", "ratio", "encode ms", "decode ms", "bytes", "fewer"):
+        table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            *(str(row[name]) for name in ("case", "workers", "servers", "link")),
+            row["case"],
             f"{row['ms']:.1f}",
             f"{row['baseline_ms']:.1f}",
             f"{row['ratio']:.2f}",
-            *(f"{row[f'{name}_ms']:.1f}" for name in MEASURED),
+            f"{row['encode_ms']:.1f}",
+            f"{row['decode_ms']:.1f}",
             human_bytes(row["bytes_a_worker"]),
+            f"{row['fewer_bytes']:.1f}x",
         )
     console.print(table)
     console.print("; ".join(f"{name} {value}" for name, value in _machine().items()), style="dim", highlight=False)

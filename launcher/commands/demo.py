@@ -169,7 +169,7 @@ class _Report:
         summary = self.summary
         table = Table(title="Handwritten digits: this run and dense training", title_justify="left")
         table.add_column("")
-        table.add_column(f"ps-accordion, {len(self.results)} workers", justify="right")
+        table.add_column(f"this run, {len(self.results)} workers", justify="right")
         table.add_column("dense, 1 process", justify="right")
         table.add_column("", justify="right")
         accuracy, dense = 100 * self.results[0]["accuracy"], 100 * self.dense["accuracy"]
@@ -177,12 +177,12 @@ class _Report:
         one_way = summary.total.dense_bytes / 2
         for name, moved in (("pushed", self.push_bytes), ("pulled", self.pull_bytes)):
             ratio = f"{one_way / moved:.1f}x fewer"
-            table.add_row(f"bytes {name} a worker", human_bytes(moved), f"{human_bytes(one_way)} *", ratio)
+            table.add_row(f"{name} a worker", human_bytes(moved), f"{human_bytes(one_way)} *", ratio)
         both = human_bytes(self.push_bytes + self.pull_bytes)
-        table.add_row("both ways", both, f"{human_bytes(2 * one_way)} *", f"{self.ratio:.1f}x fewer")
+        table.add_row("both together", both, f"{human_bytes(2 * one_way)} *", f"{self.ratio:.1f}x fewer")
         table.add_row("training time", f"{self.results[0]['seconds']:.1f} s", f"{self.dense['seconds']:.1f} s", "")
         console.print(table)
-        console.print("* what the same steps would move as float32 through servers", style="dim")
+        console.print("* what a worker would move in the same steps as float32 through servers", style="dim")
         console.print(self._regimes(), self._switch_table(), self._times())
         console.print(
             f"{self.dense['parameters']:,} parameters, equal on all workers to the last bit; "
@@ -201,11 +201,11 @@ class _Report:
 
     def _switch_table(self) -> Table:
         table = Table(title="Which tensors switched when", title_justify="left")
-        for column in ("after epoch", "tensors", "to", "why"):
+        for column in ("epoch", "tensors", "to", "why"):
             table.add_column(column)
         groups: dict[tuple[str, str, str], list[str]] = {}
         for switch in self.switches():
-            regime = "critical (light)" if switch["regime"] == "critical" else "settled (heavy)"
+            regime = "light" if switch["regime"] == "critical" else "heavy"
             group = groups.setdefault((f"{switch['epoch']:.4g}", regime, switch["reason"]), [])
             group.append(switch["tensor"].removesuffix(".weight"))
         for (epoch, regime, reason), tensors in groups.items():
@@ -216,6 +216,8 @@ class _Report:
         table = Table(title=f"Where the {1000 * self.summary.step_seconds:.1f} ms of a step went", title_justify="left")
         for name in self.summary.parts:
             table.add_column(name, justify="right")
+        table.caption = "compute and wait make the step; encode and decode run beside them"
+        table.caption_justify = "left"
         table.add_row(*(f"{1000 * part:.1f} ms" for part in self.summary.parts.values()))
         return table
 

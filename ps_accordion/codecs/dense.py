@@ -55,9 +55,7 @@ class Dense(PackingCodec):
             residual.fill(0.0)
         return Encoded(4 * n, n)
 
-    def pack(
-        self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload
-    ) -> Encoded:
+    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
         """Write all of `v`; see `PackingCodec.pack`."""
         n = v.size
         if level == 32:

@@ -43,9 +43,7 @@ class PackingCodec(Codec):
     """A codec that compresses a finished vector."""
 
     @abstractmethod
-    def pack(
-        self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload
-    ) -> Encoded:
+    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
         """Write the payload of `v` to the front of `out`, and `v - D(payload)` to the whole of `rest`.
 
         Args:

@@ -47,9 +47,7 @@ class RandomBlock(PackingCodec):
         """Return the payload's length in bytes; every payload has it."""
         return 4 * self.length(elements, level)
 
-    def pack(
-        self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload
-    ) -> Encoded:
+    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
         """Write the block of `v` that `seed` names; see `PackingCodec.pack`."""
         assert rest is not None
         b = self.length(v.size, level)

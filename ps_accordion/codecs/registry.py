@@ -14,7 +14,7 @@ from .dense import Dense
 from .random_block import RandomBlock
 from .topk import TopK
 
-__all__ = ["DEFAULT", "Choice", "Codecs", "effective", "get", "lightest", "names", "suite"]
+__all__ = ["DEFAULT", "Choice", "Codecs", "effective", "find", "get", "lightest", "names", "suite"]
 
 Codecs = Mapping[str, Codec]
 Choice = tuple[str, float]

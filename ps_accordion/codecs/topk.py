@@ -65,9 +65,7 @@ class TopK(PackingCodec):
         """Return the length in bytes of a payload with k values, which is every payload unless fewer are not zero."""
         return self._length(elements, self.kept(elements, level), self.values)
 
-    def pack(
-        self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload
-    ) -> Encoded:
+    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
         """Write the largest elements of `v`; see `PackingCodec.pack`."""
         assert rest is not None
         n = v.size
@@ -119,7 +117,7 @@ class TopK(PackingCodec):
     def _choose(v: FloatVector, peak: int, k: int) -> NDArray[np.uint32]:
         if v.size >= MAX_ELEMENTS:
             raise CodecError(f"topk: expected fewer than {MAX_ELEMENTS} elements, got {v.size}; cut the tensor into partitions")
-        room = max(v.size, kernels.sparse.SAMPLES)
+        room = kernels.sparse.room(v.size)
         index = borrow("index", room, np.uint32)
         counts = borrow("counts", kernels.sparse.BINS, np.int32)
         found = kernels.sparse.select(v, k, peak, index, borrow("magnitude", room, np.uint32), counts)

@@ -15,6 +15,7 @@ so the only loss is the rounding to 11 significant bits, and `value - D(value)` 
 from __future__ import annotations
 
 import math
+import struct
 import sys
 from typing import Final, Literal
 
@@ -27,13 +28,27 @@ from .base import FloatVector, Payload
 from .packing import INFINITE
 from .workspace import borrow
 
-__all__ = ["FP16", "FP32", "PREAMBLE", "ValueFormat", "check", "exponent_of", "load", "read_preamble", "store", "width"]
+__all__ = [
+    "FP16",
+    "FP32",
+    "PREAMBLE",
+    "ValueFormat",
+    "check",
+    "exponent_of",
+    "load",
+    "power",
+    "read_preamble",
+    "store",
+    "values_of",
+    "width",
+]
 
 ValueFormat = Literal["fp16", "fp32"]
 PREAMBLE: Final = 4
 FP32: Final = 0
 FP16: Final = 1
 
+_HEAD = struct.Struct("<BBh")
 _LOWEST, _HIGHEST = -126, 113
 """Exponents for which both 2^e and 2^-e are normal float32, and the largest half stays finite."""
 
@@ -66,13 +81,12 @@ def store(values: FloatVector, peak: int, form: ValueFormat, rest: FloatVector, 
     count = values.size
     end = PREAMBLE + count * width(form)
     if form == "fp32":
-        out[:PREAMBLE] = (FP32, 0, 0, 0)
+        _HEAD.pack_into(out.data, 0, FP32, 0, 0)
         out[PREAMBLE:end].view(np.float32)[:] = values
         rest.fill(0.0)
         return end
     exponent = exponent_of(peak)
-    out[:2] = (FP16, 0)
-    out[2:PREAMBLE].view("<i2")[0] = exponent
+    _HEAD.pack_into(out.data, 0, FP16, 0, exponent)
     kernels.half.encode(values, power(-exponent), power(exponent), out[PREAMBLE:end].view(np.uint16), rest)
     return end
 
@@ -85,8 +99,7 @@ def read_preamble(block: Payload) -> tuple[int, int]:
     """
     if block.size < PREAMBLE:
         raise PayloadError(f"expected a value preamble of {PREAMBLE} bytes, got {block.size}")
-    form, zero = int(block[0]), int(block[1])
-    exponent = int.from_bytes(block[2:PREAMBLE].tobytes(), "little", signed=True)
+    form, zero, exponent = _HEAD.unpack_from(block.data)
     legal = exponent == 0 if form == FP32 else form == FP16 and _LOWEST <= exponent <= _HIGHEST
     if zero or not legal:
         raise PayloadError(

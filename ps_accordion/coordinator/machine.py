@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from typing_extensions import Buffer
 
+from ..codecs import get
 from ..config import Settings
 from ..errors import LayoutError, RunAborted, WireError
 from ..layout import Layout
+from ..regimes import check_settings
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send, Stop
 from .planning import Planner
@@ -39,9 +41,17 @@ class Coordinator:
     Args:
         settings: The settings of the job, which bind everybody who joins.
         now: The time at the start, in seconds of any monotonic clock; all later times are of the same clock.
+
+    Raises:
+        ConfigError: `[regime]` names no policy or no window.
+        CodecError: `[codec]` names no codec, or a level that it does not have.
     """
 
     def __init__(self, settings: Settings, now: float) -> None:
+        # Now, not when the first model is declared: by then others would wait for an answer.
+        check_settings(settings.regime)
+        for level in (settings.codec.light, settings.codec.heavy):
+            get(settings.codec.name).check_level(level)
         self.settings = settings
         self.workers: dict[int, Worker] = {}
         self.servers: dict[int, Server] = {}
@@ -239,7 +249,7 @@ class Coordinator:
                 f"{worker.name} and worker {first} hold different models (layout {declare.layout}): {difference}; "
                 f"there means worker {first}, here {worker.name}. Build the same model in the same order in every worker"
             )
-            return [*self._abort(worker.name, reason, now), Send((peer,), m.Refused("", reason))]
+            return [*self._abort(worker.name, reason, now), Send((peer,), m.Refused("", reason[: m.MAX_TEXT]))]
         entry.declared[declare.slot] = peer
         return actions + self._ready(entry)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgpack
 import msgspec
 import numpy as np
 import xxhash
@@ -38,6 +37,8 @@ _KINDS = tuple(kind for name in messages.__all__ if isinstance(kind := getattr(m
 _ANY: Any = None
 for _kind in _KINDS:
     _ANY = _kind if _ANY is None else _ANY | _kind
+_DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(_ANY, strict=True)
+"""Checks types, ranges and lengths as it reads: a length that the header cannot hold is refused before memory is taken for it."""
 
 
 def pack(message: Message, payload: Sequence[Buffer] = ()) -> list[Buffer]:
@@ -84,20 +85,9 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Message, list[Buffer]]:
 
 def _convert(body: bytes) -> Message:
     try:
-        # msgpack reads with every limit set; msgspec then checks types, ranges and the number of fields.
-        plain = msgpack.unpackb(
-            body,
-            max_str_len=2048,
-            max_bin_len=0,
-            max_array_len=1 << 16,
-            max_map_len=128,
-            max_ext_len=0,
-            strict_map_key=True,
-        )
-        message: Message = msgspec.convert(plain, _ANY, strict=True)
-    except (msgspec.ValidationError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        return _DECODER.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise WireError(f"not a message of this protocol: {error} (header starts with {body[:24]!r})") from None
-    return message
 
 
 def join_frames(frames: Sequence[Buffer], lengths: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -50,6 +50,8 @@ MAX_TEXT = 2000
 """Characters of a reason: enough for the last line of a traceback, too little to fill a memory."""
 MAX_ASKED = 256
 """Keys that one Ask or Missing may list."""
+MAX_TERMS = 128
+"""Settings that all must agree on: a few dozen."""
 
 Slot = Annotated[int, Meta(ge=0, lt=1 << 16)]
 Count = Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -59,6 +61,7 @@ Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(max_length=64)]
 Digest = Annotated[str, Meta(min_length=16, max_length=16)]
 Address = Annotated[str, Meta(max_length=256)]
+Terms = Annotated[dict[Name, Text | int | float | bool], Meta(max_length=MAX_TERMS)]
 Member = tuple[Slot, Count]
 Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
 
@@ -75,7 +78,7 @@ class Join(Message, tag="join", frozen=True):
 
     token: Name
     slot: Annotated[int, Meta(ge=-1, lt=1 << 16)]
-    terms: dict[Name, str | int | float | bool]
+    terms: Terms
 
 
 class Welcome(Message, tag="welcome", frozen=True):
@@ -84,7 +87,7 @@ class Welcome(Message, tag="welcome", frozen=True):
     token: Name
     slot: Slot
     incarnation: Count
-    terms: dict[Name, str | int | float | bool]
+    terms: Terms
 
 
 class Refused(Message, tag="refused", frozen=True):

@@ -19,9 +19,9 @@ import errno
 import ipaddress
 import os
 import select
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import zmq
 from typing_extensions import Buffer
@@ -75,6 +75,7 @@ class Transport:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake, select.POLLIN)
         self._closed = False
+        self._closing = threading.Lock()
 
     def listen(self, address: str) -> str:
         """Listen at `address` and return it with the port that the system chose.
@@ -95,7 +96,7 @@ class Transport:
         return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def connect(self, name: str, address: str) -> None:
-        """Open a link called `name` to whoever listens at `address`. It is kept up until `disconnect`.
+        """Open a link called `name` to whoever listens at `address`, in place of one of that name. It is kept up until `disconnect`.
 
         Raises:
             ConfigError: The address is malformed.
@@ -109,6 +110,7 @@ class Transport:
         except zmq.ZMQError as error:
             socket.close(0)
             raise ConfigError(f"cannot use {address!r} as an address: {error.strerror}") from None
+        self.disconnect(name)
         self._links[name] = socket
         self._names[socket] = name
         self._poller.register(socket, zmq.POLLIN)
@@ -154,8 +156,9 @@ class Transport:
         self._ring()
 
     def _ring(self) -> None:
-        if not self._closed:
-            os.eventfd_write(self._wake, 1)
+        with self._closing:  # else the number of a closed descriptor, given out again by then, might be written to
+            if not self._closed:
+                os.eventfd_write(self._wake, 1)
 
     def poll(self, timeout: float) -> list[Arrival]:
         """Wait up to `timeout` seconds and return what has come, in order of arrival for each peer."""
@@ -189,9 +192,10 @@ class Transport:
 
     def close(self) -> None:
         """Send what is queued, for a bounded time, and close everything. Closing twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         for socket in [*self._links.values(), *([self._listener] if self._listener is not None else [])]:
             socket.close(LINGER_MS)
         self._links.clear()
@@ -225,12 +229,14 @@ def check_address(address: str, *, insecure: bool, where: str) -> None:
     Raises:
         ConfigError: The address is none, or reaches beyond this machine.
     """
-    parts = urlsplit(address)
-    if parts.scheme == "ipc":
+    scheme, _, place = address.partition("://")
+    if scheme == "ipc" and place:
         return
-    if parts.scheme != "tcp" or not parts.netloc:
-        raise ConfigError(f"{where} = {address!r}: expected tcp://host:port or ipc://path")
-    host = parts.netloc.rpartition(":")[0].strip("[]")
+    host, _, port = place.rpartition(":")
+    # ZeroMQ would take port 70000 for port 4464.
+    if scheme != "tcp" or not host or not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 1 << 16)):
+        raise ConfigError(f"{where} = {address!r}: expected tcp://host:port, with a port of 0 to 65535 or *, or ipc://path")
+    host = host.removeprefix("[").removesuffix("]")
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:

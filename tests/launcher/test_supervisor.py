@@ -27,7 +27,7 @@ def test_a_killed_child_gives_128_plus_the_signal(engine):
     """The exit code of a child killed by signal N is 128 + N, as in a shell."""
     code, _, error = engine("worker 0=kill -9 $$", "worker 1=sleep 60", grace=0.2).end()
     assert code == 137
-    assert "worker 0 failed: killed by SIGKILL, exit code 137" in error
+    assert "worker 0 failed: exit code 137, killed by SIGKILL" in error
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_two_graces(engine):

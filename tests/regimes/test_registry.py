@@ -16,7 +16,7 @@ def test_every_name_builds_a_policy_that_starts_light():
     """Whatever the policy, the run starts at light compression with every tensor critical."""
     for name in policy_names():
         start = build_policy(RegimeSettings(policy=name), 3, light=LIGHT, heavy=HEAVY).start()
-        assert ((LIGHT,) * 3, (True,) * 3) == (start.choices, start.critical)
+        assert (start.choices, start.critical) == ((LIGHT,) * 3, (True,) * 3)
 
 
 def test_options_of_accordion_come_from_the_settings():
@@ -24,13 +24,15 @@ def test_options_of_accordion_come_from_the_settings():
     settings = RegimeSettings(threshold=0.3, interval=4, signal="released", rate_drop=0.2)
     policy = build_policy(settings, 3, light=LIGHT, heavy=HEAVY)
     assert isinstance(policy, Accordion)
-    assert (0.3, 4, "released", 0.2) == (policy.threshold, policy.interval, policy.signal, policy.rate_drop)
-    assert (3, LIGHT, HEAVY) == (policy.tensors, policy.light, policy.heavy)
+    assert (policy.threshold, policy.interval, policy.signal, policy.rate_drop) == (0.3, 4, "released", 0.2)
+    assert (policy.tensors, policy.light, policy.heavy) == (3, LIGHT, HEAVY)
 
 
 def test_an_unknown_policy_is_refused_with_the_nearest():
     """A slip in the name is answered with what is legal."""
-    with pytest.raises(ConfigError, match=r"'acordion' is not a policy: expected one of accordion, static \(did you mean 'accordion'"):
+    with pytest.raises(
+        ConfigError, match=r"'acordion' is not a policy: expected one of accordion, static \(did you mean 'accordion'"
+    ):
         build_policy(RegimeSettings(policy="acordion"), 3, light=LIGHT, heavy=HEAVY)
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "U32_IN",
     "bits",
     "cache_directory",
+    "count_bits",
     "helper",
     "kernel",
     "lowest_bit",
@@ -174,10 +175,20 @@ def real(typing: Any, x: Any) -> Any:
 
 @_intrinsic  # type: ignore[untyped-decorator]  # as above
 def lowest_bit(typing: Any, mask: Any) -> Any:
-    """`lowest_bit(uint64) -> int64`: position of the lowest set bit of a mask that is not zero."""
+    """`lowest_bit(uint64) -> int64`: position of the lowest set bit; 64 if there is none."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+@_intrinsic  # type: ignore[untyped-decorator]  # as above
+def count_bits(typing: Any, mask: Any) -> Any:
+    """`count_bits(uint64) -> int64`: how many bits are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
 
     return types.int64(types.uint64), generate
 

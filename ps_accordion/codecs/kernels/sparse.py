@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from ._jit import F32, F32_IN, I32, U16, U16_IN, U32, U32_IN, bits, helper, kernel, lowest_bit, mask64
+from ._jit import F32, F32_IN, I32, U16, U16_IN, U32, U32_IN, bits, count_bits, helper, kernel, lowest_bit, mask64
 
-__all__ = ["BINS", "CHUNK_SHIFT", "SAMPLES", "add", "check", "gather", "locate", "put", "scatter", "select"]
+__all__ = ["BINS", "CHUNK_SHIFT", "SAMPLES", "add", "check", "gather", "locate", "put", "room", "scatter", "select"]
 
 CHUNK_SHIFT = 15
 """Indices are written as 16 bits within chunks of 32,768 elements."""
@@ -33,19 +33,21 @@ SAMPLES = 1 << 12
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _BIN_BITS = 11
 _CHUNK = 1 << CHUNK_SHIFT
+_OCTAVES = 12 << 23  # as magnitude bits
 _DIRECT = 1 << 13  # below this many elements a sample costs more than it saves
 
 
 @helper
-def _kth(values: Any, k: Any, peak: Any, counts: Any, passes: Any) -> Any:
+def _kth(values: Any, k: Any, low: Any, peak: Any, counts: Any, passes: Any) -> Any:
     """Return (threshold, ties): the k largest are those above the threshold, and the first `ties` equal to it.
 
-    With too few passes the threshold comes out too low, never too high.
+    Looks at values from `low` to `peak` only. If fewer than k are there, the threshold is `low - 1`; with too few passes it
+    comes out too low, never too high.
     """
-    base, shift, width = np.int64(0), np.int64(0), np.int64(peak)
+    base, shift, width = np.int64(low), np.int64(0), np.int64(peak) - low
+    above = np.int64(0)
     while (width >> shift) >= BINS:
         shift += 1
-    above = np.int64(0)
     while True:
         counts[: (width >> shift) + 1] = 0
         for i in range(values.shape[0]):
@@ -53,9 +55,11 @@ def _kth(values: Any, k: Any, peak: Any, counts: Any, passes: Any) -> Any:
             if 0 <= offset <= width:
                 counts[offset >> shift] += 1
         place = width >> shift
-        while above + counts[place] < k:
+        while place >= 0 and above + counts[place] < k:
             above += counts[place]
             place -= 1
+        if place < 0:
+            return base - 1, np.int64(0)
         base += place << shift
         passes -= 1
         if above + counts[place] == k or (passes == 0 and shift > 0):
@@ -70,6 +74,10 @@ def _kth(values: Any, k: Any, peak: Any, counts: Any, passes: Any) -> Any:
 def _sampled_threshold(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> Any:
     """Return magnitude bits that somewhat more than k elements of `v` reach, most likely."""
     n = v.shape[0]
+    expected = SAMPLES * (k / n)
+    rank = np.int64(expected + 4.0 * np.sqrt(expected) + 4.0)
+    if rank >= SAMPLES:
+        return np.int64(1)
     state = np.uint64(0x9E3779B97F4A7C15)
     for i in range(SAMPLES):
         first = i * n // SAMPLES
@@ -77,11 +85,11 @@ def _sampled_threshold(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> A
         state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
         at = first + np.int64(((state >> np.uint64(40)) * np.uint64(stretch)) >> np.uint64(24))
         sample[i] = np.uint32(bits(v[at]) & _MAGNITUDE)
-    expected = SAMPLES * (k / n)
-    rank = np.int64(expected + 4.0 * np.sqrt(expected) + 4.0)
-    if rank >= SAMPLES:
-        return np.int64(1)
-    threshold, _ = _kth(sample[:SAMPLES], rank, peak, counts, 2)
+    # One pass over the octaves below the peak is fine enough, and nearly always finds the rank there.
+    low = max(np.int64(0), np.int64(peak) - _OCTAVES)
+    threshold, _ = _kth(sample[:SAMPLES], rank, low, peak, counts, 1)
+    if threshold < low and low > 0:
+        threshold, _ = _kth(sample[:SAMPLES], rank, np.int64(0), peak, counts, 2)
     return max(threshold, np.int64(1))
 
 
@@ -94,18 +102,26 @@ def _collect(v: Any, threshold: Any, index: Any, magnitude: Any) -> Any:
     found: Any = 0
     for start in range(0, whole, 64):
         mask: Any = mask64(v, start, low)
-        while mask != np.uint64(0):
-            i = start + lowest_bit(mask)
+        if mask == np.uint64(0):
+            continue
+        # Three are listed whether they are there or not: what is too much is overwritten. A loop that ends after one here and
+        # two there would cost a wrong guess of the processor each time.
+        after = found + count_bits(mask)
+        for ahead in range(3):
+            index[found + ahead] = np.uint32(start + lowest_bit(mask))
             mask &= mask - np.uint64(1)
-            index[found] = np.uint32(i)
-            magnitude[found] = np.uint32(bits(v[i]) & _MAGNITUDE)
+        found += 3
+        while found < after:
+            index[found] = np.uint32(start + lowest_bit(mask))
+            mask &= mask - np.uint64(1)
             found += 1
+        found = after
     for i in range(whole, n):
-        word = np.int32(bits(v[i]) & _MAGNITUDE)
-        if word >= low:
+        if np.int32(bits(v[i]) & _MAGNITUDE) >= low:
             index[found] = np.uint32(i)
-            magnitude[found] = np.uint32(word)
             found += 1
+    for i in range(found):
+        magnitude[i] = np.uint32(bits(v[index[i]]) & _MAGNITUDE)
     return found
 
 
@@ -119,26 +135,32 @@ def select(v: Any, k: Any, peak: Any, index: Any, magnitude: Any, counts: Any) -
         v: float32[n], finite, n below 2^32.
         k: 1 to n.
         peak: Largest magnitude bits in `v`.
-        index: uint32[max(n, SAMPLES)].
-        magnitude: uint32[max(n, SAMPLES)], scratch.
+        index: uint32[room(n)].
+        magnitude: uint32[room(n)], scratch.
         counts: int32[BINS], scratch.
     """
     n = v.shape[0]
     threshold = np.int64(1) if n < _DIRECT else _sampled_threshold(v, k, peak, magnitude, counts)
     found = _collect(v, threshold, index, magnitude)
     if found < k and threshold > 1:
-        found = _collect(v, np.int64(1), index, magnitude)
+        threshold = np.int64(1)
+        found = _collect(v, threshold, index, magnitude)
     if found <= k:
         return found
-    threshold, ties = _kth(magnitude[:found], k, peak, counts, 4)
+    least, ties = _kth(magnitude[:found], k, threshold, peak, counts, 4)
     kept: Any = 0
     for i in range(found):
         word = np.int64(magnitude[i])
-        tie = np.int64(word == threshold) & np.int64(ties > 0)
+        tie = np.int64(word == least) & np.int64(ties > 0)
         index[kept] = index[i]
-        kept += np.int64(word > threshold) + tie
+        kept += np.int64(word > least) + tie
         ties -= tie
     return kept
+
+
+def room(elements: int) -> int:
+    """Return the length of the scratch that `select` needs for a vector."""
+    return max(elements + 3, SAMPLES)
 
 
 @kernel(types.void(F32_IN, U32_IN, F32))
@@ -158,11 +180,20 @@ def put(values: Any, index: Any, out: Any) -> None:
 @kernel(types.void(U32_IN, U16, U16))
 def locate(index: Any, places: Any, counts: Any) -> None:
     """Split rising indices into places within their chunk, and how many lie in each chunk."""
-    counts[:] = 0
     for j in range(index.shape[0]):
-        i = np.int64(index[j])
-        places[j] = np.uint16(i & (_CHUNK - 1))
-        counts[i >> CHUNK_SHIFT] += np.uint16(1)
+        places[j] = np.uint16(index[j] & np.uint32(_CHUNK - 1))
+    first: Any = 0
+    for chunk in range(counts.shape[0]):
+        end = (chunk + 1) << CHUNK_SHIFT
+        low, high = first, index.shape[0]
+        while low < high:
+            middle = (low + high) // 2
+            if np.int64(index[middle]) < end:
+                low = middle + 1
+            else:
+                high = middle
+        counts[chunk] = np.uint16(low - first)
+        first = low
 
 
 @kernel(types.boolean(U16_IN, U16_IN, types.int64))

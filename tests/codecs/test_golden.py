@@ -1,0 +1,58 @@
+"""Payloads of fixed inputs, as digests: the format cannot drift without somebody deciding so."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from .cases import CASES, encode
+
+
+def fixed(n):
+    """Return float32[n] made of integers alone: magnitudes over six decades, of both signs."""
+    i = np.arange(n, dtype=np.uint64)
+    mixed = (i * np.uint64(0x9E3779B97F4A7C15)) ^ ((i * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(29))
+    mantissa = ((mixed >> np.uint64(20)) & np.uint64(0xFFFFF)).astype(np.float64) - 2.0**19
+    return (mantissa * np.exp2(((mixed >> np.uint64(50)) % np.uint64(20)).astype(np.float64) - 30)).astype(np.float32)
+
+
+DIGESTS = {
+    "dense-32": "54216d7fc06cc755f585222679c19786",
+    "dense-16": "6bf49715a9c0f8ccbc7db7656f00754f",
+    "topk-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
+    "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
+    "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
+    "topk-1-fp32": "53be0810faa3bbb7274f52064dee0578",
+    "random_block-0.01": "10aec4eb279d8d73f46a28d96e16d8fa",
+    "random_block-0.37": "a5080cbb93085ae27cd6d3cdd351463a",
+    "random_block-1": "e91e871e1839f40170756162293e86a8",
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_payload_has_the_bytes_it_had_when_the_format_was_fixed(case):
+    """A change here is a change of the protocol: raise its version."""
+    digest = hashlib.sha256()
+    for n in (1, 1000, 70_000):
+        residual = np.zeros(n, np.float32)
+        for _ in range(2):
+            _, payload = encode(case, fixed(n), residual)
+            digest.update(payload.tobytes())
+        digest.update(residual.tobytes())
+    assert DIGESTS[str(case)] == digest.hexdigest()[:32]
+
+
+def test_the_smallest_payloads_byte_by_byte():
+    """Three elements, written out, for whoever writes another implementation."""
+    v = np.array([1.0, -3.0, 0.5], np.float32)
+    by_name = {str(case): case for case in CASES}
+
+    def payload(name):
+        return encode(by_name[name], v, np.zeros(3, np.float32))[1].tobytes().hex(" ", 2)
+
+    assert payload("dense-32") == "0000 803f 0000 40c0 0000 003f"
+    # exponent -13: 3.0 becomes 24576, which lies in [2^14, 2^15)
+    assert payload("dense-16") == "0100 f3ff 0070 00f6 006c"
+    assert payload("topk-0.3-fp16") == "0100 f3ff 00f6 0100 0100"
+    assert payload("topk-1-fp32") == "0000 0000 0000 803f 0000 40c0 0000 003f 0000 0100 0200 0300"
+    assert payload("random_block-0.37") in ("0000 803f", "0000 40c0", "0000 003f")

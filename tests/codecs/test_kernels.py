@@ -1,0 +1,126 @@
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from numba.core import config
+
+from ps_accordion import codecs
+from ps_accordion.codecs.kernels import half, sparse, vector
+from ps_accordion.codecs.workspace import borrow
+
+from .cases import environment
+
+
+def python(script, **changes):
+    """Return what a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", script], env=environment(**changes), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_codecs_does_not_import_numba():
+    """The coordinator and the command line stay light."""
+    assert python("import sys, ps_accordion.codecs; print('numba' in sys.modules)") == ["False"]
+
+
+def test_kernels_are_cached_under_the_users_cache_and_the_second_start_compiles_nothing(tmp_path):
+    """Not in site-packages; and numba's setting for a user's own functions is what it was."""
+    script = (
+        "from ps_accordion.codecs.kernels import half\n"
+        "from numba.core import config\n"
+        "stats = half.add.stats\n"
+        "print(repr(config.CACHE_DIR), sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))"
+    )
+    cache = {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    assert python(script, **cache) == ["''", "0", "1"]
+    assert python(script, **cache) == ["''", "1", "0"]
+    kept = [path.relative_to(tmp_path).parts for path in tmp_path.rglob("*.nbc")]
+    assert kept
+    assert all(parts[:2] == ("ps-accordion", "numba") for parts in kept)
+    for path in sorted(tmp_path.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_numba_gets_no_other_place():
+    """Without a directory kernels compile at every start; they never go into site-packages."""
+    script = (
+        "import warnings\n"
+        "from ps_accordion.codecs.kernels import _jit\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    print(_jit._writable(), _jit._writable())\n"
+        "    with _jit._our_cache() as works: print(works)\n"
+        "print(len(seen), 'set XDG_CACHE_HOME or NUMBA_CACHE_DIR' in str(seen[0].message))"
+    )
+    assert python(script, XDG_CACHE_HOME="/dev/null/none", NUMBA_CACHE_DIR="") == ["None", "None", "False", "1", "True"]
+
+
+def test_a_users_own_functions_keep_numbas_own_cache():
+    """After our kernels are compiled, numba's configuration is untouched."""
+    codecs.warm()
+    expected = os.environ.get("NUMBA_CACHE_DIR", "")
+    assert expected == config.CACHE_DIR
+
+    @numba.njit
+    def own(x):
+        return x + 1
+
+    assert own(1) == 2
+
+
+def test_the_wrong_type_is_an_error_and_not_another_compilation():
+    """Signatures are fixed: nothing compiles in the middle of training."""
+    with pytest.raises(TypeError, match="No matching definition"):
+        vector.peak(np.zeros(3, np.float64))
+
+
+def test_every_half_decodes_as_numpy_decodes_it():
+    """All 65,536 codes but infinities and NaN."""
+    codes = np.arange(65_536, dtype=np.uint16)
+    codes = codes[(codes & 0x7C00) != 0x7C00]
+    out = np.empty(codes.size, np.float32)
+    half.decode(codes, np.float32(1), out)
+    assert np.array_equal(out.view(np.uint32), codes.view(np.float16).astype(np.float32).view(np.uint32))
+
+
+def test_halves_round_as_numpy_rounds_them_at_every_tie():
+    """Each half below 32752, the middle to the next, and the floats on both sides of that middle."""
+    codes = np.arange(0x77FF, dtype=np.uint16)
+    exact = codes.view(np.float16).astype(np.float32)
+    middle = (exact + (codes + np.uint16(1)).view(np.float16).astype(np.float32)) / 2
+    below, above = np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(1e9))
+    for values in (exact, middle, below, above):
+        for signed in (values, -values):
+            out, rest = np.empty(signed.size, np.uint16), np.empty(signed.size, np.float32)
+            half.encode(signed, np.float32(1), np.float32(1), out, rest)
+            expected = signed.astype(np.float16)
+            assert np.array_equal(out, expected.view(np.uint16))
+            assert np.array_equal(rest, signed - expected.astype(np.float32))
+
+
+def test_places_are_checked_without_believing_the_counts():
+    """Counts that run past the places, places that fall, repeat or reach beyond the last chunk: all false."""
+
+    def check(places, counts, elements):
+        return sparse.check(np.array(places, np.uint16), np.array(counts, np.uint16), elements)
+
+    assert check([0, 5, 0], [2, 1], 32_769)
+    assert check([], [0], 5)
+    assert not check([0, 5, 1], [2, 1], 32_769)
+    assert not check([5, 5], [2], 10)
+    assert not check([5, 4], [2], 10)
+    assert not check([0], [2], 10)
+    assert not check([0, 1], [1], 10)
+    assert not check([32_768], [1, 0], 65_536)
+    assert not check([1], [65_535], 10)
+
+
+def test_scratch_memory_is_reused_by_name_and_belongs_to_a_thread():
+    """The same name gives the same memory, another name other memory."""
+    a, b = borrow("one", 100, np.float32), borrow("one", 50, np.uint16)
+    assert a.ctypes.data == b.ctypes.data
+    assert borrow("two", 100, np.float32).ctypes.data != a.ctypes.data
+    assert borrow("one", 0, np.float32).size == 0

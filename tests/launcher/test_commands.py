@@ -1,0 +1,62 @@
+import importlib.util
+import json
+
+import pytest
+
+from ps_accordion.errors import ConfigError
+from ps_accordion.launcher.commands import bench, demo
+
+
+def test_cases_are_read_as_codec_and_level():
+    """codec:level,codec:level."""
+    assert bench.parse_cases("topk:0.01, dense:32") == [("topk", 0.01), ("dense", 32.0)]
+
+
+@pytest.mark.parametrize("text", ["topk", "topk:", "topk:much", ":0.1", "", "topk:0.1,"])
+def test_malformed_cases_show_the_form(text):
+    """What came is quoted, and the right form named."""
+    with pytest.raises(ConfigError, match="expects codec:level, such as"):
+        bench.parse_cases(text)
+
+
+def test_a_demo_without_scikit_learn_says_how_to_install_it(monkeypatch):
+    """One sentence with the pip command, before anything starts."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install scikit-learn"):
+        demo.demo()
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--workers", "3"), ("--epochs", "0"), ("--workers", "0")])
+def test_a_demo_that_cannot_run_is_refused(command, flag, value):
+    """The flag is named with its value, before anything starts."""
+    code, output, error = command("demo", flag, value)
+    assert (code, output, error.count("\n")) == (2, "", 1)
+    assert "command line: " in error
+
+
+@pytest.mark.full
+def test_the_demo_ends_with_its_figures(command, tmp_path):
+    """All that is promised of --json is there, and agrees with itself; all workers ended with equal parameters."""
+    # torch leaves an empty cache folder in the temporary directory when an optimizer is used.
+    code, output, error = command("demo", "--epochs", "2", "--json", "demo.json", TMPDIR=str(tmp_path))
+    assert code == 0, error
+    figures = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
+    moved = figures["push_bytes"] + figures["pull_bytes"]
+    assert figures["ratio"] == pytest.approx(figures["dense_bytes"] / moved, rel=1e-3)
+    assert figures["rounds"] == sum(figures["rounds_by_regime"].values()) == 44
+    assert figures["dense_bytes"] == 44 * 2 * 4 * 151_306
+    assert figures["regime_switches"] == len(figures["switches"])
+    assert {"accuracy", "dense_accuracy", "seconds"} <= set(figures)
+    assert "Where the" in output
+
+
+@pytest.mark.full
+def test_the_benchmark_ends_with_its_rows(command, tmp_path):
+    """Each case is a row with the promised names; uncompressed, the result has been compared with gloo's."""
+    code, _, error = command("bench", "pushpull", "--elements", "300000", "--pairs", "2", "--json", "rows.json")
+    assert code == 0, error
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["rows"]
+    names = {"case", "codec", "level", "workers", "servers", "link", "ms", "baseline", "baseline_ms", "ratio"}
+    assert [row["case"] for row in rows] == ["topk:0.01", "dense:32"]
+    assert [names - set(row) for row in rows] == [set(), set()]
+    assert rows[0]["fewer_bytes"] > 50

@@ -1,0 +1,143 @@
+"""The whole two-way system once more, in numpy: from recorded gradients and the plan log to every result and residual.
+
+Nothing here knows sockets, threads or kernels. `twins.py` has the codecs; this file has the rounds:
+
+    worker   e := rule(e) if its level turned lighter;  v = g + e;  payload = C(v);  e := v - D(payload)
+    server   total = sum of weight x D(payload), in slot order;  p = total / weights + rule(E);  result = C(p);  E := p - D(result)
+    skipped  a round with a gradient that is not finite: E as before it, and every payload pushed in it returns to its e
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import twins
+
+from ps_accordion.codecs import Coding
+from ps_accordion.seeds import SERVER, SHARED, seed_for
+
+__all__ = ["Replay", "plan_log"]
+
+F32 = np.float32
+
+
+def plan_log(directory):
+    """Return ({version: {tensor name: (codec, level)}}, {round: version that its result of key 0 carried})."""
+    plans = {0: {}}
+    for line in (directory / "events-coordinator.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "plan":
+            choices = zip(event["codecs"], event["levels"], strict=True)
+            plans[event["version"]] = dict(zip(event["names"], choices, strict=True)) or plans[max(plans)]
+    carried = {}
+    for file in Path(directory).glob("events-server-*.jsonl"):
+        for line in file.read_text().splitlines():
+            event = json.loads(line)
+            if event["event"] == "round":
+                carried[event["round"]] = event["plan"]
+    return plans, carried
+
+
+class Replay:
+    """State of all workers and shards for one layout."""
+
+    def __init__(self, layout, settings, plans, carried):
+        self.layout, self.settings, self.plans, self.carried = layout, settings, plans, carried
+        workers = range(settings.workers.count)
+        self.worker = {(slot, key.number): np.zeros(key.elements, F32) for slot in workers for key in layout.keys}
+        self.server = {key.number: np.zeros(key.elements, F32) for key in layout.keys}
+        self.worker_bound = dict.fromkeys(self.worker, 0)
+        self.server_bound = dict.fromkeys(self.server, 0)
+        self.losses = []
+        """(role, key, round, norm) of what switches of level threw away; role is a slot or "server"."""
+        self.thrown = {where: np.zeros(residual.size) for where, residual in (self.worker | self.server).items()}
+        """The same as vectors, summed: by (slot, key) and by key."""
+        self.pushed = {where: np.zeros(residual.size) for where, residual in self.worker.items()}
+        """What each worker's counted payloads stand for, summed."""
+        self.applied = {number: np.zeros(residual.size) for number, residual in self.server.items()}
+        """What the results stand for, summed."""
+
+    def choice(self, key, round_):
+        """Return codec and level of a key: those of the plan that the round before carried, if any."""
+        codec = self.settings.codec
+        if key.small:
+            return ("dense", 32) if (codec.name, codec.light) == ("dense", 32) else ("dense", codec.small_bits)
+        plan = self.plans[self.carried.get(round_ - 1, 0)]
+        choice = plan.get(self.layout.tensors[key.tensor].name, (codec.name, codec.light))
+        return twins.effective(*choice, key.elements)
+
+    def round(self, round_, gradients):
+        """Run one round.
+
+        Args:
+            round_: Its number.
+            gradients: (slot, key) -> (float32[n], used bits) of every push that was encoded; a missing entry was UNUSED.
+
+        Returns:
+            key -> (coding, payload), without the keys that had no data; None if the round is skipped.
+        """
+        pushes = {key.number: [] for key in self.layout.keys}
+        skip = False
+        for (slot, number), (gradient, bits) in sorted(gradients.items()):
+            pushed = self._push(slot, self.layout.keys[number], round_, gradient, bits)
+            skip |= pushed is None
+            if pushed is not None:
+                pushes[number].append((slot, bits, pushed))
+        if skip:
+            for number, number_pushes in pushes.items():
+                for slot, _, (_, coding, payload) in number_pushes:
+                    self.worker[slot, number] = self.worker[slot, number] + F32(1) * twins.decode(coding, payload)
+            return None
+        results = {}
+        for number, number_pushes in pushes.items():
+            if number_pushes:
+                used = 0
+                for slot, bits, (_, coding, payload) in number_pushes:
+                    used |= bits
+                    self.pushed[slot, number] += twins.decode(coding, payload)
+                results[number] = self._fold(self.layout.keys[number], round_, [push for _, _, push in number_pushes], used)
+                self.applied[number] += twins.decode(*results[number])
+        return results
+
+    def _push(self, slot, key, round_, gradient, bits):
+        codec, level = self.choice(key, round_)
+        values, rule = self.settings.codec.values, self.settings.codec.residual_at_switch
+        bound, where = twins.payload_bound(codec, level, key.elements, values), (slot, key.number)
+        if 0 < self.worker_bound[where] < bound:
+            before = self.worker[where]
+            self.worker[where], lost = twins.settle(rule, before, gradient)
+            self.losses.append((slot, key.number, round_, lost))
+            self.thrown[where] += before.astype(np.float64) - self.worker[where]
+        who = SHARED if codec == "random_block" else slot + 1
+        seed = seed_for(self.settings.seed, 0, key.number, round_, who)
+        held = [(part.offset, part.length) for part in key.elements_of(bits)]
+        packed = twins.encode_holding(codec, level, gradient, self.worker[where], held, seed=seed, values=values)
+        if packed is None:
+            return None
+        self.worker[where], self.worker_bound[where] = packed.rest, bound
+        coding = Coding(codec, level, key.elements, packed.count, seed if codec == "random_block" else 0)
+        return 1.0, coding, packed.payload
+
+    def _fold(self, key, round_, pushes, used):
+        values, number = self.settings.codec.values, key.number
+        choices = [(coding.codec, coding.level) for _, coding, _ in pushes]
+        bound = max(twins.payload_bound(*choice, key.elements, values) for choice in choices)
+        lighter = 0 < self.server_bound[number] < bound
+        rule = self.settings.codec.residual_at_switch
+        folded = twins.fold(
+            pushes,
+            self.server[number],
+            elements=key.elements,
+            total_weight=self.settings.workers.count,
+            seed_reply=seed_for(self.settings.seed, 0, number, round_, SERVER),
+            values=values,
+            held=[(part.offset, part.length) for part in key.elements_of(used)],
+            rule=rule if lighter else "keep",
+        )
+        if lighter:
+            total = sum(twins.decode(coding, payload) for _, coding, payload in pushes)
+            settled, lost = twins.settle(rule, self.server[number], total, float(F32(1.0 / self.settings.workers.count)))
+            self.losses.append(("server", number, round_, lost))
+            self.thrown[number] += self.server[number].astype(np.float64) - settled
+        self.server[number], self.server_bound[number] = folded.new_residual, bound
+        return folded.coding, folded.payload

@@ -1,0 +1,651 @@
+"""A shard: whatever order pushes come in, however often, the same bits go out; and nothing that is wrong gets in."""
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import BOOT, Member, Pushed, gaussian, layout_of, named, notes, plan_bytes, sends, settings_of, view_of
+
+from ps_accordion.codecs import Coding, get, norm
+from ps_accordion.regimes import Choice
+from ps_accordion.server.shard import Shard
+from ps_accordion.wire import messages as m
+
+SMALL, HALF, OTHER = 0, 1, 2
+"""Keys of the small job: two fused tensors, and the two halves of a large one."""
+
+
+@dataclass
+class Job:
+    """A shard that holds every key, and its members."""
+
+    count: int = 2
+    options: dict = field(default_factory=dict)
+    seen: bool = True
+
+    def __post_init__(self) -> None:
+        self.settings = settings_of(workers_count=self.count, **self.options)
+        self.layout = layout_of(self.settings)
+        self.members = [Member(slot, self.settings, self.layout) for slot in range(self.count)]
+        self.shard = Shard(0, BOOT, self.settings)
+        self.shard.on_layout(0, self.layout)
+        if self.seen:
+            self.shard.on_view(view_of(self.settings))
+
+    def push(self, slot: int, pushed: Pushed) -> list:
+        """Hand a push to the shard as its member would."""
+        return self.shard.on_push(self.members[slot].peer, *pushed)
+
+    def round(self, key: int, round_: int, kinds: list[str], *, skipped: bool = False, **options) -> list:
+        """Push one round of a key, a kind a member; return the actions of the last push."""
+        actions = []
+        for slot, kind in enumerate(kinds):
+            member = self.members[slot]
+            pushed = (
+                member.data(key, round_, skipped=skipped, **options)
+                if kind == "DATA"
+                else member.bare(kind, key, round_, skipped=skipped)
+            )
+            actions = self.push(slot, pushed)
+        return actions
+
+    def residual(self, key: int) -> np.ndarray:
+        """Return a copy of the residual that the last round of a key left."""
+        return self.shard.records[0, key].residual().copy()
+
+
+def result_of(actions) -> tuple[m.Result, bytes]:
+    """Return the one result among the actions, and all its frames in a row."""
+    (send,) = sends(actions, m.Result)
+    return send.message, b"".join(bytes(frame) for frame in send.payload)
+
+
+def decoded(actions) -> np.ndarray:
+    """Return what a worker makes of the result among the actions."""
+    (send,) = sends(actions, m.Result)
+    message = send.message
+    coding = Coding(message.codec, message.level, message.elements, message.count, message.seed)
+    out = np.empty(message.elements, np.float32)
+    payload = np.frombuffer(bytes(send.payload[0]), np.uint8)
+    get(message.codec).validate(payload, coding)
+    get(message.codec).decode(payload, coding, out)
+    return out
+
+
+# ---------------------------------------------------------------- order, repetition, loss
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 4), st.sampled_from(["topk", "random_block", "dense"]), st.data())
+def test_the_order_of_arrival_changes_no_bit(count, codec, data):
+    """Results and residuals of three keys over three rounds are the same for every order, and with pushes that come twice."""
+    levels = {"codec_name": codec} | ({"codec_light": 16.0, "codec_heavy": 16.0} if codec == "dense" else {})
+    straight, shuffled = Job(count, levels), Job(count, levels)
+    for round_ in range(3):
+        pushes = list(itertools.product(range(count), (SMALL, HALF, OTHER)))
+        expected, got = {}, {}
+        made = {(slot, key): straight.members[slot].data(key, round_) for slot, key in pushes}
+        for slot, key in pushes:
+            for send in sends(straight.push(slot, made[slot, key])):
+                expected[key] = (send.message, [bytes(frame) for frame in send.payload])
+        for slot, key in data.draw(st.permutations(pushes + data.draw(st.lists(st.sampled_from(pushes), max_size=4)))):
+            for send in sends(shuffled.push(slot, made[slot, key])):
+                assert got.setdefault(key, (send.message, [bytes(frame) for frame in send.payload])) == (
+                    send.message,
+                    [bytes(frame) for frame in send.payload],
+                )
+        assert got == expected
+        assert set(got) == {SMALL, HALF, OTHER}
+    for key in (SMALL, HALF, OTHER):
+        assert straight.residual(key).tobytes() == shuffled.residual(key).tobytes()
+
+
+def test_a_round_is_the_mean_of_the_pushes_and_nothing_is_lost():
+    """D(result) + residual = mean of D(push) + the residual before, to the last bit that float32 has, over ten rounds."""
+    job = Job(3, {"codec_values": "fp32"})
+    before = np.zeros(2048, np.float32)
+    for round_ in range(10):
+        total = np.zeros(2048, np.float64)
+        for slot, member in enumerate(job.members):
+            message, frames = member.data(HALF, round_)
+            out = np.empty(2048, np.float32)
+            coding = Coding(message.codec, message.level, message.elements, message.count, message.seed)
+            get("topk").decode(np.frombuffer(frames[0], np.uint8), coding, out)
+            total += out
+            actions = job.push(slot, (message, frames))
+        after = job.residual(HALF)
+        np.testing.assert_allclose(decoded(actions) + after, total / 3 + before, rtol=1e-5, atol=1e-6)
+        assert norm(after) > 0
+        before = after
+
+
+def test_weights_count():
+    """A push of weight 3 counts three times one of weight 1, and a member without a gradient still counts in the mean."""
+    job = Job(3, {"codec_name": "dense", "codec_light": 32.0, "codec_heavy": 32.0})
+    one, other = job.members[0].data(HALF, 0), job.members[1].data(HALF, 0)
+    heavy = m.Push(**{name: getattr(one[0], name) for name in one[0].__struct_fields__} | {"weight": 3.0})
+    job.push(0, (heavy, one[1]))
+    job.push(1, other)
+    actions = job.push(2, job.members[2].bare("UNUSED", HALF, 0))
+    a, b = (gaussian(2048, slot, HALF, 0) for slot in (0, 1))
+    np.testing.assert_allclose(decoded(actions), (3 * a + b) / 5, rtol=1e-6, atol=1e-6)
+
+
+def test_a_push_that_comes_twice_counts_once():
+    """Twice in the open round: nothing happens. After the round: the result again, to whom it came from only."""
+    job = Job()
+    first = job.members[0].data(HALF, 0)
+    assert job.push(0, first) == []
+    assert job.push(0, first) == []
+    result = result_of(job.push(1, job.members[1].data(HALF, 0)))
+    residual = job.residual(HALF)
+    again = job.push(0, first)
+    assert result_of(again) == result
+    assert sends(again)[0].peers == (b"peer 0",)
+    assert job.residual(HALF).tobytes() == residual.tobytes()
+
+
+def test_the_result_goes_where_the_last_repetition_came_from():
+    """A member that has connected anew is answered on its new connection."""
+    job = Job()
+    first = job.members[0].data(HALF, 0)
+    job.push(0, first)
+    job.shard.on_push(b"new", *first)
+    assert sends(job.push(1, job.members[1].data(HALF, 0)))[0].peers == (b"new", b"peer 1")
+    job.push(0, job.members[0].data(HALF, 1))
+    job.shard.on_ask(b"newer", m.Ask(0, 1, 0, 1, [HALF]))
+    assert sends(job.push(1, job.members[1].data(HALF, 1)))[0].peers == (b"newer", b"peer 1")
+
+
+@pytest.mark.parametrize("kind", ["SKIP", "UNUSED", "EMPTY"])
+def test_the_same_push_with_other_bytes_is_refused(kind):
+    """Whether the payload differs, the header, or the kind; the first push stays."""
+    job = Job()
+    message, frames = job.members[0].data(HALF, 0)
+    other = job.members[0].data(HALF, 0, gradient=gaussian(2048, 99))
+    job.push(0, (message, frames))
+    for changed in (other, job.members[0].bare(kind, HALF, 0), job.members[0].data(HALF, 0, skipped=True)):
+        actions = job.push(0, changed)
+        assert named(actions) == ["Refuse"]
+        assert sends(actions)[0].peers == (b"peer 0",)
+        assert "worker 0" in notes(actions, "refused")[0]["culprit"]
+        assert "pushed before with other bytes" in sends(actions)[0].message.reason
+    clean = Job()
+    clean.push(0, (message, frames))
+    other = job.members[1].data(HALF, 0)
+    assert result_of(job.push(1, other)) == result_of(clean.push(1, other))
+
+
+def test_stale_and_early_pushes_are_left_alone():
+    """Of a finished round, of a round to come, of another incarnation, of a stranger, of a key or layout that is not here."""
+    job = Job()
+    rounds = [[job.members[slot].data(HALF, round_) for slot in (0, 1)] for round_ in range(3)]
+    for pushes in rounds[:2]:
+        for slot in (0, 1):
+            job.push(slot, pushes[slot])
+    before = job.residual(HALF)
+    assert job.push(0, rounds[0][0]) == []  # finished, and no longer the last
+    late = Member(0, job.settings, job.layout)
+    assert job.push(0, late.data(HALF, 3)) == []  # round 2 is open
+    stranger = Member(5, job.settings, job.layout)
+    assert job.shard.on_push(b"x", *stranger.data(HALF, 2)) == []
+    message, frames = rounds[2][0]
+    fields = {name: getattr(message, name) for name in message.__struct_fields__}
+    for changed in ({"incarnation": 9}, {"layout": 1}, {"key": 3}, {"round": -1}):
+        assert job.push(0, (m.Push(**(fields | changed)), frames)) == []
+    assert job.residual(HALF).tobytes() == before.tobytes()
+    assert not job.shard.records[0, HALF].open
+
+
+def test_nothing_is_finished_before_a_view():
+    """Pushes that come before the view or the layout are not kept: their senders ask, and push again."""
+    job = Job(seen=False)
+    assert [job.push(slot, job.members[slot].data(HALF, 0)) for slot in (0, 1)] == [[], []]
+    assert job.shard.on_ask(b"peer 0", m.Ask(0, 0, 0, 1, [HALF])) == []
+    job.shard.on_view(view_of(job.settings))
+    assert named(job.shard.on_ask(b"peer 0", m.Ask(0, 0, 0, 1, [HALF]))) == ["Missing"]
+
+
+def test_a_view_that_does_not_name_this_boot_is_not_obeyed():
+    """It is meant for another life of this shard; nor is an old view."""
+    job = Job(seen=False)
+    assert job.shard.on_view(view_of(job.settings, shards=[(0, BOOT + 1, "tcp://x:1")])) == []
+    assert (job.shard.epoch, job.shard.members) == (-1, {})
+    job.shard.on_view(view_of(job.settings, p=3))
+    assert job.shard.on_view(view_of(job.settings, p=2, slots=[0])) == []
+    assert (job.shard.epoch, job.shard.members) == (3, {0: 1, 1: 2})
+
+
+def test_an_ask_is_answered_key_by_key():
+    """The result where there is one, the list of pushes that are lacking, and nothing where the round waits for others."""
+    job = Job()
+    job.round(SMALL, 0, ["DATA", "DATA"])
+    job.push(0, job.members[0].data(HALF, 0))
+    actions = job.shard.on_ask(b"peer 0", m.Ask(0, 0, 0, 1, [SMALL, HALF, OTHER, 9]))
+    assert [type(send.message).__name__ for send in sends(actions)] == ["Result", "Missing"]
+    assert result_of(actions)[0].key == SMALL
+    assert sends(actions, m.Missing)[0].message == m.Missing(0, 0, [OTHER])
+    assert all(send.peers == (b"peer 0",) for send in sends(actions))
+    for stale in (m.Ask(0, 0, 0, 2, [SMALL]), m.Ask(0, 5, 0, 1, [SMALL]), m.Ask(1, 0, 0, 1, [SMALL]), m.Ask(0, 0, 7, 1, [SMALL])):
+        assert job.shard.on_ask(b"peer 0", stale) == []
+
+
+# ---------------------------------------------------------------- kinds
+
+
+def expected_kind(kinds) -> str:
+    """Rule 3, written down once more."""
+    if "SKIP" in kinds:
+        return "SKIP"
+    if set(kinds) == {"EMPTY"}:
+        return "END"
+    return "DATA" if "DATA" in kinds else "UNUSED"
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(["DATA", "UNUSED", "SKIP", "EMPTY"], repeat=3)), ids="-".join)
+def test_what_a_round_comes_to(kinds):
+    """Any SKIP, else all EMPTY, else no DATA, else a sum over the members whose weight counts; only a sum writes a residual."""
+    job = Job(3)
+    job.round(HALF, 0, ["DATA"] * 3)
+    before = job.residual(HALF)
+    actions = job.round(HALF, 1, list(kinds))
+    message, payload = result_of(actions)
+    assert message.kind == expected_kind(kinds)
+    assert sends(actions)[0].peers == (b"peer 0", b"peer 1", b"peer 2")
+    assert message.used == ("DATA" in kinds)
+    record = job.shard.records[0, HALF]
+    if message.kind != "DATA":
+        assert (payload, message.codec, message.frames) == (b"", "", [])
+        assert job.residual(HALF).tobytes() == before.tobytes()
+        assert record.before == record.after == 1
+    else:
+        assert (record.before, record.after) == (1, 0)
+
+
+@pytest.mark.parametrize("wrote", ["SKIP", "DATA", "UNUSED"])
+def test_the_round_after_a_skipped_one_starts_where_that_one_started(wrote):
+    """Whether this key wrote a half in the skipped round (the skip was elsewhere) or not: as if the round had not been."""
+    job, clean = Job(), Job()
+    pushes = [[job.members[slot].data(HALF, round_) for slot in (0, 1)] for round_ in (0, 1)]
+    for slot, round_ in itertools.product((0, 1), (0, 1)):
+        job.push(slot, pushes[round_][slot])
+        clean.push(slot, pushes[round_][slot])
+    before = job.residual(HALF)
+    job.round(HALF, 2, [wrote, wrote])
+    clean.round(HALF, 2, ["SKIP", "SKIP"])
+    assert (job.residual(HALF).tobytes() != before.tobytes()) == (wrote == "DATA")
+    for round_, skipped in ((3, True), (4, False), (5, False)):
+        # The same pushes to both, so that only the shards can differ.
+        pushed = [Member(slot, job.settings, job.layout).data(HALF, round_, skipped=skipped) for slot in (0, 1)]
+        job.push(0, pushed[0])
+        clean.push(0, pushed[0])
+        assert result_of(job.push(1, pushed[1])) == result_of(clean.push(1, pushed[1]))
+        assert job.residual(HALF).tobytes() == clean.residual(HALF).tobytes()
+
+
+def test_many_skipped_rounds_in_a_row_start_from_the_same_half():
+    """Each writes and is thrown away; the first that counts starts from what was there before them all."""
+    job, clean = Job(), Job()
+    for each in (job, clean):
+        each.round(HALF, 0, ["DATA", "DATA"])
+    for round_ in range(1, 6):
+        job.round(HALF, round_, ["DATA", "DATA"], skipped=round_ > 1)
+        clean.round(HALF, round_, ["SKIP", "SKIP"], skipped=round_ > 1)
+    pushed = [Member(slot, job.settings, job.layout).data(HALF, 6, skipped=True) for slot in (0, 1)]
+    for each in (job, clean):
+        each.push(0, pushed[0])
+    assert result_of(job.push(1, pushed[1])) == result_of(clean.push(1, pushed[1]))
+
+
+def undo(job: Job, round_: int, p: int) -> None:
+    """Take back a round by a view."""
+    job.shard.on_view(view_of(job.settings, p=p, cut=round_, previous_epoch=p - 1))
+
+
+@pytest.mark.parametrize("steps", list(itertools.product(["undo", "skip", "keep"], repeat=4)), ids="-".join)
+def test_undone_and_skipped_rounds_leave_no_trace(steps):
+    """Undone then skipped, skipped then undone, the round after a skipped one undone: the residual is that of the rounds that count.
+
+    `protocol.md` 5.1: with one undo half, going back one half too many is the easy mistake.
+    """
+    job, clean = Job(), Job()
+    for each in (job, clean):
+        each.round(HALF, 0, ["DATA", "DATA"])
+    round_, skipped, p, counted = 1, False, 1, 1
+    for step in (*steps, "keep"):
+        pushed = [Member(slot, job.settings, job.layout).data(HALF, round_, skipped=skipped) for slot in (0, 1)]
+        job.push(0, pushed[0])
+        job.push(1, pushed[1])
+        if step == "undo":
+            p += 1
+            undo(job, round_, p)
+            continue
+        if step == "keep":
+            # The same payloads, numbered as if the other rounds had not been.
+            for slot in (0, 1):
+                fields = {name: getattr(pushed[slot][0], name) for name in pushed[slot][0].__struct_fields__}
+                clean.push(slot, (m.Push(**(fields | {"round": counted, "previous_skipped": False})), pushed[slot][1]))
+            counted += 1
+            assert job.residual(HALF).tobytes() == clean.residual(HALF).tobytes()
+        skipped = step == "skip"
+        round_ += 1
+
+
+def test_a_view_takes_back_the_last_round_and_lets_the_rest_finish_the_next():
+    """Who is out no longer holds up a round: with its push gone from the open round, the others' sum is the result."""
+    job = Job(3)
+    job.round(HALF, 0, ["DATA"] * 3)
+    job.push(0, job.members[0].data(HALF, 1))
+    job.push(2, job.members[2].data(HALF, 1))
+    assert job.shard.records[0, HALF].round == 0
+    actions = job.shard.on_view(view_of(job.settings, p=2, slots=[0, 2], cut=1, previous_epoch=1))
+    message, _ = result_of(actions)
+    assert (message.round, message.epoch, message.kind) == (1, 2, "DATA")
+    assert sends(actions)[0].peers == (b"peer 0", b"peer 2")
+
+
+# ---------------------------------------------------------------- plans
+
+
+LIGHT, HEAVY = Choice("topk", 0.1), Choice("topk", 0.01)
+
+
+def test_a_plan_travels_once_and_only_with_key_zero():
+    """On the next result of key 0, behind the payload; not again with the round after, and with no other key."""
+    job = Job()
+    plan = plan_bytes(1, HEAVY)
+    job.shard.on_plan(0, 1, plan)
+    message, _ = result_of(job.round(HALF, 0, ["DATA", "DATA"]))
+    assert message.plan == 0
+    actions = job.round(SMALL, 0, ["DATA", "DATA"])
+    message, payload = result_of(actions)
+    assert message.plan == len(plan)
+    assert payload.endswith(plan)
+    assert [len(frame) for frame in sends(actions)[0].payload] == [*message.frames, message.plan]
+    again = job.push(0, Member(0, job.settings, job.layout).data(SMALL, 0))
+    assert result_of(again) == (message, payload)  # who lost the result gets the plan again
+    job.shard.on_plan(0, 1, plan)  # the coordinator repeats it until all report it
+    assert result_of(job.round(SMALL, 1, ["DATA", "DATA"]))[0].plan == 0
+
+
+def test_only_a_higher_version_replaces_a_plan():
+    """Plans that overtake each other: the newest wins, also over one that has been carried already."""
+    job = Job()
+    old, new = plan_bytes(2, HEAVY), plan_bytes(3, LIGHT, HEAVY)
+    job.shard.on_plan(0, 3, new)
+    job.shard.on_plan(0, 2, old)
+    assert result_of(job.round(SMALL, 0, ["DATA", "DATA"]))[1].endswith(new)
+    job.shard.on_plan(0, 2, old)
+    assert result_of(job.round(SMALL, 1, ["DATA", "DATA"]))[0].plan == 0
+    assert job.shard.records[0, SMALL].plan == 3
+
+
+@pytest.mark.parametrize("kinds", [["SKIP", "DATA"], ["UNUSED", "UNUSED"], ["EMPTY", "UNUSED"], ["EMPTY", "DATA"]], ids="-".join)
+def test_a_plan_travels_with_any_result_but_the_end(kinds):
+    """Also without a payload: a skipped round brings it too, and it is not sent again afterwards."""
+    job = Job()
+    plan = plan_bytes(1, HEAVY)
+    job.shard.on_plan(0, 1, plan)
+    message, payload = result_of(job.round(SMALL, 0, kinds))
+    assert (message.plan, payload[-len(plan) :]) == (len(plan), plan)
+    assert result_of(job.round(SMALL, 1, ["DATA", "DATA"], skipped="SKIP" in kinds))[0].plan == 0
+
+
+def test_the_end_carries_no_plan():
+    """END changes no state, so a plan must not hang on it."""
+    job = Job()
+    job.shard.on_plan(0, 1, plan_bytes(1, HEAVY))
+    message, payload = result_of(job.round(SMALL, 0, ["EMPTY", "EMPTY"]))
+    assert (message.kind, message.plan, payload) == ("END", 0, b"")
+    assert job.shard.records[0, SMALL].plan == 0
+
+
+def test_a_view_takes_the_plan_back_with_its_round():
+    """The round is finished anew and carries the plan again: else it would be lost for ever."""
+    job = Job()
+    plan = plan_bytes(1, HEAVY)
+    job.shard.on_plan(0, 1, plan)
+    job.round(SMALL, 0, ["DATA", "DATA"])
+    undo(job, 0, 2)
+    assert job.shard.records[0, SMALL].plan == 0
+    job.shard.on_plan(0, 2, newer := plan_bytes(2, LIGHT))
+    message, payload = result_of(job.round(SMALL, 0, ["DATA", "DATA"]))
+    assert payload.endswith(newer)
+    assert message.epoch == 2
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def refusal(job: Job, slot: int, pushed: Pushed) -> str:
+    """Return the reason for which a push is refused; it must reach its sender, name it, and leave no trace."""
+    actions = job.push(slot, pushed)
+    (send,) = sends(actions)
+    assert isinstance(send.message, m.Refuse)
+    assert send.peers == (job.members[slot].peer,)
+    assert (send.message.layout, send.message.key, send.message.round) == (0, pushed[0].key, pushed[0].round)
+    assert notes(actions, "refused") == [{"culprit": f"worker {slot}", "reason": send.message.reason}]
+    assert f"key {pushed[0].key}, round {pushed[0].round} from worker {slot} is refused" in send.message.reason
+    assert not job.shard.records[0, pushed[0].key].open
+    return send.message.reason
+
+
+def changed(pushed: Pushed, **fields) -> Pushed:
+    message, frames = pushed
+    return m.Push(**({name: getattr(message, name) for name in message.__struct_fields__} | fields)), frames
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"elements": 2047}, "expected 2048 elements, the header says 2047"),
+        ({"elements": 0}, "expected 2048 elements"),
+        ({"count": 204}, "204 entries"),
+        ({"count": 2049}, "2049 entries"),
+        ({"frames": []}, "expected payload frames of"),
+        ({"frames": [10, 10]}, "expected payload frames of"),
+        ({"codec": "zip"}, "'zip'"),
+        ({"codec": ""}, "''"),
+        ({"codec": "dense", "level": 32.0}, "dense"),
+        ({"codec": "random_block"}, "random_block"),
+        ({"level": 0.0}, "0.0"),
+        ({"level": 2.0}, "2.0"),
+        ({"level": float("nan")}, "nan"),
+        ({"level": 0.01}, "at most"),
+        ({"used": 0}, "used bits"),
+        ({"used": 2}, "used bits 0b10 for a key of 1 slices"),
+        ({"weight": 0.0}, "weight"),
+        ({"kind": "SKIP"}, "no payload"),
+        ({"kind": "EMPTY"}, "no payload"),
+        ({"kind": "UNUSED"}, "no payload"),
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_is_refused(fields, says):
+    """With what was expected, what came, and who sent it."""
+    job = Job()
+    assert says in refusal(job, 1, changed(job.members[1].data(HALF, 0), **fields))
+
+
+def test_an_empty_push_counts_for_nothing():
+    """A finished worker with a weight would shrink everybody's mean."""
+    job = Job()
+    assert "EMPTY has weight 0, got 1.0" in refusal(job, 0, changed(job.members[0].bare("EMPTY", HALF, 0), weight=1.0))
+    assert "no used bits" in refusal(job, 0, changed(job.members[0].bare("UNUSED", HALF, 0), used=1))
+
+
+def test_damaged_payloads_are_refused_or_harmless():
+    """Any byte of a payload may be anything: either it is refused, or it decodes to finite numbers and the round goes on."""
+    message, frames = Job().members[0].data(HALF, 0)
+    draw = np.random.default_rng(5)
+    refused = 0
+    for _ in range(150):
+        job = Job()
+        damaged = bytearray(frames[0])
+        damaged[draw.integers(len(damaged))] ^= 1 << draw.integers(8)
+        actions = job.push(0, (message, (memoryview(damaged),)))
+        if actions:
+            assert named(actions) == ["Refuse"]
+            refused += 1
+        else:
+            assert np.isfinite(decoded(job.push(1, job.members[1].data(HALF, 0)))).all()
+    assert refused > 10
+
+
+@pytest.mark.parametrize("cut", [-1, 1, 4])
+def test_a_payload_of_another_length_is_refused(cut):
+    """Shorter or longer, though the header agrees with it."""
+    job = Job()
+    message, frames = job.members[0].data(HALF, 0)
+    payload = bytes(frames[0])[:cut] if cut < 0 else bytes(frames[0]) + bytes(cut)
+    refusal(job, 0, (changed((message, frames), frames=[len(payload)])[0], (memoryview(payload),)))
+
+
+def test_a_refused_member_may_push_again():
+    """A refusal leaves no trace, so the right push still finishes the round."""
+    job = Job()
+    good = job.members[0].data(HALF, 0)
+    refusal(job, 0, changed(good, count=3))
+    job.push(0, good)
+    assert result_of(job.push(1, job.members[1].data(HALF, 0)))[0].kind == "DATA"
+
+
+def disagreement(job: Job) -> list:
+    job.push(0, job.members[0].data(HALF, 0))
+    return job.push(1, job.members[1].data(HALF, 0, skipped=True))
+
+
+def test_members_that_disagree_whether_a_round_was_skipped_are_told():
+    """Somebody has applied what others have not: there is no right sum, so all are refused."""
+    job = Job()
+    (send,) = sends(disagreement(job))
+    assert send.peers == (b"peer 0", b"peer 1")
+    assert "disagree whether round -1 was skipped" in send.message.reason
+    assert job.shard.records[0, HALF].round == -1
+
+
+def test_unequal_seeds_of_a_shared_block_are_told():
+    """Blocks of different places cannot be added: the message says that job seeds or plans differ."""
+    job = Job(2, {"codec_name": "random_block"})
+    message, frames = job.members[1].data(HALF, 0)
+    job.push(0, job.members[0].data(HALF, 0))
+    (send,) = sends(job.push(1, changed((message, frames), seed=message.seed ^ 1)))
+    assert send.peers == (b"peer 0", b"peer 1")
+    assert "members drew different positions" in send.message.reason
+
+
+def test_a_lost_refusal_of_all_is_said_again():
+    """A round that cannot be finished must not become a wait without end: who pushes or asks again is told again."""
+    job = Job()
+    disagreement(job)
+    for actions in (
+        job.shard.on_ask(b"peer 0", m.Ask(0, 0, 0, 1, [HALF])),
+        job.shard.on_push(b"peer 0", *Member(0, job.settings, job.layout).data(HALF, 0)),
+    ):
+        assert named(actions) == ["Refuse"]
+        assert b"peer 0" in sends(actions)[0].peers
+
+
+# ---------------------------------------------------------------- sums, slices, switches
+
+
+def test_a_sum_that_overflows_skips_the_round():
+    """Every push is finite, their sum is not: SKIP, and the residual is what it was."""
+    job = Job(2, {"codec_name": "dense", "codec_light": 32.0, "codec_heavy": 32.0})
+    job.round(HALF, 0, ["DATA", "DATA"])
+    before = job.residual(HALF)
+    message, payload = result_of(job.round(HALF, 1, ["DATA", "DATA"], gradient=np.full(2048, 3e38, np.float32)))
+    assert (message.kind, payload, message.used) == ("SKIP", b"", 1)
+    assert job.residual(HALF).tobytes() == before.tobytes()
+    fresh = [Member(slot, job.settings, job.layout).data(HALF, 2, skipped=True) for slot in (0, 1)]
+    job.push(0, fresh[0])
+    assert np.isfinite(decoded(job.push(1, fresh[1]))).all()
+
+
+@pytest.mark.parametrize("used", [(0b01, 0b01), (0b01, 0b10), (0b00, 0b10), (0b11, 0b10)])
+def test_a_slice_that_nobody_used_keeps_its_residual(used):
+    """Its place in the result is zero, its residual is untouched to the bit; slices that somebody used are summed as ever."""
+    job = Job()
+    for round_ in range(3):
+        job.round(SMALL, round_, ["DATA", "DATA"])
+    before = job.residual(SMALL)
+    assert norm(before) > 0
+    actions = []
+    for slot, bits in enumerate(used):
+        member = job.members[slot]
+        actions = job.push(slot, member.data(SMALL, 3, used=bits) if bits else member.bare("UNUSED", SMALL, 3))
+    message, _ = result_of(actions)
+    assert message.used == used[0] | used[1]
+    values, after = decoded(actions), job.residual(SMALL)
+    for position, part in enumerate(job.layout.keys[SMALL].slices):
+        span = slice(part.offset, part.offset + part.length)
+        if message.used >> position & 1:
+            assert values[span].any()
+        else:
+            assert not values[span].any()
+            assert after[span].tobytes() == before[span].tobytes()
+
+
+@pytest.mark.parametrize("rule", ["keep", "clip", "reset"])
+def test_the_rule_for_switches_holds_when_the_reply_turns_lighter(rule):
+    """Once; what it throws away is logged as a loss. If that round is skipped, it holds again: the residual is the old one then."""
+    job = Job(2, {"codec_residual_at_switch": rule})
+    for round_ in range(20):
+        job.round(HALF, round_, ["DATA", "DATA"], choice=HEAVY)
+    before = job.residual(HALF)
+    lost = []
+    for round_, skipped in ((20, False), (21, True), (22, False)):
+        pushed = [Member(slot, job.settings, job.layout).data(HALF, round_, skipped=skipped, choice=LIGHT) for slot in (0, 1)]
+        job.push(0, pushed[0])
+        losses = notes(job.push(1, pushed[1]), "loss")
+        lost.append(losses[0]["norm"] if losses else 0.0)
+        assert all((loss["layout"], loss["key"], loss["round"], loss["why"]) == (0, HALF, round_, "switch") for loss in losses)
+    if rule == "keep":
+        assert lost == [0.0, 0.0, 0.0]
+    else:
+        assert 0 < lost[0] <= norm(before) * 1.001
+        assert 0 < lost[1] <= norm(before) * 1.001
+        assert lost[2] == 0.0
+    if rule == "reset":
+        assert lost[:2] == [norm(before)] * 2
+
+
+def test_the_lightest_compression_pushed_is_the_reply():
+    """Members may hold different levels and codecs in one round; nobody's precision is lost on the way back."""
+    job = Job(3)
+    job.push(0, job.members[0].data(HALF, 0, choice=HEAVY))
+    job.push(1, job.members[1].data(HALF, 0, choice=LIGHT))
+    message, _ = result_of(job.push(2, job.members[2].data(HALF, 0, choice=HEAVY)))
+    assert (message.codec, message.level) == LIGHT
+    job.push(0, job.members[0].data(HALF, 1, choice=HEAVY))
+    job.push(1, job.members[1].data(HALF, 1, choice=LIGHT))
+    message, _ = result_of(job.push(2, job.members[2].data(HALF, 1, choice=Choice("dense", 16.0))))
+    assert (message.codec, message.level) == ("dense", 16.0)
+
+
+def test_layouts_do_not_touch_each_other():
+    """Two models in one session: key 0 of one is not key 0 of the other."""
+    job = Job()
+    job.shard.on_layout(1, job.layout)
+    second = [Member(slot, job.settings, job.layout, number=1) for slot in (0, 1)]
+    job.push(0, job.members[0].data(HALF, 0))
+    assert job.push(1, second[1].data(HALF, 0)) == []
+    assert result_of(job.push(0, second[0].data(HALF, 0)))[0].layout == 1
+    assert job.shard.records[0, HALF].round == -1
+    assert result_of(job.push(1, job.members[1].data(HALF, 0)))[0].layout == 0
+
+
+def test_a_shard_holds_only_its_own_keys():
+    """The layout says whose a key is; a push that lost its way is not kept."""
+    settings = settings_of(servers_count=3)
+    layout = layout_of(settings)
+    shards = [Shard(number, BOOT, settings) for number in range(3)]
+    for shard in shards:
+        shard.on_layout(0, layout)
+    assert [sorted(key for _, key in shard.records) for shard in shards] == [
+        [key.number for key in layout.keys_of_shard(number)] for number in range(3)
+    ]
+    assert sorted(key for shard in shards for _, key in shard.records) == [0, 1, 2]
