@@ -131,9 +131,7 @@ def _prepare(settings: Settings) -> Path:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(config.render(settings))
     except FileExistsError:
-        raise ConfigError(
-            f"run directory {str(directory)!r} holds another run already; name a new one, or remove it"
-        ) from None
+        raise ConfigError(f"run directory {str(directory)!r} holds another run already; name a new one, or remove it") from None
     except OSError as error:
         raise ConfigError(f"run directory {str(directory)!r} cannot be written: {error.strerror}; name another") from None
     return directory

@@ -27,9 +27,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright
 class Screen:
     """Standard output and standard error of the launcher. A context manager."""
 
-    def __init__(
-        self, progress: ProgressMode = "auto", *, output: TextIO | None = None, error: TextIO | None = None
-    ) -> None:
+    def __init__(self, progress: ProgressMode = "auto", *, output: TextIO | None = None, error: TextIO | None = None) -> None:
         """Args: `progress`, how to show it (auto: live on a terminal); `output` and `error`, the streams to use."""
         self._output = sys.stdout if output is None else output
         self._error = sys.stderr if error is None else error

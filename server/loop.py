@@ -1,7 +1,7 @@
 """Runs one server: a thread that owns the sockets, and a thread that computes for each shard.
 
-Pushes are handed to the shard that owns their key; what it answers is packed there too, and only sent here. So receiving, folding,
-encoding and sending of different keys overlap, and no sum needs a lock.
+Pushes are handed to the shard that owns their key; what it answers is packed there too, and only sent here. So receiving,
+folding, encoding and sending of different keys overlap, and no sum needs a lock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Passes the state of a model from the worker that has it to those that do not.
 
-Workers are not reachable for each other; every server is. A joiner asks a server for a part, the server asks the donor once, however
-many joiners ask, and hands the answer to all of them. Nothing is kept.
+Workers are not reachable for each other; every server is. A joiner asks a server for a part, the server asks the donor once,
+however many joiners ask, and hands the answer to all of them. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Relay:
         return [Send((peer,), hello)]
 
     def get(self, peer: Peer, get: m.Get) -> list[Action]:
-        """Pass a request on to the donor, unless it has been asked for this part. The joiner repeats it, so a loss costs only time."""
+        """Pass a request on to the donor, unless it has been asked for this part.
+
+        The joiner repeats it, so a loss costs only time.
+        """
         waiting = self._waiting.setdefault((get.layout, get.part), set())
         asked = bool(waiting) and peer not in waiting
         waiting.add(peer)

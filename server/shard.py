@@ -195,7 +195,9 @@ class Shard:
         record.finish(Finished(result, frames), outcome, skipped=skipped)
         notes: list[Action] = []
         if outcome.lost:
-            notes.append(Note("loss", {"layout": layout, "key": result.key, "round": result.round, "norm": outcome.lost, "why": "switch"}))
+            notes.append(
+                Note("loss", {"layout": layout, "key": result.key, "round": result.round, "norm": outcome.lost, "why": "switch"})
+            )
         if result.key == 0:
             fields = {"layout": layout, "round": result.round, "epoch": result.epoch, "kind": result.kind, "plan": record.plan}
             notes.append(Note("round", fields | {"previous_skipped": skipped, "slots": [each.message.slot for each in held]}))
@@ -234,9 +236,7 @@ class Shard:
     def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
         """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
         key, codecs = record.key, self._codecs
-        pushes = [
-            FoldPush(each.message.weight, _coding(each.message), each.payload) for each in held if each.payload is not None
-        ]
+        pushes = [FoldPush(each.message.weight, _coding(each.message), each.payload) for each in held if each.payload is not None]
         reply = registry.lightest([(push.coding.codec, push.coding.level) for push in pushes], key.elements, codecs=codecs)
         codec = codecs[reply[0]]
         bound = codec.payload_bound(key.elements, reply[1])

@@ -26,7 +26,7 @@ ENVIRONMENT_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def _start_collector_of_pyzmq() -> None:
-    """Send one message without a copy: the first starts a thread of pyzmq's, with descriptors, that lives as long as the process."""
+    # The first message sent without a copy starts a thread of pyzmq's, with descriptors, that lives as long as the process.
     context = zmq.Context()
     with context.socket(zmq.PAIR) as left, context.socket(zmq.PAIR) as right:
         left.bind("inproc://collector")

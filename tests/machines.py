@@ -15,7 +15,20 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Note, Send
 from ps_accordion.worker.coder import KeyCoder
 
-__all__ = ["BOOT", "TABLE", "Member", "Pushed", "gaussian", "layout_of", "named", "notes", "plan_bytes", "sends", "settings_of", "view_of"]
+__all__ = [
+    "BOOT",
+    "TABLE",
+    "Member",
+    "Pushed",
+    "gaussian",
+    "layout_of",
+    "named",
+    "notes",
+    "plan_bytes",
+    "sends",
+    "settings_of",
+    "view_of",
+]
 
 BOOT = 77
 TABLE = [

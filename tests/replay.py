@@ -3,8 +3,8 @@
 Nothing here knows sockets, threads or kernels. `twins.py` has the codecs; this file has the rounds:
 
     worker   e := rule(e) if its level turned lighter;  v = g + e;  payload = C(v);  e := v - D(payload)
-    server   total = sum of weight x D(payload), in slot order;  p = total / weights + rule(E);  result = C(p);  E := p - D(result)
-    skipped  a round with a gradient that is not finite: E as before it, and every payload pushed in it returns to its e
+    server   total = sum of weight x D(payload), in slot order;  p = total / weights + rule(E);  result = C(p);  E := p -
+    D(result) skipped  a round with a gradient that is not finite: E as before it, and every payload pushed in it returns to its e
 """
 
 import json

@@ -1,1 +1,238 @@
-codecs/twins.py
+"""Every codec and the server's fold once more, in plain numpy: short enough to be believed by reading.
+
+Nothing here touches a kernel. The arguments are those of the package, but vectors and payloads are returned instead of filled in:
+payloads are `bytes`, residuals are new arrays, and None for a residual is zeros. Payload layouts are those of `docs/codecs.md`.
+A whole-system replay needs `encode_holding`, `settle`, `fold`, `decode`, `effective` and `lighter`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ps_accordion.codecs import Coding
+from ps_accordion.seeds import mix64
+
+CHUNK = 32768
+F32 = np.float32
+
+
+@dataclass
+class Packed:
+    """A payload, its entries, and what it does not carry."""
+
+    payload: bytes
+    count: int
+    rest: np.ndarray
+
+
+@dataclass
+class Folded:
+    """A result as the server sends it, and the residual it keeps."""
+
+    coding: Coding
+    payload: bytes
+    new_residual: np.ndarray
+    lost: float
+
+
+# --- levels ------------------------------------------------------------------------------------------------------------------
+
+
+def entries(codec, level, n):
+    """Return how many entries a payload has at most."""
+    if codec == "dense":
+        return n
+    if codec == "topk":
+        return min(n, max(1, math.ceil(level * n)))
+    return min(n, max(1, round(level * n)))
+
+
+def payload_bound(codec, level, n, values="fp16"):
+    """Return the largest payload in bytes."""
+    count = entries(codec, level, n)
+    if codec == "dense":
+        return 4 * n if level == 32 else 4 + 2 * n
+    if codec == "topk":
+        return 4 + count * (2 + (2 if values == "fp16" else 4)) + 2 * math.ceil(n / CHUNK)
+    return 4 * count
+
+
+def effective(codec, level, n, values="fp16", dense_level=16):
+    """Return the choice, or dense where that is no larger."""
+    if codec != "dense" and payload_bound(codec, level, n, values) >= payload_bound("dense", dense_level, n):
+        return "dense", dense_level
+    return codec, level
+
+
+def lightest(choices, n, values="fp16"):
+    """Return the choice with the largest payload; then the first name; then the larger level."""
+    return sorted(choices, key=lambda c: (-payload_bound(*c, n, values), c[0], -c[1]))[0]
+
+
+def lighter(new, old, n, values="fp16"):
+    """Return whether `new` sends more than `old`."""
+    return payload_bound(*new, n, values) > payload_bound(*old, n, values)
+
+
+def covered(n, b, seed):
+    """Return the indices of the random block."""
+    return (mix64(seed) % n + np.arange(b)) % n
+
+
+# --- one vector --------------------------------------------------------------------------------------------------------------
+
+
+def halves(x, peak):
+    """Return (exponent, float16 values, what they stand for) of float32 `x`, scaled so that `peak` comes into [2^14, 2^15)."""
+    exponent = max(math.frexp(peak)[1] - 1 - 14, -126) if peak > 0 else 0
+    scaled = np.clip(x * F32(2.0**-exponent), -32752, 32752)
+    half = scaled.astype(np.float16)
+    return exponent, half, half.astype(F32) * F32(2.0**exponent)
+
+
+def block_of(x, peak, values):
+    """Return (bytes of a value block, what its values stand for)."""
+    if values == "fp32":
+        return bytes([0, 0, 0, 0]) + x.astype("<f4").tobytes(), x
+    exponent, half, stands_for = halves(x, peak)
+    return bytes([1, 0]) + exponent.to_bytes(2, "little", signed=True) + half.astype("<f2").tobytes(), stands_for
+
+
+def pack(codec, level, v, seed=0, values="fp16"):
+    """Encode a finished vector; None if it is not finite."""
+    if not np.isfinite(v).all():
+        return None
+    n = v.size
+    count = entries(codec, level, n)
+    peak = float(np.abs(v).max())
+    if codec == "dense" and level == 32:
+        return Packed(v.astype("<f4").tobytes(), n, np.zeros(n, F32))
+    if codec == "dense":
+        payload, stands_for = block_of(v, peak, "fp16")
+        return Packed(payload, n, v - stands_for)
+    if codec == "random_block":
+        at = covered(n, count, seed)
+        rest = v.copy()
+        rest[at] = 0
+        return Packed(v[at].astype("<f4").tobytes(), count, rest)
+    by_size = np.argsort(-np.abs(v), kind="stable")[:count]
+    at = np.sort(by_size[v[by_size] != 0])
+    payload, stands_for = block_of(v[at], peak, values)
+    rest = v.copy()
+    rest[at] = v[at] - stands_for
+    in_chunks = np.bincount(at // CHUNK, minlength=math.ceil(n / CHUNK))
+    return Packed(payload + (at % CHUNK).astype("<u2").tobytes() + in_chunks.astype("<u2").tobytes(), at.size, rest)
+
+
+def read_block(block, count):
+    """Return the values of a value block."""
+    if block[0] == 0:
+        return np.frombuffer(block, "<f4", count, 4)
+    return np.frombuffer(block, "<f2", count, 4).astype(F32) * F32(2.0 ** int.from_bytes(block[2:4], "little", signed=True))
+
+
+def decode(coding, payload):
+    """Return D(payload)."""
+    codec, level, n, count, seed = coding
+    payload = bytes(payload)
+    if codec == "dense":
+        return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
+    out = np.zeros(n, F32)
+    if codec == "random_block":
+        out[covered(n, count, seed)] = np.frombuffer(payload, "<f4")
+        return out
+    chunks = math.ceil(n / CHUNK)
+    in_chunks = np.frombuffer(payload, "<u2", chunks, len(payload) - 2 * chunks)
+    places = np.frombuffer(payload, "<u2", count, len(payload) - 2 * chunks - 2 * count)
+    out[np.repeat(np.arange(chunks) * CHUNK, in_chunks) + places] = read_block(payload, count)
+    return out
+
+
+# --- the worker --------------------------------------------------------------------------------------------------------------
+
+
+def encode(codec, level, gradient, residual=None, *, seed=0, values="fp16"):
+    """Encode `gradient + residual`."""
+    with np.errstate(all="ignore"):
+        v = gradient + (F32(0) if residual is None else residual)
+    return pack(codec, level, v, seed, values)
+
+
+def encode_holding(codec, level, gradient, residual, held, *, seed=0, values="fp16"):
+    """Encode with the held spans as zero, their residual as it was."""
+    gradient, emptied = gradient.copy(), residual.copy()
+    for start, length in held:
+        gradient[start : start + length] = 0
+        emptied[start : start + length] = 0
+    packed = encode(codec, level, gradient, emptied, seed=seed, values=values)
+    if packed is not None:
+        for start, length in held:
+            packed.rest[start : start + length] = residual[start : start + length]
+    return packed
+
+
+# --- the residual at a switch ------------------------------------------------------------------------------------------------
+
+
+def norm(x):
+    """Return the L2 norm: float64, 64 lanes filled in order, then added pairwise."""
+    rows = np.zeros((math.ceil(x.size / 64), 64))
+    rows.reshape(-1)[: x.size] = x
+    lanes = np.zeros(64)
+    for row in rows:
+        lanes = lanes + row * row
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+    return math.sqrt(lanes[0])
+
+
+def settle(rule, residual, reference, scale=1.0):
+    """Return (residual after the switch, norm of what is thrown away)."""
+    if rule == "reset":
+        return np.zeros_like(residual), norm(residual)
+    if rule == "clip":
+        length, allowed = norm(residual), 1.0 * (scale * norm(reference))
+        if math.isfinite(allowed) and length > allowed:
+            after = residual * F32(allowed / length)
+            return after, norm(residual.astype(np.float64) - after.astype(np.float64))
+    return residual.copy(), 0.0
+
+
+# --- the server --------------------------------------------------------------------------------------------------------------
+
+
+def reencode(codec, level, total, scale, residual=None, *, seed=0, values="fp16"):
+    """Encode `total * scale + residual`."""
+    with np.errstate(all="ignore"):
+        p = total * F32(scale) + (F32(0) if residual is None else residual)
+    return pack(codec, level, p, seed, values)
+
+
+def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16", reply=None, held=(), rule="keep"):
+    """Fold (weight, coding, payload) triples in rank order; None if the result is not finite.
+
+    A shared-seed codec's positions are those of the pushes. Linear codecs need no case of their own: adding payloads is adding
+    what they stand for, where they are not zero.
+    """
+    residual = np.zeros(elements, F32) if residual is None else residual
+    choice = reply or lightest([(coding.codec, coding.level) for _, coding, _ in pushes], elements, values)
+    seeds = {coding.seed for _, coding, _ in pushes if coding.codec == "random_block"}
+    seed = seeds.pop() if seeds else seed_reply
+    scale = F32(1.0 / total_weight)
+    total = np.zeros(elements, F32)
+    with np.errstate(all="ignore"):
+        for weight, coding, payload in pushes:
+            total = total + F32(weight) * decode(coding, payload)
+    base = residual.copy()
+    for start, length in held:
+        total[start : start + length] = 0
+        base[start : start + length] = 0
+    base, lost = settle(rule, base, total, float(scale))
+    packed = reencode(*choice, total, scale, base, seed=seed, values=values)
+    if packed is None:
+        return None
+    for start, length in held:
+        packed.rest[start : start + length] = residual[start : start + length]
+    coding = Coding(*choice, elements, packed.count, seed if choice[0] == "random_block" else 0)
+    return Folded(coding, packed.payload, packed.rest, lost)

@@ -95,9 +95,7 @@ class KeyCoder:
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool) -> m.Push:
         """Return a push of kind UNUSED, SKIP or EMPTY. The residual is untouched."""
         weight = 0.0 if kind == "EMPTY" else 1.0
-        return m.Push(
-            self.layout, self.key.number, round_, self._slot, self._incarnation, kind, weight, 0, previous_skipped
-        )
+        return m.Push(self.layout, self.key.number, round_, self._slot, self._incarnation, kind, weight, 0, previous_skipped)
 
     def take_back(self, push: m.Push, payload: Payload) -> None:
         """Add a pushed payload to the residual again, because its round was skipped: delayed, not lost."""

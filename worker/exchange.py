@@ -65,9 +65,7 @@ class Exchange:
         self.layout = layout
         self.rounds = Rounds(number, layout, client.settings)
         slot, incarnation = client.membership.slot, client.membership.incarnation
-        self.coders = [
-            KeyCoder(number, key, client.settings, slot=slot, incarnation=incarnation) for key in layout.keys
-        ]
+        self.coders = [KeyCoder(number, key, client.settings, slot=slot, incarnation=incarnation) for key in layout.keys]
         self._decided = decided
         self._keys_of: dict[int, list[tuple[Key, Slice]]] = {index: [] for index in range(len(layout.tensors))}
         for key in layout.keys:
@@ -129,9 +127,7 @@ class Exchange:
         vector = self._gathered(key, current.gradients)
         self.client.record.gradient(self.number, rounds.round, key.number, used, vector)
         choice: Choice = rounds.choice(key)
-        pushed = coder.encode(
-            vector, round_=rounds.round, used=used, choice=choice, previous_skipped=rounds.previous_skipped
-        )
+        pushed = coder.encode(vector, round_=rounds.round, used=used, choice=choice, previous_skipped=rounds.previous_skipped)
         if pushed.message.kind == "SKIP":
             self._skipping = True
         return pushed
@@ -171,7 +167,12 @@ class Exchange:
         self._timing.encode += seconds
         if pushed.loss:
             self.client.events.write(
-                event="loss", layout=self.number, key=pushed.message.key, round=pushed.message.round, norm=pushed.loss, why="switch"
+                event="loss",
+                layout=self.number,
+                key=pushed.message.key,
+                round=pushed.message.round,
+                norm=pushed.loss,
+                why="switch",
             )
         self.client.carry(self.rounds.pushed(pushed.message, pushed.payload, time.monotonic()))
 

@@ -115,8 +115,8 @@ class Membership:
             case m.Ended():
                 if not self.joined:
                     raise JoinRefused(
-                        f"the run of the coordinator at {self.settings.coordinator.address} is over: all its workers have finished; "
-                        "start a new run"
+                        f"the run of the coordinator at {self.settings.coordinator.address} is over: all its workers have "
+                        "finished; start a new run"
                     )
                 self.gone = True
                 return self._bye()
@@ -197,8 +197,8 @@ class Membership:
             return
         if not self.joined and now - self._born > limits.join:
             raise Unreachable(
-                f"no coordinator has answered at {address} within {limits.join:g} s; start one with `ps-accordion coordinator`, or "
-                "set coordinator.address (PS_ACCORDION_COORDINATOR_ADDRESS) to where it listens"
+                f"no coordinator has answered at {address} within {limits.join:g} s; start one with `ps-accordion coordinator`, "
+                "or set coordinator.address (PS_ACCORDION_COORDINATOR_ADDRESS) to where it listens"
             )
         if self.joined and now - self._heard > limits.lost:
             raise Unreachable(f"the coordinator at {address} has not been heard for {limits.lost:g} s")

@@ -75,7 +75,9 @@ class DistributedModel(DistributedDataParallel):
         if find_unused_parameters:
             used = self._used = set[int]()
             for index, parameter in enumerate(self._parameters_in_order):
-                note = functools.partial(_note_used, used, index)  # holds no reference to us: parameters keep their hooks for good
+                note = functools.partial(
+                    _note_used, used, index
+                )  # holds no reference to us: parameters keep their hooks for good
                 parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]  # torch has no hints here
         session.client.on_failure(lambda error: _call(me, "_on_failure", error))
         # The parent's C++ half keeps the hook alive, out of sight of the garbage collector: it must not keep us.
@@ -109,8 +111,8 @@ class DistributedModel(DistributedDataParallel):
         return future
 
     def _after_backward(self) -> None:
-        # Callbacks run in the order in which they were queued, and the parent queues its own, which hands out the gradients, later
-        # than ours: queue again, so as to come after it.
+        # Callbacks run in the order in which they were queued, and the parent queues its own, which hands out the gradients,
+        # later than ours: queue again, so as to come after it.
         torch.autograd.Variable._execution_engine.queue_callback(self._set_gradients)
 
     def _set_gradients(self) -> None:
@@ -177,7 +179,7 @@ class _Round:
         self.begun = False
         self.waiting: list[tuple[torch.futures.Future[torch.Tensor], torch.Tensor]] = []
         self.views: dict[int, torch.Tensor] = {}
-        self.hosts: list["_Host"] = []
+        self.hosts: list[_Host] = []
         self.used: set[int] = set()
         self.decision: Decide | None = None
 
@@ -233,21 +235,29 @@ def _state_of(module: nn.Module) -> StateBytes:
 def _bytes_of(name: str, tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     data = tensor.detach()
     if data.device.type != "cpu":
-        raise UsageError(f"{name!r} lies on {data.device}: this release trains models on the CPU only; the device path is not ready yet")
+        raise UsageError(
+            f"{name!r} lies on {data.device}: this release trains models on the CPU only; the device path is not ready yet"
+        )
     order = sorted(range(data.dim()), key=lambda axis: -data.stride()[axis])
     flat = data.permute(order)
     if not flat.is_contiguous():
-        raise UsageError(f"{name!r} does not lie in one piece of memory (strides {data.stride()}); call .contiguous() on it first")
+        raise UsageError(
+            f"{name!r} does not lie in one piece of memory (strides {data.stride()}); call .contiguous() on it first"
+        )
     return flat.reshape(-1).view(torch.uint8).numpy()
 
 
 def _refuse_what_cannot_work(module: nn.Module, options: dict[str, Any]) -> None:
     for option in ("process_group", "device_ids", "broadcast_buffers", "forward_sync_buffers", "init_sync"):
         if option in options:
-            raise UsageError(f"DistributedModel has no option {option!r}: it brings its own group and copies the initial state itself")
+            raise UsageError(
+                f"DistributedModel has no option {option!r}: it brings its own group and copies the initial state itself"
+            )
     for name, parameter in module.named_parameters():
         if parameter.is_complex():
             raise UsageError(f"parameter {name!r} is complex; expected real parameters. Keep its real and imaginary parts apart")
     for name, child in module.named_modules():
         if isinstance(child, nn.SyncBatchNorm):
-            raise UsageError(f"{name!r} is a SyncBatchNorm, which needs a group of all workers; use BatchNorm, whose statistics stay local")
+            raise UsageError(
+                f"{name!r} is a SyncBatchNorm, which needs a group of all workers; use BatchNorm, whose statistics stay local"
+            )

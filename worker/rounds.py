@@ -2,8 +2,9 @@
 
     round r: pushes go out as gradients come ──> results come in ──> all keys in hand, under one view ──> decided ──> round r + 1
 
-A round is decided only with every key's result in hand: applied, or skipped if any key was skipped anywhere. A push is kept and asked
-after until its result is there. A worker that has finished pushes EMPTY, round after round, until all have: that round is the END.
+A round is decided only with every key's result in hand: applied, or skipped if any key was skipped anywhere. A push is kept and
+asked after until its result is there. A worker that has finished pushes EMPTY, round after round, until all have: that round is
+the END.
 """
 
 from __future__ import annotations
@@ -211,9 +212,7 @@ class Rounds:
             self.ended = True
             return Decide(self.round, "END", used, ())
         skip = "SKIP" in kinds
-        take_back = tuple(
-            (sent.push, sent.payload) for sent in self._sent.values() if skip and sent.payload is not None
-        )
+        take_back = tuple((sent.push, sent.payload) for sent in self._sent.values() if skip and sent.payload is not None)
         decision = Decide(self.round, "SKIP" if skip else "DATA", used, take_back)
         if self._next_plan is not None:
             self.plan, self._next_plan = self._next_plan, None

@@ -1,12 +1,4 @@
-"""A worker's part in a run, as a training script uses it.
-
-    with connect() as session:
-        model = DistributedModel(model, session=session)
-        session.track(optimizer, sampler=sampler)
-        for epoch in range(epochs):
-            sampler.set_epoch(epoch)
-            ...
-"""
+"""A worker's part in a run, as a training script uses it: `connect`, wrap the model with the session, `track` the optimizer."""
 
 from __future__ import annotations
 
@@ -55,8 +47,8 @@ def connect(
 ) -> Session:
     """Join the run and return this worker's session.
 
-    Under `ps-accordion launch`, and wherever PS_ACCORDION_CONFIG or PS_ACCORDION_COORDINATOR_ADDRESS are set, no argument is needed.
-    Start order does not matter: this waits until all workers and servers are there.
+    Under `ps-accordion launch`, and wherever PS_ACCORDION_CONFIG or PS_ACCORDION_COORDINATOR_ADDRESS are set, no argument is
+    needed. Start order does not matter: this waits until all workers and servers are there.
 
     Args:
         settings: Settings to use; None reads the config file and environment.
@@ -149,7 +141,9 @@ class Session:
             UsageError: A scaler is given.
         """
         if scaler is not None:
-            raise UsageError("expected scaler=None: this release does not unscale gradients; use bfloat16 autocast without a scaler")
+            raise UsageError(
+                "expected scaler=None: this release does not unscale gradients; use bfloat16 autocast without a scaler"
+            )
         if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
             raise UsageError("expected a scheduler of the tracked optimizer, got one of another optimizer")
         self._optimizers.append(optimizer)
@@ -159,7 +153,9 @@ class Session:
     def _mark_epochs(self, sampler: Any) -> None:
         inner = getattr(sampler, "set_epoch", None)
         if inner is None:
-            raise UsageError(f"expected a sampler with set_epoch, got {type(sampler).__name__}; call session.begin_epoch(epoch) instead")
+            raise UsageError(
+                f"expected a sampler with set_epoch, got {type(sampler).__name__}; call session.begin_epoch(epoch) instead"
+            )
 
         def set_epoch(epoch: int) -> None:
             inner(epoch)

@@ -14,10 +14,12 @@ __all__ = ["Place", "place"]
 
 
 class Place(NamedTuple):
-    """Attributes:
-    rank: Rank of this worker in the run; -1 when nobody said.
-    local_size: Workers on this machine; 1 when nobody said.
-    source: Who said so, for messages.
+    """Where a process stands.
+
+    Attributes:
+        rank: Rank of this worker in the run; -1 when nobody said.
+        local_size: Workers on this machine; 1 when nobody said.
+        source: Who said so, for messages.
     """
 
     rank: int

@@ -69,8 +69,7 @@ def demo(
         raise ConfigError(f"command line: --workers {workers} does not divide the batch of {BATCH} images; use 1, 2, 4 or 8")
     directory = Path(run_directory).absolute() if run_directory else local.new_run_directory()
     settings = config.load(
-        overrides=SETTINGS
-        | {"workers.count": workers, "servers.count": servers, "seed": seed, "run.directory": str(directory)}
+        overrides=SETTINGS | {"workers.count": workers, "servers.count": servers, "seed": seed, "run.directory": str(directory)}
     )
     start = time.monotonic()
     script = (sys.executable, "-P", "-m", "ps_accordion.worker.demo", "--epochs", str(epochs), "--seed", str(seed))

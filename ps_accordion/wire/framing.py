@@ -69,7 +69,8 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Message, list[Buffer]]:
         raise WireError(f"expected a header frame that starts with {MAGIC!r}, got {header[:16]!r} ({len(header)} bytes)")
     if header[3] != PROTOCOL_VERSION:
         raise WireError(
-            f"protocol version {header[3]} from there, {PROTOCOL_VERSION} here; install the same release of ps-accordion everywhere"
+            f"protocol version {header[3]} from there, {PROTOCOL_VERSION} here; "
+            "install the same release of ps-accordion everywhere"
         )
     body, payload = header[PRELUDE:], list(frames[1:])
     checksum = xxhash.xxh3_64(body)

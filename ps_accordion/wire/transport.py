@@ -96,7 +96,9 @@ class Transport:
         return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def connect(self, name: str, address: str) -> None:
-        """Open a link called `name` to whoever listens at `address`, in place of one of that name. It is kept up until `disconnect`.
+        """Open a link called `name` to whoever listens at `address`, in place of one of that name.
+
+        It is kept up until `disconnect`.
 
         Raises:
             ConfigError: The address is malformed.

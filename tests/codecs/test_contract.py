@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import twins
 
 from ps_accordion.errors import CodecError
 
-from . import twins
 from .cases import CASES, LENGTHS, SEED, buffer, decode, encode, gaussian, vectors
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=str)

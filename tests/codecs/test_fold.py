@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+import twins
 
 from ps_accordion.codecs import Push, fold, lightest, suite
 from ps_accordion.errors import CodecError
 
-from . import twins
 from .cases import SEED, Case, encode, gaussian
 
 N = 40_001

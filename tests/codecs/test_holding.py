@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+import twins
 
 from ps_accordion.codecs import encode_holding
 
-from . import twins
 from .cases import CASES, SEED, buffer, gaussian
 
 HELD = [(0, 100), (700, 300)]

@@ -1,9 +1,9 @@
 import numpy as np
+import twins
 
 from ps_accordion.codecs import Coding
 from ps_accordion.seeds import seed_for
 
-from . import twins
 from .cases import Case, decode, encode, gaussian
 
 

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
+import twins
 
 from ps_accordion.codecs import effective, get, lightest, names, suite
 from ps_accordion.errors import CodecError
-
-from . import twins
 
 
 def test_names_are_the_wire_names_and_get_finds_each():

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+import twins
 
 from ps_accordion.codecs import lighter, norm, settle
 from ps_accordion.errors import CodecError
 
-from . import twins
 from .cases import gaussian
 
 

@@ -270,7 +270,7 @@ def test_the_round_after_a_skipped_one_starts_where_that_one_started(wrote):
     """Whether this key wrote a half in the skipped round (the skip was elsewhere) or not: as if the round had not been."""
     job, clean = Job(), Job()
     pushes = [[job.members[slot].data(HALF, round_) for slot in (0, 1)] for round_ in (0, 1)]
-    for slot, round_ in itertools.product((0, 1), (0, 1)):
+    for round_, slot in itertools.product((0, 1), (0, 1)):
         job.push(slot, pushes[round_][slot])
         clean.push(slot, pushes[round_][slot])
     before = job.residual(HALF)
@@ -307,7 +307,7 @@ def undo(job: Job, round_: int, p: int) -> None:
 
 @pytest.mark.parametrize("steps", list(itertools.product(["undo", "skip", "keep"], repeat=4)), ids="-".join)
 def test_undone_and_skipped_rounds_leave_no_trace(steps):
-    """Undone then skipped, skipped then undone, the round after a skipped one undone: the residual is that of the rounds that count.
+    """Undone then skipped, skipped then undone: the residual is always that of the rounds that count.
 
     `protocol.md` 5.1: with one undo half, going back one half too many is the easy mistake.
     """
@@ -591,7 +591,7 @@ def test_a_slice_that_nobody_used_keeps_its_residual(used):
 
 @pytest.mark.parametrize("rule", ["keep", "clip", "reset"])
 def test_the_rule_for_switches_holds_when_the_reply_turns_lighter(rule):
-    """Once; what it throws away is logged as a loss. If that round is skipped, it holds again: the residual is the old one then."""
+    """Once; what it throws away is logged. If that round is skipped, it holds again: the residual is then the old one."""
     job = Job(2, {"codec_residual_at_switch": rule})
     for round_ in range(20):
         job.round(HALF, round_, ["DATA", "DATA"], choice=HEAVY)

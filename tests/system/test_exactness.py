@@ -4,6 +4,7 @@ import pytest
 from recorded import CODECS, ROUNDS, assert_replay_agrees, assert_replicas_agree, run
 from replay import plan_log
 
+
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("servers", [1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2, 3])

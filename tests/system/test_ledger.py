@@ -31,7 +31,7 @@ class Cycle(Policy):
 
     def rate(self, rate, round_):
         """Learning rates change nothing."""
-        return None
+        return
 
 
 @pytest.mark.parametrize("rule", ["keep", "clip", "reset"])

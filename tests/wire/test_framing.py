@@ -58,7 +58,15 @@ def test_flipped_bits_of_a_long_message_are_refused() -> None:
 def test_lost_swapped_and_shifted_frames_are_refused() -> None:
     """The checksum covers which frame comes after which; their lengths stand in the header."""
     frames = framing.pack(PUSH, [b"one", b"other"])
-    for damaged in ([], frames[:1], frames[:2], frames[1:], [frames[0], frames[2], frames[1]], [*frames, b"more"], frames[:1] * 19):
+    for damaged in (
+        [],
+        frames[:1],
+        frames[:2],
+        frames[1:],
+        [frames[0], frames[2], frames[1]],
+        [*frames, b"more"],
+        frames[:1] * 19,
+    ):
         with pytest.raises(WireError):
             framing.unpack(damaged)
     _, payload = framing.unpack([frames[0], b"oneo", b"ther"])  # the same bytes, cut elsewhere
@@ -158,7 +166,12 @@ def test_random_bytes_are_a_message_or_a_wire_error(body: bytes) -> None:
 
 
 ITEMS = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )

@@ -44,7 +44,7 @@ def gather(transport: Transport, wanted: int) -> list[Arrival]:
 
 
 def meet(client: Transport, server: Transport, name: str = "server") -> bytes:
-    """Send greetings until one arrives; return the client's routing id at the server. Earlier ones are lost: nobody is there yet."""
+    """Send greetings until one arrives, and return the client's routing id: earlier ones are lost, nobody is there yet."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         client.send(name, HELLO)
@@ -72,9 +72,7 @@ class Proxy:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         server = socket.create_connection(("127.0.0.1", self._port))
-        pumps = [
-            threading.Thread(target=self._pump, args=ends) for ends in ((client, server, "up"), (server, client, "down"))
-        ]
+        pumps = [threading.Thread(target=self._pump, args=ends) for ends in ((client, server, "up"), (server, client, "down"))]
         for pump in pumps:
             pump.start()
         for pump in pumps:
@@ -353,7 +351,14 @@ def test_ipc_sockets_work(transports, tmp_path) -> None:
     assert gather(client, 1)[0].message == HELLO
 
 
-WITHIN = ["tcp://127.0.0.1:5650", "tcp://127.0.0.1:*", "tcp://127.8.9.10:1", "tcp://[::1]:65535", "tcp://localhost:0", "ipc:///tmp/socket"]
+WITHIN = [
+    "tcp://127.0.0.1:5650",
+    "tcp://127.0.0.1:*",
+    "tcp://127.8.9.10:1",
+    "tcp://[::1]:65535",
+    "tcp://localhost:0",
+    "ipc:///tmp/socket",
+]
 BEYOND = [
     "tcp://0.0.0.0:5650",
     "tcp://*:5650",

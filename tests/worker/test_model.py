@@ -141,7 +141,9 @@ def test_a_large_state_arrives_whole():
             torch.manual_seed(session.rank)
             module = nn.Linear(2000, 1500)
         model = DistributedModel(module, session=session)
-        return [parameter.double().sum().item() for parameter in model.parameters()], model.module.weight.detach()[::97, ::89].clone()
+        return [parameter.double().sum().item() for parameter in model.parameters()], model.module.weight.detach()[
+            ::97, ::89
+        ].clone()
 
     results = run(TOPK | {"layout.partition_elements": 1 << 18}, work, workers=3)
     assert all(results[0][0] == other[0] and torch.equal(results[0][1], other[1]) for other in results[1:])

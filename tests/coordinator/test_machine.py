@@ -1,0 +1,467 @@
+"""The coordinator: who is let in, who is told what, and that everything that gets lost is said again."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import BOOT, TABLE, layout_of, named, notes, sends, settings_of
+
+from ps_accordion.coordinator.machine import Coordinator
+from ps_accordion.errors import CodecError, ConfigError, RunAborted, WireError
+from ps_accordion.layout import Tensor
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Stop
+
+
+def join(slot: int, *, token: str = "", **terms) -> m.Join:
+    return m.Join(token or f"token {slot}", slot, terms)
+
+
+def server(number: int, *, view: int = -1, boot: int = BOOT, layouts=(), shards=None) -> m.ServerAlive:
+    """Return a sign of life of a server with one shard."""
+    shards = [(number, boot)] if shards is None else shards
+    return m.ServerAlive(number, f"tcp://127.0.0.1:{5000 + number}", shards, list(layouts), view)
+
+
+def alive(slot: int, *, view: int = 1, version: int = 0, incarnation: int = 0) -> m.Alive:
+    return m.Alive(slot, incarnation or slot + 1, view, [(0, 0, version)], True, False)
+
+
+def leave(slot: int, error: str = "", code: int = 0) -> m.Leave:
+    return m.Leave(slot, slot + 1, error, code)
+
+
+def answers(actions, peer: bytes) -> list[m.Message]:
+    """Return what is sent to one peer."""
+    return [send.message for send in sends(actions) if peer in send.peers]
+
+
+class Job:
+    """A coordinator with a clock, and whoever has joined it."""
+
+    def __init__(self, **options) -> None:
+        self.settings = settings_of(**({"servers_count": 2, "regime_policy": "static"} | options))
+        self.layout = layout_of(self.settings)
+        self.now = 100.0
+        self.machine = Coordinator(self.settings, self.now)
+
+    def say(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> list:
+        return self.machine.handle(peer, message, [] if payload is None else [payload], self.now)
+
+    def started(self) -> "Job":
+        """Let everybody join, in slot order."""
+        for slot in range(self.settings.workers.count):
+            self.say(b"w%d" % slot, join(slot))
+        for number in range(self.settings.servers.count):
+            self.say(b"s%d" % number, server(number))
+        assert self.machine.phase == "running"
+        return self
+
+    def declared(self) -> "Job":
+        """Let every worker declare the same model, and every server hold it."""
+        for slot in range(self.settings.workers.count):
+            self.declare(slot)
+        for number in range(self.settings.servers.count):
+            self.say(b"s%d" % number, server(number, view=1, layouts=[(0, self.layout.digest)]))
+        return self
+
+    def declare(self, slot: int, layout=None, number: int = 0) -> list:
+        layout = layout or self.layout
+        return self.say(b"w%d" % slot, m.Declare(slot, slot + 1, number, layout.digest), layout.table)
+
+    def later(self, seconds: float) -> list:
+        self.now += seconds
+        return self.machine.tick(self.now)
+
+
+def everybody(job: Job) -> set[bytes]:
+    workers = {b"w%d" % slot for slot in range(job.settings.workers.count)}
+    return workers | {b"s%d" % number for number in range(job.settings.servers.count)}
+
+
+# ---------------------------------------------------------------- joining
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["w0", "w1", "s0", "s1"])), ids="-".join)
+def test_any_order_of_joins_makes_the_same_view(order):
+    """The view comes with the last of them, goes to all, and names members in slot order and shards in order of number."""
+    job = Job()
+    for position, name in enumerate(order):
+        number = int(name[1])
+        message = join(number, token=f"t{number}") if name[0] == "w" else server(number)
+        actions = job.say(name.encode(), message)
+        assert ("View" in named(actions)) == (position == 3)
+    send = sends(actions, m.View)[0]
+    assert set(send.peers) == everybody(job)
+    view = send.message
+    slots = [int(name[1]) for name in order if name[0] == "w"]
+    assert view.members == [(0, 1 + slots.index(0)), (1, 1 + slots.index(1))]
+    assert view.shards == [(0, BOOT, "tcp://127.0.0.1:5000"), (1, BOOT, "tcp://127.0.0.1:5001")]
+    assert (view.p, view.cut, view.previous_epoch, view.donor) == (1, 0, -1, 0)
+
+
+def test_workers_without_a_rank_get_the_free_ones():
+    """Each its own, though they ask alike."""
+    job = Job(workers_count=3)
+    job.say(b"b", join(1))
+    (first,) = answers(job.say(b"a", join(-1, token="a")), b"a")
+    (second,) = answers(job.say(b"c", join(-1, token="c")), b"c")
+    assert [(first.slot, first.incarnation), (second.slot, second.incarnation)] == [(0, 2), (2, 3)]
+
+
+def test_a_repeated_join_gets_the_same_welcome():
+    """The welcome was lost: the same token gets the same place, on whatever connection it asks from."""
+    job = Job()
+    (welcome,) = answers(job.say(b"w0", join(0)), b"w0")
+    assert (welcome.slot, welcome.incarnation, welcome.terms) == (0, 1, job.settings.terms())
+    assert answers(job.say(b"again", join(0)), b"again") == [welcome]
+    job.say(b"w1", join(1))
+    job.say(b"s0", server(0))
+    assert set(sends(job.say(b"s1", server(1)), m.View)[0].peers) == {b"again", b"w1", b"s0", b"s1"}
+
+
+def test_a_lost_view_is_sent_again():
+    """To a worker and to a server whose sign of life does not show it; not to those that have it."""
+    job = Job().started()
+    view = job.machine.view
+    assert answers(job.say(b"w0", alive(0, view=-1)), b"w0") == [m.Pulse(), view]
+    assert answers(job.say(b"s1", server(1)), b"s1") == [m.Pulse(), view]
+    assert answers(job.say(b"w0", alive(0)), b"w0") == [m.Pulse()]
+    assert answers(job.say(b"s1", server(1, view=1)), b"s1") == [m.Pulse()]
+
+
+def refused(job: Job, message: m.Message) -> str:
+    """Return why somebody is not let in; it must be told, noted, and change nothing."""
+    workers, servers = dict(job.machine.workers), dict(job.machine.servers)
+    actions = job.say(b"x", message)
+    (answer,) = answers(actions, b"x")
+    assert isinstance(answer, m.Refused)
+    assert answer.token == getattr(message, "token", "")
+    assert [note["reason"] for note in notes(actions, "refused")] == [answer.reason]
+    assert (job.machine.workers, job.machine.servers) == (workers, servers)
+    return answer.reason
+
+
+def test_each_refusal_names_both_values():
+    """What the joiner has, and what the job has."""
+    job = Job()
+    job.say(b"w0", join(0))
+    assert "seed is 5 at worker 1 and 0 in this job" in refused(job, join(1, seed=5))
+    assert "codec.name is 'dense' at worker 1 and 'topk'" in refused(job, join(1, **{"codec.name": "dense"}))
+    assert "the worker that joins" in refused(job, join(-1, seed=5))
+    assert "knows a setting 'codec.colour'" in refused(job, join(1, **{"codec.colour": "red"}))
+    assert "rank 0 is taken" in refused(job, join(0, token="another"))
+    assert "0 to 1 (workers.count = 2), got 2" in refused(job, join(2))
+    job.say(b"w1", join(1))
+    assert "full: workers.count = 2" in refused(job, join(-1, token="late"))
+    assert "server numbers 0 to 1, got 2" in refused(job, server(2))
+    assert "holds shards [1, 2], this job expects [0]" in refused(job, server(0, shards=[(1, BOOT), (2, BOOT)]))
+    job.say(b"s0", server(0))
+    assert "server number 0 is taken by another process, at tcp://127.0.0.1:5000" in refused(job, server(0, boot=9))
+
+
+def test_settings_that_agree_are_not_refused():
+    """A joiner that was told the same value as the job is let in."""
+    assert isinstance(answers(Job().say(b"w0", join(0, seed=0, **{"codec.name": "topk"})), b"w0")[0], m.Welcome)
+
+
+def test_settings_that_cannot_work_are_refused_at_the_start():
+    """Not when the first model is declared, with everybody waiting for an answer."""
+    for option, error in (("regime_policy", ConfigError), ("codec_name", CodecError), ("regime_window", ConfigError)):
+        with pytest.raises(error, match="nonsense"):
+            Job(**{option: "nonsense"})
+    with pytest.raises(CodecError, match="7"):
+        Job(codec_heavy=7.0)
+
+
+def test_garbage_is_answered_with_what_is_wrong_with_it():
+    """A process of another release learns both versions."""
+    machine = Job().machine
+    actions = machine.garbage(b"x", WireError("protocol version 9 from there, 1 here"))
+    assert answers(actions, b"x") == [m.Refused("", "protocol version 9 from there, 1 here")]
+    assert machine.phase == "gathering"
+
+
+@given(st.lists(st.sampled_from(["w0", "w1", "s0", "s1", "alive0", "alive1", "tick"]), max_size=30), st.integers(0, 255))
+def test_a_gathering_survives_loss_and_repetition(steps, lost):
+    """Whatever is repeated and whatever answers are lost, repeating all requests once more gets everybody in, each once."""
+    job = Job()
+    table = {"w0": (b"w0", join(0)), "w1": (b"w1", join(1)), "s0": (b"s0", server(0)), "s1": (b"s1", server(1))}
+    for step in steps:
+        if step == "tick":
+            job.later(0.1)
+        elif step in table:
+            job.say(*table[step])
+        else:
+            slot = int(step[-1])
+            if slot in job.machine.workers:
+                job.say(b"w%d" % slot, alive(slot, view=-1, incarnation=job.machine.workers[slot].incarnation))
+    for peer, message in table.values():
+        assert not any(isinstance(answer, m.Refused) for answer in answers(job.say(peer, message), peer))
+    assert job.machine.phase == "running"
+    assert sorted(incarnation for _, incarnation in job.machine.view.members) == [1, 2]
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def test_a_model_is_ready_when_all_workers_and_servers_have_it():
+    """In any order of declarations and signs of life; before that, nobody is told that it is."""
+    for order in itertools.permutations(["w0", "w1", "s0", "s1"]):
+        job = Job().started()
+        for position, name in enumerate(order):
+            number = int(name[1])
+            held = [(0, job.layout.digest)]
+            actions = job.declare(number) if name[0] == "w" else job.say(name.encode(), server(number, view=1, layouts=held))
+            assert ("Ready" in named(actions)) == (position == 3)
+        (ready,) = sends(actions, m.Ready)
+        assert set(ready.peers) == {b"w0", b"w1"}
+        assert ready.message == m.Ready(0, job.layout.digest)
+
+
+def test_servers_get_a_layout_until_they_show_it():
+    """At once, and with each sign of life that lacks it: the first was lost, or the server holds another table."""
+    job = Job().started()
+    (send,) = sends(job.declare(0), m.NewLayout)
+    assert (set(send.peers), send.payload) == ({b"s0", b"s1"}, (job.layout.table,))
+    assert job.declare(1) == []
+    for layouts in ([], [(0, "f" * 16)], [(1, job.layout.digest)]):
+        assert m.NewLayout(0, job.layout.digest) in answers(job.say(b"s0", server(0, view=1, layouts=layouts)), b"s0")
+
+
+def test_a_lost_ready_is_said_again():
+    """A worker declares until it hears: each declaration is answered."""
+    job = Job().started().declared()
+    assert m.Ready(0, job.layout.digest) in answers(job.declare(1), b"w1")
+
+
+def test_different_models_end_the_run_and_say_where_they_differ():
+    """The first difference, with both shapes and both workers, to everybody."""
+    job = Job().started()
+    job.declare(0)
+    other = layout_of(job.settings, [TABLE[0], Tensor("bias", (11,), "float32"), TABLE[2]])
+    actions = job.declare(1, other)
+    (abort,) = sends(actions, m.Abort)
+    assert set(abort.peers) == everybody(job)
+    for words in ("worker 1 and worker 0 hold different models", "'bias'", "10", "11"):
+        assert words in abort.message.reason
+    assert abort.message.culprit == "worker 1"
+    assert job.machine.phase == "aborted"
+
+
+def test_a_table_that_is_none_is_refused():
+    """Random bytes, or none at all, do not end the run of the others."""
+    job = Job().started()
+    for payload in (None, b"", b"\xff" * 100):
+        (answer,) = answers(job.say(b"w0", m.Declare(0, 1, 0, "0" * 16), payload), b"w0")
+        assert isinstance(answer, m.Refused)
+    assert job.machine.phase == "running"
+
+
+def test_strangers_are_told_that_they_are_none():
+    """Who declares or lives under an incarnation that is not in the run is refused; its leaving and reports end nothing."""
+    job = Job().started()
+    for message in (m.Declare(0, 9, 0, "0" * 16), alive(0, incarnation=9), alive(7)):
+        assert isinstance(answers(job.say(b"x", message), b"x")[0], m.Refused)
+    for message in (
+        m.Leave(0, 9, "bad", 1),
+        m.Report(0, 9, 0, 0, 0, 0.1, 0.1),
+        m.Rate(0, 9, 0, 0, 0.1),
+        m.Report(0, 1, 5, 0, 0, 0.1, 0.1),
+    ):
+        assert job.say(b"x", message) == []
+    assert job.machine.phase == "running"
+
+
+# ---------------------------------------------------------------- plans
+
+
+def report(job: Job, slot: int, window: int, norm: float) -> list:
+    norms = np.full(len(TABLE), norm, np.float32).tobytes()
+    return job.say(b"w%d" % slot, m.Report(slot, slot + 1, 0, window, 10 * window + 9, 0.1, 1.0), norms)
+
+
+def test_a_plan_is_repeated_until_every_member_shows_it():
+    """To the server that holds key 0, with every tick; the last member's sign of life ends it."""
+    job = Job(regime_policy="accordion", regime_interval=1, regime_window="10 steps").started().declared()
+    for window in range(3):
+        actions = report(job, 0, window, 10.0) + report(job, 1, window, 10.0)
+    owner = b"s%d" % job.layout.keys[0].shard
+    plans = [send for send in sends(actions, m.NewPlan) if send.peers == (owner,)]
+    assert plans
+    version = plans[-1].message.version
+    for _ in range(3):
+        assert [(send.peers, send.message.version) for send in sends(job.later(0.1), m.NewPlan)] == [((owner,), version)]
+    job.say(b"w0", alive(0, version=version))
+    assert named(job.later(0.1)) == ["NewPlan"]
+    job.say(b"w1", alive(1, version=version))
+    assert named(job.later(0.1)) == []
+    assert notes(actions, "plan")
+
+
+def test_every_report_is_acknowledged():
+    """Also one that comes twice: it is repeated until it is heard."""
+    job = Job().started().declared()
+    for _ in range(2):
+        assert m.Heard(0, 0) in answers(report(job, 1, 0, 1.0), b"w1")
+
+
+@pytest.mark.parametrize("payload", [None, b"", b"\0" * 4, b"\0" * 13])
+def test_norms_of_the_wrong_length_end_the_run(payload):
+    """A member that does not know its own model is not to be planned for; it is named."""
+    job = Job().started().declared()
+    (abort,) = sends(job.say(b"w1", m.Report(1, 2, 0, 0, 9, 0.1, 1.0), payload), m.Abort)
+    assert abort.message.culprit == "worker 1"
+
+
+def test_rates_and_losses_that_are_not_numbers_do_no_harm():
+    """They count as unknown."""
+    job = Job(regime_policy="accordion", regime_interval=1, regime_window="10 steps").started().declared()
+    job.say(b"w0", m.Rate(0, 1, 0, 0, math.nan))
+    job.say(b"w0", m.Rate(0, 1, 0, 0, -math.inf))
+    norms = np.full(len(TABLE), np.nan, np.float32).tobytes()
+    for slot in (0, 1):
+        assert job.say(b"w%d" % slot, m.Report(slot, slot + 1, 0, 0, 9, math.inf, math.nan), norms)
+    assert job.machine.phase == "running"
+
+
+# ---------------------------------------------------------------- the end
+
+
+def silent_after(job: Job, quiet: bytes) -> list:
+    """Let all but one give signs of life until somebody is taken for dead."""
+    for _ in range(60):
+        for slot in range(2):
+            if quiet != b"w%d" % slot:
+                job.say(b"w%d" % slot, alive(slot))
+        for number in range(2):
+            if quiet != b"s%d" % number:
+                job.say(b"s%d" % number, server(number, view=1))
+        actions = job.later(0.5)
+        if actions:
+            return actions
+    raise AssertionError("nobody noticed")
+
+
+@pytest.mark.parametrize(("quiet", "name"), [(b"w1", "worker 1"), (b"s0", "server 0")])
+def test_who_is_silent_for_too_long_ends_the_run(quiet, name):
+    """After `timeouts.dead`, not before; everybody is told who it was."""
+    job = Job().started()
+    began = job.now
+    actions = silent_after(job, quiet)
+    assert job.settings.timeouts.dead < job.now - began <= job.settings.timeouts.dead + 0.5
+    (abort,) = sends(actions, m.Abort)
+    assert set(abort.peers) == everybody(job)
+    assert (abort.message.culprit, abort.message.reason) == (name, f"{name} has been silent for 10 s")
+
+
+def test_who_joined_and_died_while_others_are_awaited_is_noticed():
+    """Not only after the time for joining."""
+    job = Job()
+    job.say(b"w0", join(0))
+    assert named(job.later(9.9)) == []
+    assert "worker 0 has been silent" in sends(job.later(0.2), m.Abort)[0].message.reason
+
+
+def test_who_never_comes_is_named():
+    """Every ten seconds in the log, and in the end to those who wait."""
+    job = Job(timeouts_join=25.0)
+    noted = []
+    for _ in range(30):
+        job.say(b"w1", join(1))
+        job.say(b"s0", server(0))
+        actions = job.later(1.0)
+        noted += notes(actions, "waiting")
+        if sends(actions):
+            break
+    (abort,) = sends(actions, m.Abort)
+    assert set(abort.peers) == {b"w1", b"s0"}
+    assert "waited 25 s" in abort.message.reason
+    assert "workers [0], servers [1]" in abort.message.reason
+    assert [note["missing"] for note in noted] == ["workers [0], servers [1]"] * 2
+
+
+def test_a_run_ends_when_all_workers_have_left():
+    """With the last one, and well; whoever speaks afterwards is told again; when all have said goodbye, it stops at once."""
+    job = Job().started()
+    assert sends(job.say(b"w1", leave(1))) == []
+    assert sends(job.say(b"w1", leave(1))) == []  # repeated until the end
+    (ended,) = sends(job.say(b"w0", leave(0)), m.Ended)
+    assert set(ended.peers) == everybody(job)
+    for peer, message in ((b"w1", leave(1)), (b"s0", server(0)), (b"w0", alive(0)), (b"new", join(1, token="new"))):
+        assert answers(job.say(peer, message), peer) == [m.Ended()]
+    assert job.later(0.1) == []
+    for name in ("worker 0", "server 1", "worker 1", "worker 1"):
+        assert job.say(b"x", m.Bye(name)) == []
+    assert job.say(b"x", m.Bye("server 0")) == [Stop(0)]
+
+
+def test_a_worker_that_has_left_may_fall_silent():
+    """Its process may be gone while others still work: that is not a death."""
+    job = Job().started()
+    job.say(b"w1", leave(1))
+    for _ in range(40):
+        job.say(b"w0", alive(0))
+        job.say(b"s0", server(0, view=1))
+        job.say(b"s1", server(1, view=1))
+        assert sends(job.later(0.5)) == []
+
+
+@pytest.mark.parametrize(("error", "code", "says"), [("it broke", 1, "it broke"), ("", 3, "worker 1 ended with code 3")])
+def test_a_worker_that_leaves_with_an_error_ends_the_run(error, code, says):
+    """Everybody learns its reason, and the coordinator's own code says that the run failed."""
+    job = Job().started()
+    (abort,) = sends(job.say(b"w1", leave(1, error, code)), m.Abort)
+    assert set(abort.peers) == everybody(job)
+    assert (abort.message.culprit, abort.message.reason) == ("worker 1", says)
+    for name in ("worker 0", "worker 1", "server 0"):
+        job.say(b"x", m.Bye(name))
+    assert job.say(b"x", m.Bye("server 1")) == [Stop(RunAborted.exit_code, "worker 1", says)]
+
+
+def test_a_fault_of_a_server_ends_the_run():
+    """With the culprit that it names, and the server that says so."""
+    job = Job().started()
+    (abort,) = sends(job.say(b"s1", m.Fault(1, "worker 0", "it pushed nonsense")), m.Abort)
+    assert (abort.message.culprit, abort.message.reason) == ("worker 0", "server 1: it pushed nonsense")
+
+
+def test_the_first_reason_is_the_one_that_counts():
+    """What fails afterwards fails because of it."""
+    job = Job().started()
+    job.say(b"w1", leave(1, "first", 1))
+    assert answers(job.say(b"w0", leave(0, "second", 1)), b"w0") == [m.Abort("worker 1", "first")]
+    assert answers(job.say(b"s0", m.Fault(0, "server 0", "third")), b"s0") == [m.Abort("worker 1", "first")]
+    assert named(job.later(1.0)) == []
+
+
+def test_lost_goodbyes_do_not_hold_it_up():
+    """It stops after `timeouts.grace` in any case; long reasons are cut to what a message may carry."""
+    job = Job().started()
+    (abort,) = sends(job.say(b"w0", leave(0, "x" * 2000, 1)), m.Abort)
+    assert job.later(job.settings.timeouts.grace - 0.1) == []
+    assert job.later(0.2) == [Stop(RunAborted.exit_code, "worker 0", "x" * 2000)]
+    job = Job().started()
+    (abort,) = sends(job.say(b"s0", m.Fault(0, "c" * 64, "x" * 2000)), m.Abort)
+    assert len(abort.message.reason) == m.MAX_TEXT
+
+
+def test_nobody_there_means_nobody_to_wait_for():
+    """A coordinator that nobody found stops when the time for joining is over."""
+    job = Job(timeouts_join=5.0)
+    assert named(job.later(5.1)) == ["Abort"]
+    (stop,) = job.later(0.1)
+    assert stop.code == RunAborted.exit_code
+    assert "workers [0, 1], servers [0, 1]" in stop.reason
+
+
+def test_messages_for_others_are_noted_and_left_alone():
+    """A result that strays to the coordinator is not its business."""
+    job = Job().started()
+    for message in (m.Pulse(), m.Result(0, 0, 0, 1, "END", 0), m.Ended(), job.machine.view):
+        assert notes(job.say(b"w0", message), "unexpected") == [{"message": type(message).__name__}]
+    assert job.machine.phase == "running"
+    assert job.say(b"w0", m.Bye("worker 0")) == []  # before the end it means nothing

@@ -1,0 +1,353 @@
+"""A worker's rounds: decided with every key in hand, alike whatever order results come in."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import BOOT, Member, layout_of, plan_bytes, sends, settings_of, view_of
+
+from ps_accordion.errors import TooManySkips, WireError
+from ps_accordion.regimes import Choice
+from ps_accordion.server.shard import Shard
+from ps_accordion.wire import messages as m
+from ps_accordion.worker.rounds import Decide, Decode, Rounds, server_name
+
+KEYS = (0, 1, 2)
+NOW = 50.0
+
+
+class Job:
+    """One worker of two, with real shards and a second member behind the results."""
+
+    def __init__(self, **options) -> None:
+        self.settings = settings_of(**options)
+        self.layout = layout_of(self.settings)
+        self.members = [Member(slot, self.settings, self.layout) for slot in (0, 1)]
+        self.shards = [Shard(number, BOOT, self.settings) for number in range(self.settings.num_shards)]
+        self.rounds = Rounds(0, self.layout, self.settings)
+        self.rounds.view = view_of(self.settings)
+        for shard in self.shards:
+            shard.on_layout(0, self.layout)
+            shard.on_view(self.rounds.view)
+
+    def push(self, *, kinds=("DATA", "DATA", "DATA"), theirs=("DATA", "DATA", "DATA")) -> dict:
+        """Push every key of the round; return the results, by key: (message, frames)."""
+        round_, skipped, results = self.rounds.round, self.rounds.previous_skipped, {}
+        for key in self.layout.keys:
+            shard = self.shards[key.shard]
+            for member, kind in zip(self.members, (kinds[key.number], theirs[key.number]), strict=True):
+                if kind == "DATA":
+                    choice = self.rounds.choice(key)
+                    message, frames = member.data(key.number, round_, skipped=skipped, choice=choice)
+                else:
+                    message, frames = member.bare(kind, key.number, round_, skipped=skipped)
+                if member.slot == 0:
+                    payload = np.frombuffer(frames[0], np.uint8) if frames else None
+                    (send,) = self.rounds.pushed(message, payload, NOW)
+                    message, frames = send.message, send.payload
+                actions = shard.on_push(b"", message, [bytes(frame) for frame in frames])
+            (send,) = sends(actions, m.Result)
+            results[key.number] = send.message, [bytes(frame) for frame in send.payload]
+        return results
+
+    def hand_in(self, results: dict, order=KEYS) -> Decide | None:
+        """Hand results in, decode each at once, and decide; only the last may decide the round."""
+        decision = None
+        for key in order:
+            assert decision is None
+            take_in(self.rounds, *results[key])
+            decision = self.rounds.decide()
+        return decision
+
+    def play(self, **kinds) -> Decide | None:
+        """Play a whole round."""
+        return self.hand_in(self.push(**kinds))
+
+
+def take_in(rounds: Rounds, message: m.Result, frames) -> Decode | None:
+    """Hand in a result as the session does: what is to be decoded is decoded at once."""
+    decode = rounds.on_result(message, frames)
+    if decode is not None:
+        rounds.decoded(decode.key)
+    return decode
+
+
+def changed(result, **fields):
+    message, frames = result
+    return m.Result(**({name: getattr(message, name) for name in message.__struct_fields__} | fields)), frames
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(KEYS)), ids=str)
+@pytest.mark.parametrize("theirs", [("DATA",) * 3, ("DATA", "SKIP", "DATA"), ("SKIP", "DATA", "DATA"), ("UNUSED",) * 3], ids="-".join)
+def test_the_order_of_results_does_not_matter(order, theirs):
+    """The round is decided with the last key, the same way; a SKIP that is seen early decides nothing."""
+    job = Job()
+    decision = job.hand_in(job.push(theirs=theirs), order)
+    assert decision is not None
+    assert (decision.round, decision.kind) == (0, "SKIP" if "SKIP" in theirs else "DATA")
+    assert (job.rounds.round, job.rounds.previous_skipped) == (1, "SKIP" in theirs)
+
+
+def test_a_result_is_decoded_before_it_decides():
+    """All results are there, but one is still being decoded: the gradient's memory is not ready yet."""
+    job = Job()
+    results = job.push()
+    decodes = [job.rounds.on_result(*results[key]) for key in KEYS]
+    assert [decode.key for decode in decodes] == list(KEYS)
+    for decode in decodes:
+        assert job.rounds.decide() is None
+        job.rounds.decoded(decode.key)
+    assert job.rounds.decide().kind == "DATA"
+
+
+def test_a_skipped_round_gives_back_what_was_pushed():
+    """The payloads of this worker's DATA pushes, as they were sent; nothing for keys without one, and nothing of a round that counts."""
+    job = Job()
+    results = job.push(kinds=("DATA", "SKIP", "DATA"))
+    sent = {key: job.rounds._sent[key].payload for key in (0, 2)}
+    decision = job.hand_in(results)
+    assert [(push.key, push.kind) for push, _ in decision.take_back] == [(0, "DATA"), (2, "DATA")]
+    assert all(payload is sent[push.key] for push, payload in decision.take_back)
+    assert job.play().take_back == ()
+
+
+def test_what_anybody_used_is_told_for_each_key():
+    """The used bits of the results, in order of the keys: parameters that nobody used keep no gradient."""
+    job = Job()
+    decision = job.play(kinds=("UNUSED", "DATA", "UNUSED"), theirs=("DATA", "UNUSED", "UNUSED"))
+    assert decision.used == (0b11, 0b1, 0b0)
+
+
+def test_results_that_do_not_count_are_ignored():
+    """Of another round, under another view, of a key that was not pushed; and everything before a view."""
+    job = Job()
+    results = job.push()
+    for strange in ({"round": 1}, {"round": -1}, {"epoch": 2}, {"epoch": 0}, {"key": 3}, {"key": 1 << 31}):
+        assert job.rounds.on_result(*changed(results[1], **strange)) is None
+    job.rounds.view = None
+    assert job.rounds.on_result(*results[1]) is None
+    job.rounds.view = view_of(job.settings)
+    assert job.hand_in(results).kind == "DATA"
+    before = job.rounds.round
+    for key in KEYS:  # all of them again, late
+        assert job.rounds.on_result(*results[key]) is None
+    assert job.rounds.decide() is None
+    assert job.rounds.round == before
+
+
+@pytest.mark.parametrize("late", KEYS)
+def test_results_that_come_twice_count_once(late):
+    """Two copies of two results are not four keys; the copy is not decoded over the first."""
+    job = Job()
+    results = job.push()
+    for key in set(KEYS) - {late}:
+        assert take_in(job.rounds, *results[key]) is not None
+        assert take_in(job.rounds, *results[key]) is None
+    assert job.rounds.decide() is None
+    take_in(job.rounds, *results[late])
+    assert job.rounds.decide() is not None
+
+
+def test_a_round_before_the_cut_counts_under_the_epoch_that_the_view_names():
+    """After a view, round `cut - 1` counts as `previous_epoch` finished it, and rounds from the cut on as the view did."""
+    job = Job()
+    results = job.push()
+    job.rounds.view = view_of(job.settings, p=5, cut=1, previous_epoch=3)
+    assert job.rounds.on_result(*changed(results[1], epoch=5)) is None
+    assert job.rounds.on_result(*changed(results[1], epoch=3)) is not None
+    job.rounds.view = view_of(job.settings, p=5, cut=0, previous_epoch=3)
+    assert job.rounds.on_result(*changed(results[0], epoch=3)) is None
+    assert job.rounds.on_result(*changed(results[0], epoch=5)) is not None
+
+
+# ---------------------------------------------------------------- asking and repeating
+
+
+def test_asking_backs_off():
+    """After 1, 2, 4, 8, 10 and then every 10 times `timeouts.resend`; a key with a result is not asked after."""
+    job = Job(timeouts_resend=0.5)
+    results = job.push()
+    job.rounds.on_result(*results[1])
+    asked = []
+    for step in range(4000):
+        now = NOW + step * 0.01
+        for send in job.rounds.tick(now):
+            assert send.message == m.Ask(0, 0, 0, 1, [0, 2])
+            assert send.peers == ("server 0",)
+            asked.append(round(now - NOW, 2))
+    np.testing.assert_allclose(asked[:8], [0.5, 1.5, 3.5, 7.5, 12.5, 17.5, 22.5, 27.5], atol=0.02)
+
+
+def test_nothing_is_asked_before_it_is_pushed():
+    """A slow backward is not a loss."""
+    assert Job().rounds.tick(NOW + 1000) == []
+
+
+def test_each_server_is_asked_for_its_own_keys():
+    """At most 256 at once."""
+    settings = settings_of(servers_count=2, servers_shards_per_server=2, layout_partition_elements=1024)
+    layout = layout_of(settings, [*layout_of(settings).tensors, type(layout_of(settings).tensors[0])("big", (1024, 1100), "float32")])
+    rounds = Rounds(0, layout, settings)
+    rounds.view = view_of(settings)
+    member = Member(0, settings, layout)
+    for key in layout.keys:
+        rounds.pushed(member.bare("UNUSED", key.number, 0)[0], None, NOW)
+    asks = rounds.tick(NOW + 1)
+    assert sorted(key for ask in asks for key in ask.message.keys) == list(range(len(layout.keys)))
+    assert max(len(ask.message.keys) for ask in asks) == m.MAX_ASKED
+    for ask in asks:
+        assert {server_name(layout.keys[key].shard, settings) for key in ask.message.keys} == set(ask.peers)
+    assert {name for ask in asks for name in ask.peers} == {"server 0", "server 1"}
+
+
+def test_a_missing_push_is_sent_again_byte_for_byte():
+    """The same header and the same memory; not what has a result, was not pushed, or belongs to another round."""
+    job = Job()
+    results = job.push()
+    take_in(job.rounds, *results[0])
+    first = job.rounds._sent[1]
+    again = job.rounds.on_missing(m.Missing(0, 0, [0, 1, 9]), NOW + 3)
+    assert [send.message for send in again] == [first.push]
+    assert np.shares_memory(np.frombuffer(again[0].payload[0], np.uint8), first.payload)
+    assert job.rounds.on_missing(m.Missing(0, 1, [1, 2]), NOW) == []
+    assert sends(job.rounds.tick(NOW + 1.5))[0].message.keys == [2]  # what was just sent again is not asked after yet
+
+
+# ---------------------------------------------------------------- plans
+
+
+LIGHT, HEAVY = Choice("topk", 0.1), Choice("topk", 0.01)
+
+
+def carry(job: Job, version: int, plan: bytes) -> None:
+    job.shards[job.layout.keys[0].shard].on_plan(0, version, plan)
+
+
+@pytest.mark.parametrize("theirs", ["DATA", "SKIP", "UNUSED"])
+def test_a_plan_holds_from_the_next_round_on(theirs):
+    """Not in the round that brings it, even when its result comes first; and also when that round is skipped."""
+    job = Job()
+    carry(job, 4, plan_bytes(4, HEAVY))
+    results = job.push(kinds=[theirs] * 3, theirs=[theirs] * 3)
+    take_in(job.rounds, *results[0])
+    assert (job.rounds.plan_version, job.rounds.choice(job.layout.keys[1])) == (0, LIGHT)
+    decision = job.hand_in(results, (1, 2))
+    assert decision.kind == ("SKIP" if theirs == "SKIP" else "DATA")
+    assert (job.rounds.plan_version, job.rounds.choice(job.layout.keys[1])) == (4, HEAVY)
+    assert job.rounds.choice(job.layout.keys[0]) == Choice("dense", 16.0)  # small tensors are not ruled by plans
+
+
+def test_a_plan_that_has_expired_gives_way_to_the_light_level():
+    """It holds in its last round, and not in the one after."""
+    job = Job()
+    carry(job, 1, plan_bytes(1, HEAVY, expires_round=2))
+    choices = []
+    for _ in range(4):
+        choices.append(job.rounds.choice(job.layout.keys[1]))
+        job.play()
+    assert choices == [LIGHT, HEAVY, HEAVY, LIGHT]
+    assert job.rounds.plan_version == 1
+
+
+def test_a_choice_is_dense_where_dense_is_no_larger():
+    """A plan may name a level at which compression costs more than it saves."""
+    job = Job(codec_light=0.9)
+    assert job.rounds.choice(job.layout.keys[1]) == Choice("dense", 16.0)
+
+
+def test_exact_sums_are_exact_for_small_tensors_too():
+    """Who asks for dense float32 does not want halves anywhere."""
+    job = Job(codec_name="dense", codec_light=32.0, codec_heavy=16.0)
+    assert job.rounds.choice(job.layout.keys[0]) == Choice("dense", 32.0)
+    assert Job(codec_small_bits=32).rounds.choice(job.layout.keys[0]) == Choice("dense", 32.0)
+
+
+def test_a_plan_for_another_model_is_an_error():
+    """So is one whose length is not what the header says."""
+    job = Job()
+    carry(job, 1, plan_bytes(1, HEAVY))
+    message, frames = job.push()[0]
+    for bad in ([*frames[:-1], b"\x99"], frames[:-1], [*frames, b"x"]):
+        with pytest.raises(WireError, match="plan"):
+            job.rounds.on_result(message, bad)
+    with pytest.raises(WireError, match="plan"):
+        job.rounds.on_result(changed((message, frames), plan=2)[0], [frames[0], b"\x99\x01"])
+
+
+# ---------------------------------------------------------------- skips and the end
+
+
+def test_too_many_skips_in_a_row_stop_the_run():
+    """Exactly at the limit, with the rounds and the limit named; a round that counts begins the count anew."""
+    job = Job(skip_limit=3)
+    bad = {"theirs": ("DATA", "SKIP", "DATA")}
+    for kinds in (bad, bad, {}, bad, bad):
+        job.play(**kinds)
+    assert job.rounds.skipped_in_a_row == 2
+    with pytest.raises(TooManySkips, match=r"rounds 3 to 5 were all skipped.*skip.limit = 3"):
+        job.play(**bad)
+
+
+def test_a_limit_of_one_stops_at_the_first_skip():
+    """The smallest limit there is."""
+    with pytest.raises(TooManySkips, match=r"rounds 0 to 0"):
+        Job(skip_limit=1).play(kinds=("SKIP", "SKIP", "SKIP"))
+
+
+def test_a_finished_worker_goes_on_until_all_have():
+    """EMPTY beside the others' data decides ordinary rounds; all EMPTY is the end, and after it nothing moves."""
+    job = Job()
+    for _ in range(3):
+        assert job.play(kinds=("EMPTY",) * 3).kind == "DATA"
+    results = job.push(kinds=("EMPTY",) * 3, theirs=("EMPTY",) * 3)
+    decision = job.hand_in(results)
+    assert (decision.round, decision.kind, decision.take_back) == (3, "END", ())
+    assert (job.rounds.ended, job.rounds.round) == (True, 3)
+    assert job.rounds.decide() is None
+    assert job.rounds.on_result(*results[0]) is None
+    assert job.rounds.tick(NOW + 1000) == []
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"elements": 2047},
+        {"elements": 1 << 31},
+        {"used": 2},
+        {"count": 3},
+        {"count": 1 << 31},
+        {"frames": [1]},
+        {"frames": []},
+        {"codec": "zip"},
+        {"codec": "dense"},
+        {"level": 0.0},
+        {"level": 1e300},
+        {"level": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_result_that_does_not_fit_is_an_error(fields):
+    """Sizes come from the layout: nothing is decoded that disagrees with it."""
+    job = Job()
+    with pytest.raises(WireError):
+        job.rounds.on_result(*changed(job.push()[1], **fields))
+
+
+@given(st.integers(0, 1 << 14), st.integers(1, 255))
+def test_a_damaged_payload_is_an_error_or_safe(position, flip):
+    """The checksum has been passed by then; a server that goes wrong must still not make a worker read wild memory."""
+    job = Job()
+    message, (frame,) = job.push()[1]
+    damaged = bytearray(frame)
+    damaged[position % len(damaged)] ^= flip
+    try:
+        decode = job.rounds.on_result(message, [bytes(damaged)])
+    except WireError:
+        return
+    assert decode is not None
+    assert decode.payload.nbytes == len(frame)
