@@ -19,7 +19,7 @@ from typing_extensions import Buffer
 
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
-from ps_accordion.errors import JoinRefused, RunAborted, Unreachable
+from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import framing
@@ -30,9 +30,11 @@ from ps_accordion.wire.transport import Arrival, Transport, check_address
 from .relay import Relay
 from .shard import Shard
 
-__all__ = ["Server", "run"]
+__all__ = ["Server", "ShardThread", "run"]
 
 COORDINATOR = "coordinator"
+GARBAGE_LIMIT = 3
+"""Unreadable messages in a row that one member may send: a checksum fails by chance once in years, three times never."""
 Task = Callable[[Shard], list[Action]]
 Packed = tuple[tuple[Peer, ...], list[Buffer]]
 
@@ -87,6 +89,7 @@ class Server:
         self._events = JsonLines.of_role(settings.run.directory, "events", "server", number)
         self._relay = Relay()
         self._layouts: dict[int, Layout] = {}
+        self._garbage: dict[Peer, int] = {}
         self._heard: float | None = None
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
@@ -166,15 +169,24 @@ class Server:
             for peer in peers:
                 self._transport.send_frames(peer, frames)
         elif arrival.error is not None:
-            self._events.write(event="garbage", peer=str(arrival.peer), reason=str(arrival.error))
-            if arrival.peer == COORDINATOR and self._heard is None:
-                raise JoinRefused(f"what answers at {self.settings.coordinator.address} cannot be understood: {arrival.error}")
+            self._on_garbage(arrival.peer, arrival.error)
         elif arrival.message is not None:
             if arrival.peer == COORDINATOR:
                 self._heard = time.monotonic()
                 self._from_coordinator(arrival.message, arrival.payload)
             else:
                 self._from_worker(arrival.peer, arrival.message, arrival.payload)
+
+    def _on_garbage(self, peer: Peer, error: WireError) -> None:
+        """Log what cannot be read. It is as good as lost; who sends nothing else breaks the run, and is named."""
+        sender = self._relay.name_of(peer)
+        self._events.write(event="garbage", sender=sender or repr(peer), reason=str(error))
+        if peer == COORDINATOR and self._heard is None:
+            raise JoinRefused(f"what answers at {self.settings.coordinator.address} cannot be understood: {error}")
+        self._garbage[peer] = self._garbage.get(peer, 0) + 1
+        if sender and self._garbage[peer] == GARBAGE_LIMIT:
+            reason = f"{GARBAGE_LIMIT} messages of {sender} without a readable push between them are refused; the last: {error}"
+            self._transport.send(COORDINATOR, m.Fault(self.number, sender, reason[: m.MAX_TEXT]))
 
     def _from_coordinator(self, message: m.Message, payload: Sequence[Buffer]) -> None:
         match message:
@@ -212,6 +224,7 @@ class Server:
         actions: list[Action] = []
         match message:
             case m.Push():
+                self._garbage.pop(peer, None)
                 owner = self._owner(message.layout, message.key)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_push(peer, message, payload))

@@ -28,6 +28,10 @@ class Relay:
         self._routes[hello.slot] = peer
         return [Send((peer,), hello)]
 
+    def name_of(self, peer: Peer) -> str:
+        """Return what people call the member behind a connection; empty where nobody has said."""
+        return next((f"worker {slot}" for slot, route in self._routes.items() if route == peer), "")
+
     def get(self, peer: Peer, get: m.Get) -> list[Action]:
         """Pass a request on to the donor, unless it has been asked for this part.
 

@@ -13,7 +13,7 @@ from ps_accordion.errors import Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
-from ps_accordion.wire.actions import Send
+from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import join_frames
 from ps_accordion.wire.transport import Arrival, Transport
 
@@ -25,6 +25,8 @@ from .transfer import Donor, Joiner
 
 __all__ = ["Client"]
 
+GARBAGE_LIMIT = 3
+"""Unreadable messages in a row that one server may send: a checksum fails by chance once in years, three times never."""
 TICK_S = 0.02
 """How late a repetition may be. Heartbeats and questions are due in tenths of a second and more."""
 
@@ -53,6 +55,7 @@ class Client:
         self.record = Record(None)
         self.codecs = CodecThreads(threads, self.fail)
         self.transport = transport or Transport()
+        self._garbage: dict[Peer, int] = {}
         self.state_bytes = 0
         """Bytes of the model's initial state that this worker has handed to others: start-up, whenever they ask."""
         self._on_tick: list[Callable[[], None]] = []
@@ -182,20 +185,27 @@ class Client:
         if arrival.posted is not None:
             arrival.posted()
         elif arrival.error is not None:
-            self._garbage(arrival)
+            self._on_garbage(arrival)
         elif arrival.message is not None:
             self._handle(arrival)
 
-    def _garbage(self, arrival: Arrival) -> None:
+    def _on_garbage(self, arrival: Arrival) -> None:
         assert arrival.error is not None
-        self.events.write(event="garbage", peer=repr(arrival.peer), reason=str(arrival.error))
+        self.events.write(event="garbage", sender=str(arrival.peer), reason=str(arrival.error))
         if arrival.peer == COORDINATOR:
             self.membership.garbage(arrival.error)
+            return
+        self._garbage[arrival.peer] = self._garbage.get(arrival.peer, 0) + 1
+        if self._garbage[arrival.peer] >= GARBAGE_LIMIT:
+            raise WireError(
+                f"{GARBAGE_LIMIT} messages from {arrival.peer!r} without a readable result between them; the last: {arrival.error}"
+            )
 
     def _handle(self, arrival: Arrival) -> None:
         now, message = time.monotonic(), arrival.message
         match message:
             case m.Result() if message.layout in self.exchanges:
+                self._garbage.pop(arrival.peer, None)
                 try:
                     self.exchanges[message.layout].on_result(message, arrival.payload)
                 except WireError as error:

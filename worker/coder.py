@@ -17,7 +17,7 @@ from ps_accordion.regimes.base import Choice
 from ps_accordion.seeds import SHARED, seed_for
 from ps_accordion.wire import messages as m
 
-__all__ = ["KeyCoder", "Pushed"]
+__all__ = ["KeyCoder", "Pushed", "coding_of"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing_extensions import Buffer
 
 from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
-from ps_accordion.errors import UsageError
+from ps_accordion.errors import TooManySkips, UsageError
 from ps_accordion.layout import Key, Layout, Slice
 from ps_accordion.regimes.base import Choice
 from ps_accordion.wire import messages as m
@@ -113,7 +113,8 @@ class Exchange:
         def encode() -> None:
             began = time.perf_counter()
             pushed = self._encode(key, current)
-            self.client.call(lambda: self._on_pushed(pushed, time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            self.client.call(lambda: self._on_pushed(pushed, seconds))
 
         return encode
 
@@ -154,7 +155,8 @@ class Exchange:
                 codec.decode(decode.payload, coding, flat)
                 for part in key.slices:
                     gradients[part.tensor][part.start : part.start + part.length] = flat[part.offset : part.offset + part.length]
-            self.client.call(lambda: self._on_decoded(key.number, time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            self.client.call(lambda: self._on_decoded(key.number, seconds))
 
         return work
 
@@ -196,17 +198,25 @@ class Exchange:
         self._try_decide()
 
     def _try_decide(self) -> None:
-        decision = self.rounds.decide()
+        round_ = self.rounds.round
+        try:
+            decision = self.rounds.decide()
+        except TooManySkips:
+            self._note_skip(round_)
+            raise
         if decision is None:
             return
         for push, payload in decision.take_back:
             self.client.codecs.submit(push.key, self._taking_back(push, payload))
         if decision.kind == "SKIP":
-            self.client.events.write(event="skip", layout=self.number, round=decision.round)
+            self._note_skip(round_)
         self._open = None
         self._decided(decision, self._timing)
         if self.rounds.finished and not self.rounds.ended:
             self._push_empty()
+
+    def _note_skip(self, round_: int) -> None:
+        self.client.events.write(event="skip", layout=self.number, round=round_)
 
     def finish(self) -> None:
         """Say in every round from now on that this worker has no more gradients, until all have finished."""

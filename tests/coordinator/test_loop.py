@@ -1,0 +1,132 @@
+"""The coordinator's loop on a real socket: it listens, answers, ends with the right code, and leaves nothing behind."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machines import settings_of
+
+from ps_accordion.config import Settings
+from ps_accordion.coordinator import loop
+from ps_accordion.errors import ConfigError, RunAborted
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.transport import Transport
+
+PATIENCE = 20.0
+
+
+class Running:
+    """A coordinator on a thread, and one connection to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.code: int | None = None
+        self.address = ""
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._listening.wait(PATIENCE)
+        self.link = Transport()
+        self.link.connect("coordinator", self.address)
+
+    def _run(self) -> None:
+        def listening(address: str) -> None:
+            self.address = address
+            self._listening.set()
+
+        self.code = loop.run(self.settings, listening=listening)
+
+    def say(self, message: m.Message, until: type[m.Message]) -> m.Message:
+        """Repeat a message until an answer of this kind comes."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            self.link.send("coordinator", message)
+            for arrival in self.link.poll(0.05):
+                if isinstance(arrival.message, until):
+                    return arrival.message
+        raise AssertionError(f"no {until.__name__}")
+
+    def end(self) -> int | None:
+        """Wait for the coordinator to end; return its code."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        self.link.close()
+        return self.code
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Settings]:
+    yield settings_of(
+        workers_count=1, coordinator_address="tcp://127.0.0.1:*", run_directory=str(tmp_path), timeouts_grace=0.3, regime_policy="static"
+    )  # fmt: skip
+
+
+def events(settings: Settings) -> list[dict]:
+    file = Path(settings.run.directory, "events-coordinator.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def joined(run: Running) -> m.Welcome:
+    """Let one worker and one server join."""
+    welcome = run.say(m.Join("t", -1, {}), m.Welcome)
+    assert isinstance(welcome, m.Welcome)
+    run.say(m.ServerAlive(0, "tcp://127.0.0.1:1", [(0, 5)], [], -1), m.View)
+    return welcome
+
+
+def test_a_run_that_ends_well_returns_0(small: Settings) -> None:
+    """With the goodbyes of all it ends at once, and its log tells the story in order."""
+    run = Running(small)
+    welcome = joined(run)
+    run.say(m.Leave(welcome.slot, welcome.incarnation, "", 0), m.Ended)
+    for name in ("worker 0", "server 0"):
+        run.link.send("coordinator", m.Bye(name))
+    assert run.end() == 0
+    assert [event["event"] for event in events(small)] == ["start", "join", "server", "view", "end"]
+
+
+def test_a_run_that_fails_returns_its_code_after_the_grace(small: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody says goodbye; the reason stands in the log and on the screen."""
+    run = Running(small)
+    welcome = joined(run)
+    abort = run.say(m.Leave(welcome.slot, welcome.incarnation, "it broke", 1), m.Abort)
+    assert abort == m.Abort("worker 0", "it broke")
+    assert run.end() == RunAborted.exit_code
+    assert events(small)[-1] | {"event": "error", "culprit": "worker 0", "reason": "it broke"} == events(small)[-1]
+    assert "coordinator: it broke" in capfd.readouterr().err
+
+
+def test_garbage_is_answered_and_logged(small: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+    """A process of another protocol version learns both versions, and a refused one why; the run goes on."""
+    run = Running(small)
+    joined(run)
+    deadline = time.monotonic() + PATIENCE
+    answers: list[m.Message | None] = []
+    while not any(isinstance(answer, m.Refused) for answer in answers):
+        assert time.monotonic() < deadline
+        run.link.send_frames("coordinator", [b"PSA\x09" + bytes(20)])
+        answers += [arrival.message for arrival in run.link.poll(0.05)]
+    assert any(isinstance(answer, m.Refused) and "version 9 from there, 1 here" in answer.reason for answer in answers)
+    refused = run.say(m.Join("late", 0, {}), m.Refused)
+    assert isinstance(refused, m.Refused)
+    run.say(m.Leave(0, 1, "", 0), m.Ended)
+    assert run.end() == 0
+    assert {"garbage", "refused"} <= {event["event"] for event in events(small)}
+    assert "coordinator: " in capfd.readouterr().err
+
+
+def test_it_does_not_start_where_it_cannot_or_must_not_listen(small: Settings) -> None:
+    """A port in use, an address that others can reach, and settings that cannot work: refused before anything is awaited."""
+    holder = Transport()
+    address = holder.listen("tcp://127.0.0.1:*")
+    for options, says in (
+        ({"coordinator_address": address}, "stop the other process"),
+        ({"coordinator_address": "tcp://0.0.0.0:*"}, "--insecure"),
+        ({"coordinator_address": "tcp://127.0.0.1:*", "regime_policy": "acordion"}, "accordion"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            loop.run(settings_of(**options))
+    holder.close()

@@ -1,0 +1,97 @@
+"""A client that knows only what docs/wire.md says takes part in a run: so the document is enough."""
+
+import ast
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ring import Ring
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENT = ROOT / "examples" / "foreign_client.py"
+ROUNDS, ELEMENTS = 12, 5
+SECONDS = 60
+"""More than it takes on a busy machine; the roles give up sooner when it hangs."""
+
+
+class MixedRing(Ring):
+    """A ring whose worker of the highest rank is the foreign client, in a process of its own."""
+
+    bits = 16
+
+    def _worker(self, rank, work, results):
+        if rank < self.settings.workers.count - 1:
+            return super()._worker(rank, work, results)
+        options = {"slot": rank, "rounds": ROUNDS, "elements": ELEMENTS, "bits": self.bits}
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, "-I", str(CLIENT), self.settings.coordinator.address, *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        results[rank] = [json.loads(line) for line in done.stdout.splitlines()]
+        return 0
+
+
+def run(bits, work=None, **overrides):
+    """Run a ring with the foreign client in it; return what each worker returned."""
+    ring = MixedRing({"workers.count": 1, "servers.count": 1, "servers.shards_per_server": 2, **overrides})
+    ring.bits = bits
+    results = ring.run(work)
+    assert set(ring.codes.values()) == {0}
+    return results
+
+
+def gradient(round_):
+    """Return the gradient that the client makes up for a round."""
+    return np.array([math.sin(round_ + index) for index in range(ELEMENTS)], np.float32)
+
+
+def means(lines):
+    """Return what came back, float32[rounds, elements], once every round is seen to be there and applied."""
+    assert [(line["round"], line["kind"]) for line in lines] == [(round_, "DATA") for round_ in range(ROUNDS)]
+    return np.array([line["mean"] for line in lines], np.float32)
+
+
+def test_the_client_imports_nothing_of_ours():
+    """What it proves is proved without our code."""
+    imported = {
+        alias.name for node in ast.walk(ast.parse(CLIENT.read_text())) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(ast.parse(CLIENT.read_text())))
+    assert imported - sys.stdlib_module_names == {"msgpack", "xxhash", "zmq"}
+
+
+def test_alone_it_gets_its_own_float32_gradients_back():
+    """A single worker's mean at 32 bits is its gradient, to the bit; the roles end well."""
+    assert np.array_equal(means(run(32)[0]), [gradient(round_) for round_ in range(ROUNDS)])
+
+
+def test_alone_at_16_bits_nothing_is_lost():
+    """What rounding left out of one round comes with a later one: the sums agree but for the last residuals."""
+    got = means(run(16)[0])
+    sent = np.array([gradient(round_) for round_ in range(ROUNDS)])
+    assert not np.array_equal(got, sent)
+    assert got.sum(0) == pytest.approx(sent.sum(0), abs=2 * 2**-11)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_beside_one_of_our_workers_both_get_the_same_mean(bits):
+    """The foreign client and a session of ours share layout, rounds and END; both apply the same bits."""
+
+    def work(session):
+        applied = []
+        for round_ in range(ROUNDS - 3):  # finished earlier: from then on it pushes EMPTY
+            tensor = torch.from_numpy(2 * gradient(round_))
+            applied.append(session.push_pull(tensor, name="example").numpy().copy())
+        return applied
+
+    ours, lines = run(bits, work, **{"workers.count": 2, "servers.count": 2, "codec.small_bits": bits})
+    theirs = means(lines)
+    assert np.array_equal(theirs[: ROUNDS - 3], ours)
+    assert theirs[0] == pytest.approx(1.5 * gradient(0), rel=2**-10)
+    # The weight of a worker that has finished is 0: the mean is over who is left.
+    assert theirs[-1] == pytest.approx(gradient(ROUNDS - 1), rel=0.01)
