@@ -47,6 +47,7 @@ class Tracked:
         self._rate = math.nan
         self._loss = math.nan
         self._begun = False
+        session.client.on_failure(lambda _: self.done.set())
         self._reports: dict[int, tuple[Send, float]] = {}
 
     # ------------------------------------------------------------ the thread that computes gradients
@@ -72,8 +73,17 @@ class Tracked:
             self._session.client.call(lambda: self._session.client.carry([Send((COORDINATOR,), message)]))
 
     def wait(self) -> None:
-        """Wait until the round is decided."""
-        self._session.client.wait(self.done.is_set, "the round")
+        """Wait until the round is decided; Ctrl-C gets through.
+
+        Raises:
+            PsAccordionError: The run has failed.
+        """
+        client = self._session.client
+        # An event of its own: who waits for a condition of the client wakes with every message.
+        while not self.done.wait(1.0) and client.error is None:
+            pass
+        if client.error is not None:
+            raise client.error
 
     def begin_epoch(self, epoch: int) -> None:
         """Mark the beginning of an epoch, between two rounds."""
