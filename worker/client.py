@@ -172,6 +172,8 @@ class Client:
                     self._guarded(self._tick)
                 with self._changed:
                     self._changed.notify_all()
+        except BaseException as error:  # a broken socket must not leave the user's thread waiting
+            self._fail(error)
         finally:
             self.transport.close()
 

@@ -183,17 +183,23 @@ class Session:
             name: Names the tensor over the rounds: its residual and its statistics belong to the name.
 
         Returns:
-            The same tensor. If some worker's values were not finite, it is left as it was.
+            The same tensor. If any worker's values were not finite, it is NaN throughout, in every worker.
+
+        Raises:
+            UsageError: Another type, device or memory layout.
         """
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise UsageError(
+                f"push_pull({name!r}): expected a contiguous float32 tensor on the CPU, got {tensor.dtype} on {tensor.device} "
+                f"with strides {tensor.stride()}; call .float().cpu().contiguous()"
+            )
         tracked = self._names.get(name)
         if tracked is None:
-            table = [Tensor(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))]
-            tracked = self._names[name] = self.open_layout(table)
+            tracked = self._names[name] = self.open_layout([Tensor(name, tuple(tensor.shape), "float32")])
         flat = tensor.detach().reshape(-1).numpy()
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise UsageError(f"expected a contiguous float32 tensor on the CPU, got {tensor.dtype} {tuple(tensor.shape)}")
         tracked.add(0, flat)
-        tracked.wait()
+        if tracked.wait() == "SKIP":
+            flat.fill(float("nan"))
         return tensor
 
     # ------------------------------------------------------------ what the wrapper asks

@@ -72,8 +72,11 @@ class Tracked:
             message = m.Rate(membership.slot, membership.incarnation, self.exchange.number, self.exchange.rounds.round, rate)
             self._session.client.call(lambda: self._session.client.carry([Send((COORDINATOR,), message)]))
 
-    def wait(self) -> None:
+    def wait(self) -> str:
         """Wait until the round is decided; Ctrl-C gets through.
+
+        Returns:
+            What was decided: DATA or SKIP.
 
         Raises:
             PsAccordionError: The run has failed.
@@ -84,6 +87,7 @@ class Tracked:
             pass
         if client.error is not None:
             raise client.error
+        return self._kind
 
     def begin_epoch(self, epoch: int) -> None:
         """Mark the beginning of an epoch, between two rounds."""
@@ -102,6 +106,7 @@ class Tracked:
             skipped = decision.kind == "SKIP"
             report = self._statistics.finish_round(decision.round, rate=self._rate, loss=self._loss, skipped=skipped)
             self._report(report)
+        self._kind = decision.kind
         if self._decided is not None:
             self._decided(decision)
         self.done.set()

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ps_accordion import config
+from ps_accordion.config import Settings
 from ps_accordion.errors import ConfigError, PsAccordionError
 
 from .. import local
@@ -50,7 +51,7 @@ def demo(
     run_directory: str | None = None,
     progress: ProgressMode = "auto",
 ) -> int:
-    """Train on handwritten digits, and compare with dense training on one process.
+    """Train on handwritten digits, and compare: with dense training on one process, and with one fixed level at equal bytes.
 
     Args:
         json_file: Write the figures to this file, too.
@@ -68,13 +69,22 @@ def demo(
     if workers >= 1 and BATCH % workers:
         raise ConfigError(f"command line: --workers {workers} does not divide the batch of {BATCH} images; use 1, 2, 4 or 8")
     directory = Path(run_directory).absolute() if run_directory else local.new_run_directory()
-    settings = config.load(
-        overrides=SETTINGS | {"workers.count": workers, "servers.count": servers, "seed": seed, "run.directory": str(directory)}
-    )
+    roles = {"workers.count": workers, "servers.count": servers, "seed": seed}
+    settings = config.load(overrides=SETTINGS | roles | {"run.directory": str(directory)})
     start = time.monotonic()
     script = (sys.executable, "-P", "-m", "ps_accordion.worker.demo", "--epochs", str(epochs), "--seed", str(seed))
     with Screen(progress) as screen:
         ending = local.run(settings, (*script, "--result", str(directory / "result-{rank}.json")), screen=screen)
+        if ending.exit_code:
+            return ending.exit_code
+        level = _level_at_equal_bytes(summarise(directory), settings)
+        screen.say(f"the same training at one fixed level, {level:.4f}, which takes as many bytes")
+        fixed = {"regime.policy": "static", "codec.light": level, "run.directory": str(directory / "static")}
+        ending = local.run(
+            config.load(overrides=SETTINGS | roles | fixed),
+            (*script, "--result", str(directory / "static-{rank}.json")),
+            screen=screen,
+        )
         if ending.exit_code:
             return ending.exit_code
         screen.say("the same training, dense, on one process")
@@ -93,11 +103,26 @@ def demo(
     return 0
 
 
+def _level_at_equal_bytes(summary: Summary, settings: Settings) -> float:
+    """Return the level that, held all the time, moves as many bytes as this run did.
+
+    Bytes grow in proportion to the level, but for headers and small tensors; both ends are taken from the run.
+    """
+    light, heavy = settings.codec.light, settings.codec.heavy
+    critical, settled = summary.regimes.get("critical"), summary.regimes.get("settled")
+    if critical is None or settled is None:
+        return light if critical is not None else heavy
+    per_round = [(one.push_bytes + one.pull_bytes) / one.rounds for one in (settled, summary.total, critical)]
+    return heavy + (light - heavy) * (per_round[1] - per_round[0]) / (per_round[2] - per_round[0])
+
+
 @dataclass(frozen=True)
 class _Report:
     """The figures of one demo."""
 
     results: list[dict[str, Any]]
+    static: dict[str, Any]
+    static_level: float
     dense: dict[str, Any]
     summary: Summary
     seconds: float
@@ -107,7 +132,9 @@ class _Report:
         results = [_load(directory / f"result-{rank}.json") for rank in range(workers)]
         if len({result["digest"] for result in results}) != 1:
             raise PsAccordionError(f"the workers ended with different parameters: {[one['digest'] for one in results]}")
-        return cls(results, _load(directory / "dense.json"), summarise(directory, warm_up=1), seconds)
+        level = config.load(directory / "static" / "config.toml", environment={}).codec.light
+        static = _load(directory / "static-0.json")
+        return cls(results, static, level, _load(directory / "dense.json"), summarise(directory, warm_up=1), seconds)
 
     @property
     def push_bytes(self) -> float:
@@ -123,6 +150,11 @@ class _Report:
     def ratio(self) -> float:
         """How many times fewer bytes than dense float32, both ways together."""
         return self.summary.total.dense_bytes / (self.push_bytes + self.pull_bytes)
+
+    @property
+    def static_ratio(self) -> float:
+        """The same for the run at one fixed level."""
+        return self.summary.total.dense_bytes / (float(self.static["push_bytes"]) + float(self.static["pull_bytes"]))
 
     def switches(self) -> list[dict[str, Any]]:
         """Return the switches of the tensors that are compressed; the others stay dense in every regime."""
@@ -145,6 +177,9 @@ class _Report:
         figures = {
             "accuracy": self.results[0]["accuracy"],
             "dense_accuracy": self.dense["accuracy"],
+            "static_accuracy": self.static["accuracy"],
+            "static_level": self.static_level,
+            "static_ratio": round(self.static_ratio, 3),
             "push_bytes": round(self.push_bytes),
             "pull_bytes": round(self.pull_bytes),
             "dense_bytes": round(self.summary.total.dense_bytes),
@@ -166,20 +201,21 @@ class _Report:
     def show(self, console: Console) -> None:
         """Print the figures as tables."""
         summary = self.summary
-        table = Table(title="Handwritten digits: this run and dense training", title_justify="left")
+        table = Table(
+            title="Handwritten digits: this run, one fixed level at equal bytes, and dense training", title_justify="left"
+        )
         table.add_column("")
         table.add_column(f"this run, {len(self.results)} workers", justify="right")
+        table.add_column(f"one level, {100 * self.static_level:.2f} %", justify="right")
         table.add_column("dense, 1 process", justify="right")
-        table.add_column("", justify="right")
-        accuracy, dense = 100 * self.results[0]["accuracy"], 100 * self.dense["accuracy"]
-        table.add_row("test accuracy", f"{accuracy:.2f} %", f"{dense:.2f} %", f"{accuracy - dense:+.2f} points")
+        accuracies = [f"{100 * one['accuracy']:.2f} %" for one in (self.results[0], self.static, self.dense)]
+        table.add_row("test accuracy", *accuracies)
         one_way = summary.total.dense_bytes / 2
         for name, moved in (("pushed", self.push_bytes), ("pulled", self.pull_bytes)):
-            ratio = f"{one_way / moved:.1f}x fewer"
-            table.add_row(f"{name} a worker", human_bytes(moved), f"{human_bytes(one_way)} *", ratio)
-        both = human_bytes(self.push_bytes + self.pull_bytes)
-        table.add_row("both together", both, f"{human_bytes(2 * one_way)} *", f"{self.ratio:.1f}x fewer")
-        table.add_row("training time", f"{self.results[0]['seconds']:.1f} s", f"{self.dense['seconds']:.1f} s", "")
+            fixed = float(self.static["push_bytes" if name == "pushed" else "pull_bytes"])
+            table.add_row(f"{name} a worker", human_bytes(moved), human_bytes(fixed), f"{human_bytes(one_way)} *")
+        table.add_row("fewer bytes, both ways", f"{self.ratio:.1f}x", f"{self.static_ratio:.1f}x", "1x")
+        table.add_row("training time", *(f"{one['seconds']:.1f} s" for one in (self.results[0], self.static, self.dense)))
         console.print(table)
         console.print("* what a worker would move in the same steps as float32 through servers", style="dim")
         console.print(self._regimes(), self._switch_table(), self._times())

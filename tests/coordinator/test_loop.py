@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,10 +57,9 @@ class Running:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Settings]:
-    yield settings_of(
-        workers_count=1, coordinator_address="tcp://127.0.0.1:*", run_directory=str(tmp_path), timeouts_grace=0.3, regime_policy="static"
-    )  # fmt: skip
+def small(tmp_path: Path) -> Settings:
+    place = {"coordinator_address": "tcp://127.0.0.1:*", "run_directory": str(tmp_path)}
+    return settings_of(workers_count=1, timeouts_grace=0.3, regime_policy="static", **place)
 
 
 def events(settings: Settings) -> list[dict]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,17 @@ import pytest
 import torch
 from ring import Ring
 
+from ps_accordion.codecs import registry
+from ps_accordion.codecs.base import Coding
+from ps_accordion.layout import Layout, Tensor
+from ps_accordion.regimes.base import Choice, Plan
+from ps_accordion.regimes.plan import encode_plan
+from ps_accordion.seeds import SHARED, seed_for
+from ps_accordion.wire import framing
+from ps_accordion.wire import messages as m
+
 ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
 CLIENT = ROOT / "examples" / "foreign_client.py"
 ROUNDS, ELEMENTS = 12, 5
 SECONDS = 60
@@ -94,3 +105,47 @@ def test_beside_one_of_our_workers_both_get_the_same_mean(bits):
     assert theirs[0] == pytest.approx(1.5 * gradient(0), rel=2**-10)
     # The weight of a worker that has finished is 0: the mean is over who is left.
     assert theirs[-1] == pytest.approx(gradient(ROUNDS - 1), rel=0.01)
+
+
+def test_the_document_lists_the_fields_of_every_message_in_order():
+    """Tags and fields in docs/wire.md are those of the messages."""
+    told = {}
+    for section in DOCUMENT.split("\n#### ")[1:]:
+        told[section.partition("`")[2].partition("`")[0]] = re.findall(
+            r"^\| `(\w+)` \|", section.partition("\n#")[0], re.MULTILINE
+        )
+    kinds = [getattr(m, name) for name in m.__all__]
+    tags = {kind.__struct_config__.tag: list(kind.__struct_fields__) for kind in kinds if isinstance(kind, type)}
+    del tags[None]  # the base of all messages
+    assert told == tags
+
+
+def test_the_example_push_is_one():
+    """The bytes in docs/wire.md are what our own code sends for that push."""
+    frames = []
+    for block in re.findall(r"^```text\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE):
+        frames.append(bytes.fromhex("".join(line[:30].strip() for line in block.splitlines())))
+    push, payload = framing.unpack(frames)
+    assert push == m.Push(0, 0, 7, 1, 2, "DATA", 1.0, 1, False, "dense", 16.0, 3, 3, 0, [10])
+    assert framing.pack(push, payload) == frames
+    out, codec = np.empty(3, np.float32), registry.get("dense")
+    coding = Coding("dense", 16.0, 3, 3, 0)
+    array = np.frombuffer(frames[1], np.uint8)
+    codec.validate(array, coding)
+    codec.decode(array, coding, out)
+    assert out.tolist() == [1.0, -3.0, 0.5]
+
+
+def test_the_other_examples_are_what_our_code_gives():
+    """Layout, seed and plan in docs/wire.md."""
+    shapes = {"first.weight": (600, 600), "first.bias": (600,), "out.weight": (10, 600), "out.bias": (10,)}
+    table = [Tensor(name, shape, "float32") for name, shape in shapes.items()]
+    layout = Layout(table, num_shards=2, partition_elements=1 << 18)
+    assert f"`{layout.digest}`" in DOCUMENT
+    for key in layout.keys:
+        slices = [f"`{table[part.tensor].name}` {part.start} to {part.start + part.length - 1}" for part in key.slices]
+        assert f"| {key.number} | {', '.join(slices)} | {key.shard} |" in DOCUMENT
+    assert f"`{seed_for(7, 0, 3, 11, SHARED):#x}`" in DOCUMENT
+    choices = Choice("topk", 0.04), Choice("topk", 0.005)
+    plan = encode_plan(Plan(3, choices, (True, False), 2500, reason="a check"))
+    assert plan.hex(" ") in " ".join(DOCUMENT.split())

@@ -103,7 +103,9 @@ def test_threads_do_not_cut_each_others_lines(tmp_path):
         thread.join()
     lines.close()
     written = read(tmp_path / "x.jsonl")
-    assert sorted((line["who"], line["number"]) for line in written) == [(who, number) for who in range(4) for number in range(100)]
+    assert sorted((line["who"], line["number"]) for line in written) == [
+        (who, number) for who in range(4) for number in range(100)
+    ]
 
 
 def test_what_json_cannot_say_is_an_error_and_leaves_no_half_line(tmp_path):

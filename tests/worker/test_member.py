@@ -73,7 +73,7 @@ def test_a_welcome_for_another_is_not_ours():
 
 
 def test_a_view_before_the_welcome_waits():
-    """The welcome was lost and the view was not: links are named by how many shards a server has, and only the welcome says that."""
+    """The welcome was lost, the view was not: links are named by how many shards a server has, which the welcome says."""
     job = Job(servers_shards_per_server=4)
     assert job.hear(view_of(job.theirs)) == []
     assert kinds(job.later()) == ["Join"]
@@ -185,7 +185,7 @@ def test_an_abort_ends_this_worker_with_its_reason():
 
 
 def test_leaving_is_repeated_until_the_end():
-    """Nothing else is, but signs of life, which say that it is done; the end is answered, so that the coordinator need not wait."""
+    """Nothing else is, but signs of life, which say that it is done. The end is answered: the coordinator need not wait."""
     job = Job().inside()
     job.membership.declare(0, layout_of(job.theirs))
     job.membership.leave("", 0)

@@ -81,7 +81,9 @@ def changed(result, **fields):
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(KEYS)), ids=str)
-@pytest.mark.parametrize("theirs", [("DATA",) * 3, ("DATA", "SKIP", "DATA"), ("SKIP", "DATA", "DATA"), ("UNUSED",) * 3], ids="-".join)
+@pytest.mark.parametrize(
+    "theirs", [("DATA",) * 3, ("DATA", "SKIP", "DATA"), ("SKIP", "DATA", "DATA"), ("UNUSED",) * 3], ids="-".join
+)
 def test_the_order_of_results_does_not_matter(order, theirs):
     """The round is decided with the last key, the same way; a SKIP that is seen early decides nothing."""
     job = Job()
@@ -104,7 +106,7 @@ def test_a_result_is_decoded_before_it_decides():
 
 
 def test_a_skipped_round_gives_back_what_was_pushed():
-    """The payloads of this worker's DATA pushes, as they were sent; nothing for keys without one, and nothing of a round that counts."""
+    """The payloads of this worker's DATA pushes, as they were sent; nothing of a round that counts."""
     job = Job()
     results = job.push(kinds=("DATA", "SKIP", "DATA"))
     sent = {key: job.rounds._sent[key].payload for key in (0, 2)}
@@ -189,7 +191,9 @@ def test_nothing_is_asked_before_it_is_pushed():
 def test_each_server_is_asked_for_its_own_keys():
     """At most 256 at once."""
     settings = settings_of(servers_count=2, servers_shards_per_server=2, layout_partition_elements=1024)
-    layout = layout_of(settings, [*layout_of(settings).tensors, type(layout_of(settings).tensors[0])("big", (1024, 1100), "float32")])
+    layout = layout_of(
+        settings, [*layout_of(settings).tensors, type(layout_of(settings).tensors[0])("big", (1024, 1100), "float32")]
+    )
     rounds = Rounds(0, layout, settings)
     rounds.view = view_of(settings)
     member = Member(0, settings, layout)
@@ -454,7 +458,7 @@ class World:
 
 @pytest.mark.parametrize("codec", ["topk", "random_block"])
 def test_a_bad_network_changes_no_bit(codec):
-    """A fifth lost, a tenth doubled, all reordered, with skips, unused keys, a plan and workers that finish early: as on a clean one.
+    """A fifth lost, a tenth doubled, all reordered; with skips, unused keys, a plan, and workers that finish early.
 
     Every worker decides the same rounds in the same way, nobody hangs, and every residual has the same bits in the end.
     """
