@@ -146,7 +146,8 @@ class Worker:
             _, self.slot, self.incarnation, self.terms = fields
         elif tag == "view" and self.terms and self.view is None:
             self.view = message
-            for number, _, address in fields[4]:
+            _, _, _, shards, *_ = fields
+            for number, _, address in shards:
                 server = number // self.terms["servers.shards_per_server"]
                 if server not in self.links:
                     self.connect(server, address)
@@ -165,7 +166,8 @@ class Worker:
 
     def counts(self, fields):
         """Say whether a result was finished under the view that counts for its round."""
-        _, p, _, cut, previous_epoch, *_ = self.view
+        _, p, _, cuts, *_ = self.view
+        cut, previous_epoch = next(((cut, epoch) for layout, cut, epoch in cuts if layout == 0), (0, -1))
         return fields[3] == (p if self.round >= cut else previous_epoch)
 
     def take(self, fields, payload):
@@ -240,6 +242,15 @@ class Worker:
         self.until(lambda: self.over, lambda: self.send(COORDINATOR, ["leave", self.slot, self.incarnation, "", 0]))
         self.send(COORDINATOR, ["bye", f"worker {self.slot}"])
 
+    def fail(self, error):
+        """Tell the others why this worker cannot go on, which ends the run, until they know or three seconds have passed."""
+        leave = ["leave", self.slot, self.incarnation, f"worker {self.slot}: {error!r}"[:2000], 1]
+        until = time.monotonic() + 3.0
+        self.leaving = True
+        with contextlib.suppress(Stopped):
+            self.until(lambda: self.over or time.monotonic() > until, lambda: self.send(COORDINATOR, leave))
+        self.send(COORDINATOR, ["bye", f"worker {self.slot}"])
+
 
 def main():
     """Exchange made-up gradients, and print what comes back."""
@@ -259,6 +270,10 @@ def main():
             kind, mean = worker.push_pull(gradient, options.bits)
             print(json.dumps({"round": round_, "kind": kind, "mean": mean}), flush=True)
         worker.leave()
+    except Exception as error:
+        if worker.incarnation >= 0:
+            worker.fail(error)
+        raise
     finally:
         worker.close()
 

@@ -196,7 +196,7 @@ class Server:
                 self._alive()
             case m.NewLayout() if message.layout not in self._layouts and payload:
                 layout = Layout.from_table(
-                    bytes(payload[0]),
+                    b"".join(payload),
                     num_shards=self.settings.num_shards,
                     partition_elements=self.settings.layout.partition_elements,
                 )

@@ -75,9 +75,9 @@ class Shard:
             return []
         self.members = dict(view.members)
         self.epoch = view.p
-        actions: list[Action] = [Note("view", {"shard": self.number, "p": view.p, "cut": view.cut})]
-        for record in self.records.values():
-            record.undo(view.cut, view.previous_epoch)
+        actions: list[Action] = [Note("view", {"shard": self.number, "p": view.p, "cuts": view.cuts})]
+        for (layout, _), record in self.records.items():
+            record.undo(*view.cut_of(layout))
             record.open = {slot: held for slot, held in record.open.items() if self._is_member(held.message)}
         for (layout, _), record in list(self.records.items()):
             actions += self._try_finish(layout, record)

@@ -60,8 +60,7 @@ def view_of(settings: Settings, *, p: int = 1, slots: list[int] | None = None, *
     base: dict[str, Any] = {
         "p": p,
         "members": [(slot, slot + 1) for slot in slots],
-        "cut": 0,
-        "previous_epoch": -1,
+        "cuts": [],
         "shards": [(number, BOOT, f"tcp://127.0.0.1:{5000 + number}") for number in range(settings.num_shards)],
         "restore": [],
         "donor": slots[0],

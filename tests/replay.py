@@ -103,17 +103,18 @@ class Replay:
         codec, level = self.choice(key, round_)
         values, rule = self.settings.codec.values, self.settings.codec.residual_at_switch
         bound, where = twins.payload_bound(codec, level, key.elements, values), (slot, key.number)
+        residual, lost = self.worker[where], None
         if 0 < self.worker_bound[where] < bound:
-            before = self.worker[where]
-            self.worker[where], lost = twins.settle(rule, before, gradient)
-            self.losses.append((slot, key.number, round_, lost))
-            self.thrown[where] += before.astype(np.float64) - self.worker[where]
+            residual, lost = twins.settle(rule, residual, gradient)
         who = SHARED if codec == "random_block" else slot + 1
         seed = seed_for(self.settings.seed, 0, key.number, round_, who)
         held = [(part.offset, part.length) for part in key.elements_of(bits)]
-        packed = twins.encode_holding(codec, level, gradient, self.worker[where], held, seed=seed, values=values)
+        packed = twins.encode_holding(codec, level, gradient, residual, held, seed=seed, values=values)
         if packed is None:
             return None
+        if lost is not None:
+            self.losses.append((slot, key.number, round_, lost))
+            self.thrown[where] += self.worker[where].astype(np.float64) - residual
         self.worker[where], self.worker_bound[where] = packed.rest, bound
         coding = Coding(codec, level, key.elements, packed.count, seed if codec == "random_block" else 0)
         return 1.0, coding, packed.payload

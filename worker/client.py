@@ -83,8 +83,14 @@ class Client:
         self.call(lambda: self._fail(error))
 
     def on_failure(self, callback: Callable[[BaseException], None]) -> None:
-        """Call `callback`, on the socket's thread, when the run fails."""
-        self._on_failure.append(callback)
+        """Call `callback`, on the socket's thread, when the run fails, or at once if it has."""
+
+        def add() -> None:
+            self._on_failure.append(callback)
+            if self.error is not None:
+                callback(self.error)
+
+        self.call(add)
 
     def on_tick(self, callback: Callable[[], None]) -> None:
         """Call `callback`, on the socket's thread, some times a second."""
@@ -200,7 +206,7 @@ class Client:
         self._garbage[arrival.peer] = self._garbage.get(arrival.peer, 0) + 1
         if self._garbage[arrival.peer] >= GARBAGE_LIMIT:
             raise WireError(
-                f"{GARBAGE_LIMIT} messages from {arrival.peer!r} without a readable result between them; the last: {arrival.error}"
+                f"{GARBAGE_LIMIT} messages from {arrival.peer!r} with no readable result between them; the last: {arrival.error}"
             )
 
     def _handle(self, arrival: Arrival) -> None:
@@ -225,6 +231,9 @@ class Client:
                 self.state_bytes += self.transport.sent_bytes - before
             case m.State() if message.layout in self.joiners:
                 self.joiners[message.layout].on_state(message, join_frames(arrival.payload, message.frames))
+            case m.Abort():
+                self.transport.send(COORDINATOR, m.Bye(f"worker {self.membership.slot}"))
+                self.carry(self.membership.handle(arrival.peer, message, arrival.payload, now))
             case _ if message is not None:
                 self.carry(self.membership.handle(arrival.peer, message, arrival.payload, now))
                 for exchange in self.exchanges.values():
@@ -232,11 +241,11 @@ class Client:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self.error is None or self.membership.leaving is not None:
-            self.membership.progress = [
-                (number, exchange.rounds.round, exchange.rounds.plan_version) for number, exchange in self.exchanges.items()
-            ]
-            self.carry(self.membership.tick(now))
+        self.membership.progress = [
+            (number, exchange.rounds.round, exchange.rounds.plan_version) for number, exchange in self.exchanges.items()
+        ]
+        # After a failure too: until the user's thread has come back and says why, this worker is not silent.
+        self.carry(self.membership.tick(now))
         if self.error is None:
             for exchange in self.exchanges.values():
                 self.carry(exchange.rounds.tick(now))

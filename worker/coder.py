@@ -74,8 +74,9 @@ class KeyCoder:
         bound = codec.payload_bound(key.elements, choice.level)
         if codec.feedback and self.residual is None:
             self.residual = np.zeros(key.elements, np.float32)
-        loss = 0.0
+        loss, before = 0.0, None
         if self.residual is not None and 0 < self._bound < bound:
+            before = self.residual.copy()
             loss = settle(settings.codec.residual_at_switch, self.residual, gradient)
         who = SHARED if codec.shared_seed else self._slot + 1
         seed = seed_for(settings.seed, self.layout, key.number, round_, who)
@@ -83,7 +84,9 @@ class KeyCoder:
         unused = [(part.offset, part.length) for part in key.elements_of(used)]
         encoded = encode_holding(codec, gradient, self.residual, unused, level=choice.level, seed=seed, out=out)
         if encoded is None:
-            return Pushed(self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped), None, loss)
+            if self.residual is not None and before is not None:
+                self.residual[:] = before
+            return Pushed(self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped), None, 0.0)
         self._bound = bound
         payload = out[: encoded.nbytes]
         message = m.Push(

@@ -218,6 +218,11 @@ class Exchange:
     def _note_skip(self, round_: int) -> None:
         self.client.events.write(event="skip", layout=self.number, round=round_)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether some gradient of a round has been handed over, and the round is not decided."""
+        return self._open is not None
+
     def finish(self) -> None:
         """Say in every round from now on that this worker has no more gradients, until all have finished."""
         if not self.rounds.finished:

@@ -19,6 +19,7 @@ from ps_accordion.errors import JoinRefused, PsAccordionError, RunAborted, Unrea
 from ps_accordion.layout import Layout
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
+from ps_accordion.wire.framing import split_frames
 
 from .rounds import server_name
 
@@ -188,7 +189,7 @@ class Membership:
         for number, declared in self.layouts.items():
             if not declared.ready:
                 declare = m.Declare(self.slot, self.incarnation, number, declared.layout.digest)
-                out.append(Send((COORDINATOR,), declare, (declared.layout.table,)))
+                out.append(Send((COORDINATOR,), declare, split_frames(declared.layout.table)))
         return out
 
     def _check_silence(self, now: float) -> None:

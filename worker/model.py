@@ -67,7 +67,7 @@ class DistributedModel(DistributedDataParallel):
         self._tracked = session.open_layout(
             [_row(name, parameter) for name, parameter in named], decided=lambda decision: _call(me, "_on_decided", decision)
         )
-        session.share_state(self._tracked.exchange, _state_of(module))
+        session.share_state(self._tracked.exchange, _state_of(module, copy_buffers=session.is_donor))
         self._round = _Round()
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -225,9 +225,13 @@ def _row(name: str, parameter: nn.Parameter) -> Tensor:
     return Tensor(name, tuple(parameter.shape[axis] for axis in order), str(parameter.dtype).removeprefix("torch."))
 
 
-def _state_of(module: nn.Module) -> StateBytes:
-    """Return the memory of all parameters and buffers."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
+def _state_of(module: nn.Module, *, copy_buffers: bool) -> StateBytes:
+    """Return the memory of all parameters, and copies of all buffers if this worker hands them out.
+
+    Parameters stand still until the first round, for which all must have them; a forward may change buffers before.
+    """
+    buffers = [(name, buffer.clone() if copy_buffers else buffer) for name, buffer in module.named_buffers()]
+    tensors = [*module.named_parameters(), *buffers]
     description = "\n".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors)
     return StateBytes([_bytes_of(name, tensor) for name, tensor in tensors if tensor.numel()], description)
 

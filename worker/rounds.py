@@ -192,7 +192,8 @@ class Rounds:
     def _may_count(self, result: m.Result) -> bool:
         if self.view is None:
             return False
-        return result.epoch == (self.view.p if self.round >= self.view.cut else self.view.previous_epoch)
+        cut, previous_epoch = self.view.cut_of(self.number)
+        return result.epoch == (self.view.p if self.round >= cut else previous_epoch)
 
     def decoded(self, key: int) -> None:
         """Note that a key's result has been decoded."""

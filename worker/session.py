@@ -212,11 +212,19 @@ class Session:
             decided: Called, on the socket's thread, when a round is decided.
         """
         settings = self.settings
+        if len(self._exchanges) >= m.MAX_LAYOUTS:
+            raise UsageError(f"expected at most {m.MAX_LAYOUTS} models and push_pull names in a session; reuse names")
         layout = Layout(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
         tracked = Tracked(self, len(self._exchanges), layout, decided)
         self._client.open(tracked.exchange.number, layout, tracked.exchange)
         self._exchanges.append(tracked)
         return tracked
+
+    @property
+    def is_donor(self) -> bool:
+        """Whether this worker's parameters and buffers are the ones that all start from."""
+        view = self._client.membership.view
+        return view is not None and view.donor == self.rank
 
     def share_state(self, exchange: Exchange, state: StateBytes) -> None:
         """Give every worker the state of the lowest slot; returns when this one has it."""
@@ -269,16 +277,26 @@ class Session:
         client = self._client
         try:
             if error is None and client.error is None:
+                self._refuse_open_rounds()
                 for tracked in self._exchanges:
                     client.call(tracked.exchange.finish)
                 client.wait(lambda: all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
                 client.call(lambda: client.membership.leave("", 0))
-                client.wait(lambda: client.membership.gone, "the coordinator's goodbye", self.settings.timeouts.lost)
+                # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
+                client.wait(lambda: client.membership.gone, "the coordinator's goodbye")
         except PsAccordionError as failure:
             error = failure
             raise
         finally:
             self._end(error if error is not None else client.error)
+
+    def _refuse_open_rounds(self) -> None:
+        for tracked in self._exchanges:
+            if tracked.exchange.is_open:
+                raise UsageError(
+                    f"the session was left in the middle of round {tracked.exchange.rounds.round}: "
+                    "a backward began and did not end; was its exception caught and dropped?"
+                )
 
     def _end(self, error: BaseException | None) -> None:
         self._closed = True

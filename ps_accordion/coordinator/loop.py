@@ -41,29 +41,45 @@ def run(settings: Settings, *, transport: Transport | None = None, listening: Ca
             listening(resolved)
         events.write(event="start", address=resolved, workers=settings.workers.count, servers=settings.servers.count)
         machine = Coordinator(settings, time.monotonic())
-        due = time.monotonic() + TICK_S
-        while True:
-            actions: list[Action] = []
-            for arrival in transport.poll(max(0.0, due - time.monotonic())):
-                if arrival.error is not None:
-                    actions += machine.garbage(arrival.peer, arrival.error)
-                elif arrival.message is not None:
-                    actions += machine.handle(arrival.peer, arrival.message, arrival.payload, time.monotonic())
-            if time.monotonic() >= due:
-                due = time.monotonic() + TICK_S
-                actions += machine.tick(time.monotonic())
-            for action in actions:
-                if isinstance(action, Send):
-                    for peer in action.peers:
-                        transport.send(peer, action.message, action.payload)
-                elif isinstance(action, Note):
-                    events.write(event=action.event, **action.fields)
-                    _say(action)
-                elif isinstance(action, Stop):
-                    return action.code
+        try:
+            return _serve(machine, transport, events)
+        except BaseException as error:  # the others must learn of it from us, not from our silence
+            _carry(machine.crash(error, time.monotonic()), transport, events)
+            raise
     finally:
         events.close()
         transport.close()
+
+
+def _serve(machine: Coordinator, transport: Transport, events: JsonLines) -> int:
+    due = time.monotonic() + TICK_S
+    while True:
+        actions: list[Action] = []
+        for arrival in transport.poll(max(0.0, due - time.monotonic())):
+            if arrival.error is not None:
+                actions += machine.garbage(arrival.peer, arrival.error)
+            elif arrival.message is not None:
+                actions += machine.handle(arrival.peer, arrival.message, arrival.payload, time.monotonic())
+        if time.monotonic() >= due:
+            due = time.monotonic() + TICK_S
+            actions += machine.tick(time.monotonic())
+        stop = _carry(actions, transport, events)
+        if stop is not None:
+            return stop.code
+
+
+def _carry(actions: list[Action], transport: Transport, events: JsonLines) -> Stop | None:
+    """Carry actions out; return the one that ends the process, if it is among them."""
+    for action in actions:
+        if isinstance(action, Send):
+            for peer in action.peers:
+                transport.send(peer, action.message, action.payload)
+        elif isinstance(action, Note):
+            events.write(event=action.event, **action.fields)
+            _say(action)
+        else:
+            return action
+    return None
 
 
 def _say(note: Note) -> None:

@@ -26,6 +26,7 @@ from ..layout import Layout
 from ..regimes import check_settings
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send, Stop
+from ..wire.framing import split_frames
 from .planning import Planner
 from .roster import LayoutEntry, Server, Worker, disagreement
 
@@ -200,8 +201,7 @@ class Coordinator:
         self.view = m.View(
             p=1,
             members=[(slot, self.workers[slot].incarnation) for slot in sorted(self.workers)],
-            cut=0,
-            previous_epoch=-1,
+            cuts=[],
             shards=[
                 (number, boot, server.address) for _, server in sorted(self.servers.items()) for number, boot in server.shards
             ],
@@ -209,7 +209,7 @@ class Coordinator:
             donor=min(self.workers),
             removed=[],
         )
-        note = Note("view", {"p": 1, "members": self.view.members, "cut": 0, "waited_s": round(now - self._born, 3)})
+        note = Note("view", {"p": 1, "members": self.view.members, "waited_s": round(now - self._born, 3)})
         return [note, Send(self._everybody(), self.view)]
 
     def _everybody(self) -> tuple[Peer, ...]:
@@ -230,7 +230,7 @@ class Coordinator:
         settings = self.settings
         try:
             layout = Layout.from_table(
-                bytes(payload[0]) if payload else b"",
+                b"".join(payload),
                 num_shards=settings.num_shards,
                 partition_elements=settings.layout.partition_elements,
             )
@@ -254,7 +254,7 @@ class Coordinator:
         return actions + self._ready(entry)
 
     def _new_layout(self, entry: LayoutEntry, peers: tuple[Peer, ...]) -> Action:
-        return Send(peers, m.NewLayout(entry.number, entry.layout.digest), (entry.layout.table,))
+        return Send(peers, m.NewLayout(entry.number, entry.layout.digest), split_frames(entry.layout.table))
 
     def _ready(self, entry: LayoutEntry) -> list[Action]:
         """Tell those who wait that a layout is held everywhere; they declare it until they hear so."""
@@ -340,6 +340,10 @@ class Coordinator:
             return []
         self._known.pop(bye.name, None)
         return [] if self._known else [self._stop()]
+
+    def crash(self, error: BaseException, now: float) -> list[Action]:
+        """Tell everybody that this process itself has failed."""
+        return [] if self.over is not None else self._abort("coordinator", f"{type(error).__name__}: {error}", now)
 
     def _abort(self, culprit: str, reason: str, now: float) -> list[Action]:
         note = Note("error", {"culprit": culprit, "reason": reason})

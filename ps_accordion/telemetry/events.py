@@ -65,6 +65,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
-    if hasattr(value, "item"):
-        return _plain(value.item())
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
     return value

@@ -48,6 +48,8 @@ ResultKind = Literal["DATA", "UNUSED", "SKIP", "END"]
 
 MAX_TEXT = 2000
 """Characters of a reason: enough for the last line of a traceback, too little to fill a memory."""
+MAX_LAYOUTS = 1024
+"""Layouts of one session: signs of life list them all."""
 MAX_ASKED = 256
 """Keys that one Ask or Missing may list."""
 MAX_TERMS = 128
@@ -163,7 +165,7 @@ class Alive(Message, tag="alive", frozen=True):
     slot: Slot
     incarnation: Count
     view: Round
-    layouts: Annotated[list[tuple[Count, Round, Count]], Meta(max_length=1024)]
+    layouts: Annotated[list[tuple[Count, Round, Count]], Meta(max_length=MAX_LAYOUTS)]
     synced: bool
     done: bool
 
@@ -174,7 +176,7 @@ class ServerAlive(Message, tag="server", frozen=True):
     server: Slot
     address: Address
     shards: Annotated[list[tuple[Slot, Seed]], Meta(max_length=256)]
-    layouts: Annotated[list[tuple[Count, Digest]], Meta(max_length=1024)]
+    layouts: Annotated[list[tuple[Count, Digest]], Meta(max_length=MAX_LAYOUTS)]
     view: Round
 
 
@@ -188,22 +190,25 @@ class View(Message, tag="view", frozen=True):
     Attributes:
         p: Number of the view; rounds that are finished under it carry it as their epoch.
         members: (slot, incarnation), in slot order.
-        cut: First round that counts under this view.
-        previous_epoch: Epoch of round `cut - 1`; -1 where there is none.
+        cuts: (layout, cut, previous epoch): the first round of a layout that counts under this view, and the epoch of the round
+            before it (-1 where there is none). A layout that is not listed has (0, -1).
         shards: (number, boot, address) of all shards.
         restore: (number, boot) of shards that start blank.
         donor: Slot that hands parameters to who has none.
-        removed: (slot, incarnation, cut) of who is out.
+        removed: (slot, incarnation, layout, cut) of who is out.
     """
 
     p: Count
     members: Annotated[list[Member], Meta(max_length=4096)]
-    cut: Round
-    previous_epoch: Round
+    cuts: Annotated[list[tuple[Count, Round, Round]], Meta(max_length=MAX_LAYOUTS)]
     shards: Annotated[list[tuple[Slot, Seed, Address]], Meta(max_length=65536)]
     restore: Annotated[list[tuple[Slot, Seed]], Meta(max_length=65536)]
     donor: Slot
-    removed: Annotated[list[tuple[Slot, Count, Round]], Meta(max_length=65536)]
+    removed: Annotated[list[tuple[Slot, Count, Count, Round]], Meta(max_length=65536)]
+
+    def cut_of(self, layout: int) -> tuple[int, int]:
+        """Return (cut, previous epoch) of a layout."""
+        return next(((cut, epoch) for number, cut, epoch in self.cuts if number == layout), (0, -1))
 
 
 class Hello(Message, tag="hello", frozen=True):

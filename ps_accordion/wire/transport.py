@@ -19,8 +19,10 @@ import errno
 import ipaddress
 import os
 import select
+import socket as sockets
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
@@ -74,6 +76,7 @@ class Transport:
         self._posted: collections.deque[Any] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake, select.POLLIN)
+        self._path = ""
         self._closed = False
         self._closing = threading.Lock()
 
@@ -83,6 +86,8 @@ class Transport:
         Raises:
             ConfigError: The address is malformed or in use.
         """
+        if _is_alive(address):
+            raise ConfigError(f"cannot listen at {address}: another process does; stop it or choose another path")
         socket = self._socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
@@ -93,7 +98,9 @@ class Transport:
             raise ConfigError(f"cannot listen at {address}: {error.strerror}; {hint}") from None
         self._listener = socket
         self._poller.register(socket, zmq.POLLIN)
-        return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        resolved = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._path = resolved.removeprefix("ipc://") if resolved.startswith("ipc://") else ""
+        return resolved
 
     def connect(self, name: str, address: str) -> None:
         """Open a link called `name` to whoever listens at `address`, in place of one of that name.
@@ -204,6 +211,8 @@ class Transport:
         self._listener = None
         self._context.term()
         os.close(self._wake)
+        if self._path:
+            Path(self._path).unlink(missing_ok=True)  # ZeroMQ leaves the file
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
@@ -213,6 +222,19 @@ class Transport:
         socket.setsockopt(zmq.MAXMSGSIZE, framing.MAX_FRAME)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         return socket
+
+
+def _is_alive(address: str) -> bool:
+    """Whether somebody listens at an ipc address. ZeroMQ itself would take the path over without a word."""
+    path = address.removeprefix("ipc://")
+    if path == address:
+        return False
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def _on_wire(frame: Buffer) -> int:

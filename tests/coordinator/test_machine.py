@@ -100,7 +100,7 @@ def test_any_order_of_joins_makes_the_same_view(order):
     slots = [int(name[1]) for name in order if name[0] == "w"]
     assert view.members == [(0, 1 + slots.index(0)), (1, 1 + slots.index(1))]
     assert view.shards == [(0, BOOT, "tcp://127.0.0.1:5000"), (1, BOOT, "tcp://127.0.0.1:5001")]
-    assert (view.p, view.cut, view.previous_epoch, view.donor) == (1, 0, -1, 0)
+    assert (view.p, view.cut_of(0), view.donor) == (1, (0, -1), 0)
 
 
 def test_workers_without_a_rank_get_the_free_ones():

@@ -302,7 +302,7 @@ def test_many_skipped_rounds_in_a_row_start_from_the_same_half():
 
 def undo(job: Job, round_: int, p: int) -> None:
     """Take back a round by a view."""
-    job.shard.on_view(view_of(job.settings, p=p, cut=round_, previous_epoch=p - 1))
+    job.shard.on_view(view_of(job.settings, p=p, cuts=[(0, round_, p - 1)]))
 
 
 @pytest.mark.parametrize("steps", list(itertools.product(["undo", "skip", "keep"], repeat=4)), ids="-".join)
@@ -341,7 +341,7 @@ def test_a_view_takes_back_the_last_round_and_lets_the_rest_finish_the_next():
     job.push(0, job.members[0].data(HALF, 1))
     job.push(2, job.members[2].data(HALF, 1))
     assert job.shard.records[0, HALF].round == 0
-    actions = job.shard.on_view(view_of(job.settings, p=2, slots=[0, 2], cut=1, previous_epoch=1))
+    actions = job.shard.on_view(view_of(job.settings, p=2, slots=[0, 2], cuts=[(0, 1, 1)]))
     message, _ = result_of(actions)
     assert (message.round, message.epoch, message.kind) == (1, 2, "DATA")
     assert sends(actions)[0].peers == (b"peer 0", b"peer 2")

@@ -76,7 +76,10 @@ def test_another_protocol_version_is_refused_with_both_versions(tmp_path):
 
 TAMPER = {
     "length": ("frames[-1] = bytes(frames[-1])[:-2]", r"expected payload frames of \[\d+\] bytes, got \[\d+\]"),
-    "index": ("body = bytearray(frames[-1]); body[-7:-3] = b'\\xff\\xff\\xff\\xff'; frames[-1] = bytes(body)", "from worker 1 is refused"),
+    "index": (
+        "body = bytearray(frames[-1]); body[-7:-3] = b'\\xff\\xff\\xff\\xff'; frames[-1] = bytes(body)",
+        "from worker 1 is refused",
+    ),
     "checksum": ("", "checksum [0-9a-f]{16} of what came, [0-9a-f]{16} of what was sent"),
 }
 

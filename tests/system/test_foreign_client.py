@@ -42,7 +42,7 @@ class MixedRing(Ring):
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, "-I", str(CLIENT), self.settings.coordinator.address, *flags]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
         results[rank] = [json.loads(line) for line in done.stdout.splitlines()]
         return 0
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-import zero_copy  # noqa: F401  # before anything is watched for leftovers
 import zmq
 
 from ps_accordion.errors import ConfigError, WireError

@@ -157,10 +157,10 @@ def test_a_round_before_the_cut_counts_under_the_epoch_that_the_view_names():
     """After a view, round `cut - 1` counts as `previous_epoch` finished it, and rounds from the cut on as the view did."""
     job = Job()
     results = job.push()
-    job.rounds.view = view_of(job.settings, p=5, cut=1, previous_epoch=3)
+    job.rounds.view = view_of(job.settings, p=5, cuts=[(0, 1, 3)])
     assert job.rounds.on_result(*changed(results[1], epoch=5)) is None
     assert job.rounds.on_result(*changed(results[1], epoch=3)) is not None
-    job.rounds.view = view_of(job.settings, p=5, cut=0, previous_epoch=3)
+    job.rounds.view = view_of(job.settings, p=5, cuts=[(0, 0, 3)])
     assert job.rounds.on_result(*changed(results[0], epoch=3)) is None
     assert job.rounds.on_result(*changed(results[0], epoch=5)) is not None
 
