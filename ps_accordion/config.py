@@ -48,6 +48,10 @@ ENVIRONMENT_PREFIX = "PS_ACCORDION_"
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
+MAX_SHARDS = 1024
+"""Every view lists all shards with their addresses."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -55,7 +59,7 @@ class _Section(BaseModel):
 class WorkerSettings(_Section):
     """`[workers]`: the processes that train."""
 
-    count: Annotated[int, Field(ge=1, le=4096)] = 2
+    count: Annotated[int, Field(ge=1, le=1024)] = 2
     """How many workers the run waits for, and whose gradients make a round."""
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads a worker encodes and decodes with; 0 chooses from the cores of the machine."""
@@ -191,6 +195,14 @@ class Settings(_Section):
     skip: SkipSettings = SkipSettings()
     timeouts: Timeouts = Timeouts()
     run: RunSettings = RunSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _shards_fit_a_view(self) -> Settings:
+        if self.num_shards > MAX_SHARDS:
+            raise ValueError(
+                f"servers.count x servers.shards_per_server is {self.num_shards}; expected at most {MAX_SHARDS} shards in a run"
+            )
+        return self
 
     def terms(self) -> dict[str, Any]:
         """Return what every process must agree on, by dotted name: the coordinator compares it at join."""

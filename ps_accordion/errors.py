@@ -92,6 +92,6 @@ class RunAborted(PsAccordionError):
 
 
 class TooManySkips(PsAccordionError):
-    """More rounds in a row were skipped than the configuration allows."""
+    """As many rounds in a row were skipped as the configuration allows."""
 
     exit_code = 7

@@ -155,8 +155,9 @@ class Server:
 
     def _alive(self) -> None:
         shards = [(number, thread.shard.boot) for number, thread in self._threads.items()]
+        terms = self.settings.terms() if self.view < 0 else {}
         layouts = [(number, layout.digest) for number, layout in self._layouts.items()]
-        self._transport.send(COORDINATOR, m.ServerAlive(self.number, self._address, shards, layouts, self.view))
+        self._transport.send(COORDINATOR, m.ServerAlive(self.number, self._address, shards, layouts, self.view, terms))
 
     def _dispatch(self, arrival: Arrival) -> None:
         if isinstance(arrival.posted, BaseException):

@@ -251,5 +251,6 @@ class Client:
                 self.carry(exchange.rounds.tick(now))
             for joiner in self.joiners.values():
                 self.carry(joiner.tick(now))
+            self.membership.synced = all(joiner.complete for joiner in self.joiners.values())
             for callback in self._on_tick:
                 callback()

@@ -63,6 +63,8 @@ class Membership:
         self.layouts: dict[int, _Declared] = {}
         self.progress: list[tuple[int, int, int]] = []
         """Round and plan version by layout, for the sign of life; the loop keeps it current."""
+        self.synced = True
+        """Whether this worker has the parameters that it is to start from; the loop keeps it current."""
         self.leaving: m.Leave | None = None
         self.gone = False
         self._terms = terms
@@ -175,7 +177,7 @@ class Membership:
         if self.joined and now >= self._beat:
             self._beat = now + self.settings.timeouts.heartbeat
             view = self.view.p if self.view is not None else -1
-            alive = m.Alive(self.slot, self.incarnation, view, self.progress, True, self.leaving is not None)
+            alive = m.Alive(self.slot, self.incarnation, view, self.progress, self.synced, self.leaving is not None)
             out.append(Send((COORDINATOR,), alive))
         return out
 

@@ -67,8 +67,8 @@ class Meter:
 
     def decided(self, exchange: Exchange, decision: Decide, timing: Timing) -> None:
         """Count a round."""
-        if exchange.rounds.finished:
-            return  # others still train; nothing was made here
+        if exchange.rounds.finished or decision.kind == "END":
+            return  # others may still train; nothing was made here
         now, counters = time.perf_counter(), self.counters
         traffic = self._traffic()
         sent, received = traffic[0] - self._sent, traffic[1] - self._received

@@ -65,9 +65,10 @@ class DistributedModel(DistributedDataParallel):
         self._index = {id(parameter): index for index, parameter in enumerate(self._parameters_in_order)}
         me = weakref.ref(self)
         self._tracked = session.open_layout(
-            [_row(name, parameter) for name, parameter in named], decided=lambda decision: _call(me, "_on_decided", decision)
+            [_row(name, parameter) for name, parameter in named],
+            decided=lambda decision: _call(me, "_on_decided", decision),
+            state=_state_of(module, copy_buffers=session.is_donor),
         )
-        session.share_state(self._tracked.exchange, _state_of(module, copy_buffers=session.is_donor))
         self._round = _Round()
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -261,6 +262,8 @@ def _refuse_what_cannot_work(module: nn.Module, options: dict[str, Any]) -> None
         if parameter.is_complex():
             raise UsageError(f"parameter {name!r} is complex; expected real parameters. Keep its real and imaginary parts apart")
     for name, child in module.named_modules():
+        if getattr(child, "sparse", False) is True:
+            raise UsageError(f"{name!r} makes sparse gradients; build it with sparse=False, which top-k compresses as well")
         if isinstance(child, nn.SyncBatchNorm):
             raise UsageError(
                 f"{name!r} is a SyncBatchNorm, which needs a group of all workers; use BatchNorm, whose statistics stay local"

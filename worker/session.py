@@ -24,7 +24,6 @@ from ps_accordion.wire.transport import Transport
 
 from .client import Client
 from .compute import default_threads
-from .exchange import Exchange
 from .interrupt import Interrupts
 from .meter import Counters, Meter
 from .record import Record
@@ -204,20 +203,33 @@ class Session:
 
     # ------------------------------------------------------------ what the wrapper asks
 
-    def open_layout(self, table: list[Tensor], *, decided: Callable[[Decide], None] | None = None) -> Tracked:
+    def open_layout(
+        self, table: list[Tensor], *, decided: Callable[[Decide], None] | None = None, state: StateBytes | None = None
+    ) -> Tracked:
         """Declare a layout together with all other workers, and return its exchange.
 
         Args:
             table: The tensors, in order of registration.
             decided: Called, on the socket's thread, when a round is decided.
+            state: Memory that all workers shall start from as the lowest slot has it; filled when this returns.
+
+        Raises:
+            UsageError: There are too many layouts.
+            JoinRefused: Another worker declared other tensors.
         """
         settings = self.settings
         if len(self._exchanges) >= m.MAX_LAYOUTS:
             raise UsageError(f"expected at most {m.MAX_LAYOUTS} models and push_pull names in a session; reuse names")
         layout = Layout(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
-        tracked = Tracked(self, len(self._exchanges), layout, decided)
-        self._client.open(tracked.exchange.number, layout, tracked.exchange)
+        number = len(self._exchanges)
+        tracked = Tracked(self, number, layout, decided)
+        if state is not None and self.is_donor:
+            # Before the others can know that the layout is ready, and ask.
+            self._client.call(lambda: self._client.donors.__setitem__(number, Donor(number, state)))
+        self._client.open(number, layout, tracked.exchange)
         self._exchanges.append(tracked)
+        if state is not None and not self.is_donor:
+            self._fetch(number, state)
         return tracked
 
     @property
@@ -226,14 +238,10 @@ class Session:
         view = self._client.membership.view
         return view is not None and view.donor == self.rank
 
-    def share_state(self, exchange: Exchange, state: StateBytes) -> None:
-        """Give every worker the state of the lowest slot; returns when this one has it."""
+    def _fetch(self, number: int, state: StateBytes) -> None:
         client, membership = self._client, self._client.membership
         assert membership.view is not None
-        donor, number = membership.view.donor, exchange.number
-        if donor == self.rank:
-            client.call(lambda: client.donors.__setitem__(number, Donor(number, state)))
-            return
+        donor = membership.view.donor
         joiner = Joiner(number, state, self.settings, (self.rank, membership.incarnation), donor)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
         client.wait(lambda: joiner.complete, f"the parameters of worker {donor}", self.settings.timeouts.join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Tracked"]
 
+RATE_COPIES = 3
+"""How often a learning rate is sent: nobody answers, and the next window's report has it again."""
+UNMARKED_ROUNDS = 200
+"""Rounds without any mark of an epoch after which a run whose windows are epochs says so: all steps are light until then."""
 REPEAT_S = 0.5
 """How often a report is sent again until the coordinator has heard it."""
 
@@ -48,6 +53,8 @@ class Tracked:
         self._loss = math.nan
         self._begun = False
         session.client.on_failure(lambda _: self.done.set())
+        self._rates: list[Send] = []
+        self._rate_due = 0.0
         self._reports: dict[int, tuple[Send, float]] = {}
 
     # ------------------------------------------------------------ the thread that computes gradients
@@ -70,7 +77,9 @@ class Tracked:
             self._rate = rate
             membership = self._session.client.membership
             message = m.Rate(membership.slot, membership.incarnation, self.exchange.number, self.exchange.rounds.round, rate)
-            self._session.client.call(lambda: self._session.client.carry([Send((COORDINATOR,), message)]))
+            self._rates = [Send((COORDINATOR,), message)] * RATE_COPIES
+            self._rate_due = 0.0
+            self._session.client.call(self.tick)
 
     def wait(self) -> str:
         """Wait until the round is decided; Ctrl-C gets through.
@@ -106,6 +115,8 @@ class Tracked:
             skipped = decision.kind == "SKIP"
             report = self._statistics.finish_round(decision.round, rate=self._rate, loss=self._loss, skipped=skipped)
             self._report(report)
+            if decision.round == UNMARKED_ROUNDS and self._statistics.waits_for_epoch:
+                self._warn_of_epochs()
         self._kind = decision.kind
         if self._decided is not None:
             self._decided(decision)
@@ -121,6 +132,17 @@ class Tracked:
         send = Send((COORDINATOR,), message, (report.norms.tobytes(),))
         self._session.client.call(lambda: self._reports.__setitem__(report.window, (send, 0.0)))
 
+    def _warn_of_epochs(self) -> None:
+        settings = self._session.settings.regime
+        if settings.policy == "static":
+            return
+        text = (
+            f"regime.window is {settings.window!r} and no epoch has begun in {UNMARKED_ROUNDS} rounds, so all levels stay light: "
+            'call session.begin_epoch(epoch), track a sampler with set_epoch, or set regime.window to "N steps"'
+        )
+        self._session.client.events.write(event="warning", reason=text)
+        print(f"ps-accordion: {text}", file=sys.stderr, flush=True)
+
     def heard(self, window: int) -> None:
         """Note that the coordinator has a report."""
         self._reports.pop(window, None)
@@ -128,6 +150,9 @@ class Tracked:
     def tick(self) -> None:
         """Send reports until they are heard."""
         now = time.monotonic()
+        if self._rates and now >= self._rate_due:
+            self._rate_due = now + REPEAT_S
+            self._session.client.carry([self._rates.pop()])
         for window, (send, due) in list(self._reports.items()):
             if now >= due:
                 self._reports[window] = (send, now + REPEAT_S)

@@ -79,8 +79,8 @@ def effective(codec: str, level: float, elements: int, *, codecs: Codecs | None 
     chosen.check_level(level)
     dense = known[Dense.name]
     if codec != Dense.name and chosen.payload_bound(elements, level) >= dense.payload_bound(elements, dense_level):
-        return Dense.name, dense_level
-    return codec, level
+        return Dense.name, float(dense_level)
+    return codec, float(level)
 
 
 def lightest(choices: Iterable[Choice], elements: int, *, codecs: Codecs | None = None) -> Choice:

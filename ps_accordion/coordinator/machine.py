@@ -129,7 +129,7 @@ class Coordinator:
                 return [Send((peer,), self._welcome(worker))]
         reason = self._refusal(join)
         if reason:
-            return [Note("refused", {"slot": join.slot, "reason": reason}), Send((peer,), m.Refused(join.token, reason))]
+            return [Note("refused", {"slot": join.slot, "reason": reason}), _refused(join.token, peer, reason)]
         free = (slot for slot in range(self.settings.workers.count) if slot not in self.workers)
         slot = join.slot if join.slot >= 0 else next(free)
         self._incarnations += 1
@@ -169,8 +169,9 @@ class Coordinator:
             )
         elif known is not None and known.shards != tuple(alive.shards):
             reason = f"server number {alive.server} is taken by another process, at {known.address}"
+        reason = reason or disagreement(alive.terms, self.settings, f"server {alive.server}")
         if reason:
-            return [Note("refused", {"server": alive.server, "reason": reason}), Send((peer,), m.Refused("", reason))]
+            return [Note("refused", {"server": alive.server, "reason": reason}), _refused("", peer, reason)]
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if known is None:
             known = Server(alive.server, alive.address, tuple(alive.shards), peer, now)
@@ -235,7 +236,14 @@ class Coordinator:
                 partition_elements=settings.layout.partition_elements,
             )
         except LayoutError as error:
-            return [Send((peer,), m.Refused("", str(error)))]
+            return [_refused("", peer, str(error))]
+        if declare.digest != layout.digest:
+            return [
+                _refused(
+                    "", peer, f"layout {declare.layout} has digest {declare.digest} at {worker.name} and {layout.digest} here, "
+                    "from the same table; install the same release everywhere"
+                )
+            ]  # fmt: skip
         entry = self.layouts.get(declare.layout)
         actions: list[Action] = []
         if entry is None:
@@ -358,3 +366,7 @@ class Coordinator:
         if isinstance(self.over, m.Abort):
             return Stop(RunAborted.exit_code, self.over.culprit, self.over.reason)
         return Stop(0)
+
+
+def _refused(token: str, peer: Peer, reason: str) -> Send:
+    return Send((peer,), m.Refused(token, reason[: m.MAX_TEXT]))

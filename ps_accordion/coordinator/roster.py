@@ -75,6 +75,6 @@ def disagreement(terms: Mapping[str, Any], settings: Settings, who: str) -> str:
         if ours[name] != value:
             return (
                 f"{name} is {value!r} at {who} and {ours[name]!r} in this job (the coordinator's settings); "
-                "give both the same value, or leave it out at the worker"
+                "give both the same value (the same config file does), or leave it out at a worker"
             )
     return ""

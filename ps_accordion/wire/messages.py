@@ -171,13 +171,17 @@ class Alive(Message, tag="alive", frozen=True):
 
 
 class ServerAlive(Message, tag="server", frozen=True):
-    """Server to coordinator, at every heartbeat: where it listens, its shards with their boots, the layouts that it holds."""
+    """Server to coordinator, at every heartbeat: where it listens, its shards with their boots, and the layouts that it holds.
+
+    `terms` are all the agreed settings as it knows them, until it has seen a view; the coordinator refuses it where they differ.
+    """
 
     server: Slot
     address: Address
     shards: Annotated[list[tuple[Slot, Seed]], Meta(max_length=256)]
     layouts: Annotated[list[tuple[Count, Digest]], Meta(max_length=MAX_LAYOUTS)]
     view: Round
+    terms: Terms = {}
 
 
 class Pulse(Message, tag="pulse", frozen=True):

@@ -96,7 +96,7 @@ def test_headers_of_a_round_stay_under_512_bytes() -> None:
 
 def test_a_full_view_fits_a_header() -> None:
     """A thousand members and as many shards can be named at once."""
-    members = [(slot, slot + 1) for slot in range(1000)]
-    shards = [(number, (1 << 63) - 1, f"tcp://192.168.100.100:{50_000 + number}") for number in range(1000)]
-    view = m.View(1, members, 0, -1, shards, [], 0, [])
+    members = [(slot, slot + 1) for slot in range(1024)]
+    shards = [(number, (1 << 63) - 1, f"{number:x<256}") for number in range(1024)]
+    view = m.View(1, members, [(0, 1000, 1)], shards, [], 0, [])
     assert framing.unpack(framing.pack(view))[0] == view

@@ -21,7 +21,7 @@ class Run:
 
     def __init__(self, file=None) -> None:
         self.client = SimpleNamespace(transport=SimpleNamespace(sent_bytes=0, received_bytes=0), state_bytes=0)
-        self.rounds = SimpleNamespace(plan=None, plan_version=0)
+        self.rounds = SimpleNamespace(plan=None, plan_version=0, finished=False)
         self.exchange = SimpleNamespace(layout=LAYOUT, number=0, rounds=self.rounds)
         self.meter = Meter(self.client)
         self.round = 0

@@ -89,7 +89,8 @@ def test_a_sampler_that_is_tracked_marks_epochs():
     """`set_epoch` still does what it did, and ends the window: a plan follows."""
 
     class Sampler:
-        epochs: list[int] = []  # noqa: RUF012  # a new class for every test
+        def __init__(self):
+            self.epochs = []
 
         def set_epoch(self, epoch):
             self.epochs.append(epoch)
@@ -100,18 +101,20 @@ def test_a_sampler_that_is_tracked_marks_epochs():
         session.track(optimizer, sampler=sampler)
         rng = np.random.default_rng(session.rank)
         tensor = torch.empty(64, 64)
-        critical = []
-        for epoch in range(6):
+        plan = None
+        # A plan takes some time to come, and these rounds are short; it comes to all workers in the same round.
+        for epoch in range(500):
             sampler.set_epoch(epoch)
             for _ in range(4):
                 tensor.copy_(torch.from_numpy(rng.standard_normal((64, 64))))
                 session.push_pull(tensor, name="x")
             plan = session._exchanges[0].exchange.rounds.plan
-            critical.append(plan is None or plan.critical[0])
-        return sampler.epochs, critical
+            if plan is not None and not plan.critical[0]:
+                break
+        return sampler.epochs, plan
 
     settings = {"codec.name": "topk", "regime.window": "1 epoch", "regime.interval": 1}
-    for epochs, critical in run(settings, work):
-        assert set(range(6)) <= set(epochs)
-        assert critical[0]
-        assert not critical[-1]
+    (epochs, plan), (other_epochs, other_plan) = run(settings, work)
+    assert epochs == other_epochs == list(range(len(epochs)))
+    assert plan == other_plan
+    assert not plan.critical[0]
