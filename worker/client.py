@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from ps_accordion.config import Settings
 from ps_accordion.errors import Unreachable, WireError
@@ -62,6 +63,7 @@ class Client:
         self._on_heard: list[Callable[[m.Heard], None]] = []
         self._on_failure: list[Callable[[BaseException], None]] = []
         self._changed = threading.Condition()
+        self._waiting = 0
         self._stopping = False
         self.transport.connect(COORDINATOR, settings.coordinator.address)
         self._thread = threading.Thread(target=self._run, name="ps-accordion-io", daemon=True)
@@ -108,7 +110,7 @@ class Client:
             PsAccordionError: The run has failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
+        with self._noticing():
             while not condition():
                 if self.error is not None:
                     raise self.error
@@ -119,8 +121,18 @@ class Client:
 
     def notice(self, seconds: float) -> None:
         """Wait up to `seconds` for something to happen."""
-        with self._changed:
+        with self._noticing():
             self._changed.wait(seconds)
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Hold the condition, and let the other thread know that somebody waits: else it does not notify."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                yield
+            finally:
+                self._waiting -= 1
 
     def open(self, number: int, layout: Layout, exchange: Exchange) -> None:
         """Declare a layout and wait until every worker has, and every shard holds it."""
@@ -176,8 +188,9 @@ class Client:
                 if time.monotonic() >= due:
                     due = time.monotonic() + TICK_S
                     self._guarded(self._tick)
-                with self._changed:
-                    self._changed.notify_all()
+                if self._waiting:
+                    with self._changed:
+                        self._changed.notify_all()
         except BaseException as error:  # a broken socket must not leave the user's thread waiting
             self._fail(error)
         finally:

@@ -268,7 +268,7 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         fine = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
         failure = self._client.error
-        self.close(None if fine else error)
+        self.close(failure if fine else error)
         if failure is not None and error is not failure and not isinstance(error, (KeyboardInterrupt, SystemExit)):
             # What backward raised is a shadow of this one: torch carries only text across its futures.
             raise failure from error
@@ -284,7 +284,9 @@ class Session:
         atexit.unregister(self._at_exit)
         client = self._client
         try:
-            if error is None and client.error is None:
+            if error is None:
+                if client.error is not None:
+                    raise client.error
                 self._refuse_open_rounds()
                 for tracked in self._exchanges:
                     client.call(tracked.exchange.finish)
@@ -292,11 +294,11 @@ class Session:
                 client.call(lambda: client.membership.leave("", 0))
                 # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
                 client.wait(lambda: client.membership.gone, "the coordinator's goodbye")
-        except PsAccordionError as failure:
+        except BaseException as failure:  # Ctrl-C while waiting for the others, too
             error = failure
             raise
         finally:
-            self._end(error if error is not None else client.error)
+            self._end(error)
 
     def _refuse_open_rounds(self) -> None:
         for tracked in self._exchanges:

@@ -77,6 +77,7 @@ class Transport:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake, select.POLLIN)
         self._path = ""
+        self._rung = False
         self._closed = False
         self._closing = threading.Lock()
 
@@ -160,13 +161,15 @@ class Transport:
         self.sent_bytes += sum(map(_on_wire, frames))
 
     def post(self, item: Any) -> None:
-        """Hand `item` to the thread that polls. Any thread may call this."""
+        """Hand `item` to the thread that polls. Any thread may call this; what is posted after `close` is dropped."""
         self._posted.append(item)
-        self._ring()
-
-    def _ring(self) -> None:
-        with self._closing:  # else the number of a closed descriptor, given out again by then, might be written to
+        # Ringing costs a system call; once is enough until the other side has looked. It clears the mark before it takes what is
+        # posted, so an item that finds the mark set is seen. The lock keeps `close` from handing the descriptor to somebody else.
+        if self._rung:
+            return
+        with self._closing:
             if not self._closed:
+                self._rung = True
                 os.eventfd_write(self._wake, 1)
 
     def poll(self, timeout: float) -> list[Arrival]:
@@ -177,6 +180,7 @@ class Transport:
         for socket, _ in self._poller.poll(max(0, round(timeout * 1000 + 0.4999))):
             if socket == self._wake:
                 os.eventfd_read(self._wake)
+                self._rung = False
             else:
                 self._receive(socket, arrivals)
         while self._posted:
