@@ -176,7 +176,10 @@ class Client:
         if self.error is None:
             self.error = error
             for callback in self._on_failure:
-                callback(error)
+                try:
+                    callback(error)
+                except Exception as second:  # the others must still hear of the first
+                    self.events.write(event="error", reason=f"while failing: {type(second).__name__}: {second}")
 
     def _run(self) -> None:
         due = time.monotonic()

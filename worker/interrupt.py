@@ -38,14 +38,16 @@ class Interrupts:
 
     def _watch(self) -> None:
         while number := os.read(self._read, 1):
-            if number[0] == signal.SIGINT:
+            # Who has set a handler of their own wants to decide what Ctrl-C means.
+            if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._client.fail(KeyboardInterrupt())
 
     def close(self) -> None:
         """Stop watching. Closing twice is harmless."""
         if self._thread is None:
             return
-        signal.set_wakeup_fd(-1)
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)  # Python allows it nowhere else; elsewhere the descriptor just dies
         os.close(self._write)
         self._thread.join()
         os.close(self._read)

@@ -49,7 +49,7 @@ class Meter:
         self._lines = JsonLines(None)
         self._pending: dict[str, Any] | None = None
         self._lock = threading.Lock()
-        self._sent = self._received = 0
+        self._sent = self._received = self._startup = 0
         self._started = False
         self._last = time.perf_counter()
 
@@ -62,7 +62,8 @@ class Meter:
         if not self._started:
             self._started = True
             self._sent, self._received = self._traffic()
-            self.counters.startup_bytes = self._sent + self._received
+            self._startup = self._sent + self._received
+            self.counters.startup_bytes = self._startup + self._client.state_bytes
             self._last = time.perf_counter()
 
     def decided(self, exchange: Exchange, decision: Decide, timing: Timing) -> None:
@@ -72,7 +73,7 @@ class Meter:
         now, counters = time.perf_counter(), self.counters
         traffic = self._traffic()
         sent, received = traffic[0] - self._sent, traffic[1] - self._received
-        layout, plan = exchange.layout, exchange.rounds.plan
+        layout, plan = exchange.layout, decision.plan
         ruled = layout.compressible
         critical = sum(plan.critical[index] for index in ruled) if plan is not None else len(ruled)
         line = {
@@ -88,10 +89,11 @@ class Meter:
             "pull_bytes": received - counters.pull_bytes,
             "dense_bytes": 4 * layout.elements,
             "critical_share": critical / len(ruled) if ruled else 0.0,
-            "plan": exchange.rounds.plan_version,
+            "plan": plan.version if plan is not None else 0,
         }
         self._last = now
         counters.push_bytes, counters.pull_bytes = sent, received
+        counters.startup_bytes = self._startup + self._client.state_bytes
         counters.dense_bytes += 4 * layout.elements
         counters.rounds += 1
         counters.skipped_rounds += decision.kind == "SKIP"

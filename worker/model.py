@@ -59,7 +59,11 @@ class DistributedModel(DistributedDataParallel):
             find_unused_parameters=find_unused_parameters,
             **options,
         )
-        named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        named = [
+            (name, parameter)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and name not in self.parameters_to_ignore
+        ]
         self._session = session
         self._parameters_in_order = [parameter for _, parameter in named]
         self._index = {id(parameter): index for index, parameter in enumerate(self._parameters_in_order)}
@@ -80,6 +84,7 @@ class DistributedModel(DistributedDataParallel):
                     _note_used, used, index
                 )  # holds no reference to us: parameters keep their hooks for good
                 parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]  # torch has no hints here
+        self._tracked.settled = lambda: _is_settled(me)
         session.client.on_failure(lambda error: _call(me, "_on_failure", error))
         # The parent's C++ half keeps the hook alive, out of sight of the garbage collector: it must not keep us.
         self.register_comm_hook(me, _hook)
@@ -97,8 +102,9 @@ class DistributedModel(DistributedDataParallel):
         if failure is not None:
             _fail(future, failure)
             return future
-        if not current.begun:
-            current.begun = True
+        if bucket.is_last():
+            # Not with the first bucket: under reentrant checkpointing that one may come in an inner backward, at whose end
+            # nothing is decided yet. The parent queues its own callback right after this one.
             torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
         flat, start = bucket.buffer().detach(), 0
         for parameter, view in zip(bucket.parameters(), bucket.gradients(), strict=True):
@@ -119,6 +125,7 @@ class DistributedModel(DistributedDataParallel):
     def _set_gradients(self) -> None:
         """Make `p.grad` the same in every worker: the aggregate where anyone had a gradient, else None."""
         current, self._round = self._round, _Round()
+        used_here = None if self._used is None else self._used.copy()
         if self._used is not None:
             self._used.clear()
         if current.decision is None:
@@ -128,6 +135,11 @@ class DistributedModel(DistributedDataParallel):
                 parameter.grad = None
             elif parameter.grad is None:
                 parameter.grad = current.views[index]
+            elif (
+                used_here is not None and index not in used_here and parameter.grad.data_ptr() != current.views[index].data_ptr()
+            ):
+                # The parent leaves alone what was not used here; without views of buckets the aggregate is not in it yet.
+                parameter.grad.copy_(current.views[index])
 
     # ------------------------------------------------------------ the thread that owns the sockets
 
@@ -143,7 +155,9 @@ class DistributedModel(DistributedDataParallel):
         if decision.kind == "DATA":
             for host in current.hosts:
                 host.write_back()
-        for future, buffer in current.waiting:
+        with self._lock:  # a failure from now on must not touch futures that are done
+            waiting, current.waiting = current.waiting, []
+        for future, buffer in waiting:
             future.set_result(buffer)
 
     def _on_failure(self, error: BaseException) -> None:
@@ -163,6 +177,12 @@ def _hook(
     return model._hand_over(bucket)
 
 
+def _is_settled(me: weakref.ref[DistributedModel]) -> bool:
+    """Whether every backward that handed over gradients has come to its end."""
+    model = me()
+    return model is None or not model._round.views
+
+
 def _note_used(used: set[int], index: int, _: torch.Tensor) -> None:
     used.add(index)
 
@@ -177,7 +197,6 @@ class _Round:
     """What one backward has handed over."""
 
     def __init__(self) -> None:
-        self.begun = False
         self.waiting: list[tuple[torch.futures.Future[torch.Tensor], torch.Tensor]] = []
         self.views: dict[int, torch.Tensor] = {}
         self.hosts: list[_Host] = []
@@ -253,6 +272,9 @@ def _bytes_of(name: str, tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.ui
 
 
 def _refuse_what_cannot_work(module: nn.Module, options: dict[str, Any]) -> None:
+    for option in ("delay_all_reduce_named_params", "param_to_hook_all_reduce"):
+        if option in options:
+            raise UsageError(f"DistributedModel has no option {option!r}: every gradient goes through the hook; leave it out")
     for option in ("process_group", "device_ids", "broadcast_buffers", "forward_sync_buffers", "init_sync"):
         if option in options:
             raise UsageError(

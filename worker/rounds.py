@@ -58,12 +58,14 @@ class Decide:
         kind: DATA (apply it), SKIP or END.
         used: Used bits of each key: what any worker had a gradient for.
         take_back: Pushes whose payload returns to the residual, because the round was skipped.
+        plan: The plan that held in this round; None where none did.
     """
 
     round: int
     kind: str
     used: tuple[int, ...]
     take_back: tuple[tuple[m.Push, Payload], ...]
+    plan: Plan | None = None
 
 
 @dataclass
@@ -110,10 +112,12 @@ class Rounds:
         if key.small:
             exact = codec.name == "dense" and codec.light == EXACT_BITS
             return Choice("dense", EXACT_BITS if exact else float(codec.small_bits))
-        choice = Choice(codec.name, codec.light)
-        if self.plan is not None and self.round <= self.plan.expires_round:
-            choice = self.plan.choices[key.tensor]
+        plan = self._plan_in_force()
+        choice = plan.choices[key.tensor] if plan is not None else Choice(codec.name, codec.light)
         return Choice(*registry.effective(choice.codec, choice.level, key.elements))
+
+    def _plan_in_force(self) -> Plan | None:
+        return self.plan if self.plan is not None and self.round <= self.plan.expires_round else None
 
     # ------------------------------------------------------------ out
 
@@ -214,7 +218,7 @@ class Rounds:
             return Decide(self.round, "END", used, ())
         skip = "SKIP" in kinds
         take_back = tuple((sent.push, sent.payload) for sent in self._sent.values() if skip and sent.payload is not None)
-        decision = Decide(self.round, "SKIP" if skip else "DATA", used, take_back)
+        decision = Decide(self.round, "SKIP" if skip else "DATA", used, take_back, self._plan_in_force())
         if self._next_plan is not None:
             self.plan, self._next_plan = self._next_plan, None
         self.previous_skipped = skip

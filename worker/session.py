@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import sys
 import time
@@ -49,6 +50,9 @@ def connect(
     Under `ps-accordion launch`, and wherever PS_ACCORDION_CONFIG or PS_ACCORDION_COORDINATOR_ADDRESS are set, no argument is
     needed. Start order does not matter: this waits until all workers and servers are there.
 
+    Use the session in a `with` statement.
+    Without one it closes when the script ends, where `sys.exit(3)` cannot be told from success.
+
     Args:
         settings: Settings to use; None reads the config file and environment.
         rank: The rank to ask for; None takes it from the launcher's variables, or lets the coordinator choose.
@@ -89,12 +93,12 @@ class Session:
             join = settings.timeouts.join
             self._client.wait(lambda: membership.joined, f"the coordinator at {settings.coordinator.address}", join + 1)
             self._client.wait(lambda: membership.inside, "the other workers and the servers to join", join + 1)
+            self.rank = membership.slot
+            self.world_size = self.settings.workers.count
+            self._write_to(self.settings.run.directory)
         except BaseException as error:
             self._end(error)
             raise
-        self.rank = membership.slot
-        self.world_size = self.settings.workers.count
-        self._write_to(self.settings.run.directory)
         atexit.register(self._at_exit)
 
     # ------------------------------------------------------------ what a script asks
@@ -244,7 +248,10 @@ class Session:
         donor = membership.view.donor
         joiner = Joiner(number, state, self.settings, (self.rank, membership.incarnation), donor)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
-        client.wait(lambda: joiner.complete, f"the parameters of worker {donor}", self.settings.timeouts.join)
+        while left := joiner.left:
+            # Every part that comes is a sign of life: a large model over a slow link may take longer in all.
+            fewer = functools.partial(_has_fewer, joiner, left)
+            client.wait(fewer, f"the next part of worker {donor}'s parameters", self.settings.timeouts.join)
         client.call(lambda: client.joiners.__delitem__(number))
 
     def _tick(self) -> None:
@@ -268,7 +275,9 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         fine = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
         failure = self._client.error
-        self.close(failure if fine else error)
+        # The others are to hear of the cause, not of the shadow that torch makes of it.
+        cause = failure if failure is not None and not isinstance(error, SystemExit) else error
+        self.close(None if fine and failure is None else cause)
         if failure is not None and error is not failure and not isinstance(error, (KeyboardInterrupt, SystemExit)):
             # What backward raised is a shadow of this one: torch carries only text across its futures.
             raise failure from error
@@ -302,7 +311,7 @@ class Session:
 
     def _refuse_open_rounds(self) -> None:
         for tracked in self._exchanges:
-            if tracked.exchange.is_open:
+            if tracked.exchange.is_open or not tracked.settled():
                 raise UsageError(
                     f"the session was left in the middle of round {tracked.exchange.rounds.round}: "
                     "a backward began and did not end; was its exception caught and dropped?"
@@ -322,16 +331,26 @@ class Session:
             deadline = time.monotonic() + GOODBYE_S
             while not membership.gone and time.monotonic() < deadline:
                 client.notice(0.05)
-        for tracked in self._exchanges:
-            for coder in tracked.exchange.coders:
-                client.record.residual(tracked.exchange.number, coder.key.number, coder.residual)
         self._interrupts.close()
         client.close()
+        for tracked in self._exchanges:  # after the codec threads: a last skipped round returns its payloads there
+            for coder in tracked.exchange.coders:
+                client.record.residual(tracked.exchange.number, coder.key.number, coder.residual)
         self.meter.close()
 
     def _at_exit(self) -> None:
         """Close when the script ends without having done so; an uncaught exception is told to the others."""
-        self.close(getattr(sys, "last_value", None))
+        error = getattr(sys, "last_value", None)
+        try:
+            self.close(error if self._client.error is None else self._client.error)
+            failure = self._client.error
+        except PsAccordionError as raised:
+            failure = raised
+        if failure is not None and error is None:
+            # Python ignores what is raised here, and would end with 0.
+            print(f"ps-accordion: {failure}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(failure.exit_code if isinstance(failure, PsAccordionError) else 1)
 
     def _write_to(self, directory: str) -> None:
         if not directory:
@@ -341,3 +360,7 @@ class Session:
         if self.settings.run.record_gradients:
             self._client.record = Record(Path(directory) / "record" / f"worker-{self.rank}")
         self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)
+
+
+def _has_fewer(joiner: Joiner, left: int) -> bool:
+    return joiner.left < left

@@ -46,6 +46,8 @@ class Tracked:
     def __init__(self, session: Session, number: int, layout: Layout, decided: Callable[[Decide], None] | None) -> None:
         self.exchange = Exchange(session.client, number, layout, self._on_decided)
         self.done = threading.Event()
+        self.settled: Callable[[], bool] = lambda: True
+        """Whether what was decided has reached its place; a wrapper knows."""
         self._session = session
         self._decided = decided
         self._statistics = WindowStatistics(layout, parse_span(session.settings.regime.window))

@@ -125,6 +125,11 @@ class Joiner:
         """Whether every part has come."""
         return not self._missing
 
+    @property
+    def left(self) -> int:
+        """How many parts have not come."""
+        return len(self._missing)
+
     def on_state(self, message: m.State, data: Bytes) -> None:
         """Write a part.
 

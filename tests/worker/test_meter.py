@@ -21,10 +21,11 @@ class Run:
 
     def __init__(self, file=None) -> None:
         self.client = SimpleNamespace(transport=SimpleNamespace(sent_bytes=0, received_bytes=0), state_bytes=0)
-        self.rounds = SimpleNamespace(plan=None, plan_version=0, finished=False)
+        self.rounds = SimpleNamespace(finished=False)
         self.exchange = SimpleNamespace(layout=LAYOUT, number=0, rounds=self.rounds)
         self.meter = Meter(self.client)
         self.round = 0
+        self.plan = None
         self.file = file
         if file is not None:
             self.meter.write_to(JsonLines(file))
@@ -35,7 +36,7 @@ class Run:
         self.client.state_bytes += state
 
     def decide(self, kind: str = "DATA") -> None:
-        self.meter.decided(self.exchange, Decide(self.round, kind, (1, 1, 1), ()), Timing())
+        self.meter.decided(self.exchange, Decide(self.round, kind, (1, 1, 1), (), self.plan), Timing())
         self.round += 1
 
     def lines(self) -> list[dict]:
@@ -101,7 +102,7 @@ def test_the_regime_is_the_share_of_critical_tensors(tmp_path):
     """Everything is critical before a plan; small tensors do not count."""
     run = Run(tmp_path / "m.jsonl")
     run.decide()
-    run.rounds.plan, run.rounds.plan_version = decode_plan(plan_bytes(3, Choice("topk", 0.1)), 3), 3
+    run.plan = decode_plan(plan_bytes(3, Choice("topk", 0.1)), 3)
     run.decide()
     assert [(line["critical_share"], line["plan"]) for line in run.lines()] == [(1.0, 0), (0.0, 3)]
 

@@ -9,8 +9,9 @@ from ring import Ring
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from ps_accordion.errors import JoinRefused, RunAborted, UsageError
+from ps_accordion.errors import JoinRefused, PsAccordionError, RunAborted, UsageError
 from ps_accordion.worker import DistributedModel
 
 EXACT = {"codec.name": "dense", "codec.light": 32, "regime.policy": "static"}
@@ -302,3 +303,91 @@ def test_what_cannot_work_is_refused_by_name(module, options, said):
     """At once, before anything is sent."""
     with pytest.raises(UsageError, match=said):
         DistributedModel(module, session=None, **options)
+
+
+class Checkpointed(nn.Module):
+    """Layers that are computed again in backward, each in a backward of its own inside the outer one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(20, 20) for _ in range(4))
+        self.last = nn.Linear(20, 32)
+
+    def forward(self, x):
+        """Run every layer under reentrant checkpointing."""
+        x = x.requires_grad_()
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=True)
+        return self.last(x)
+
+
+def test_reentrant_checkpointing_with_several_buckets_trains():
+    """The callback that hands out gradients comes at the end of the outer backward."""
+
+    def work(session):
+        with DRAWING, torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = Checkpointed()
+        model = DistributedModel(module, session=session, bucket_cap_mb=0.001)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(4):
+            step_of(model, optimizer, step, session.rank)
+        return parameters(model)
+
+    results = run(TOPK, work)
+    assert same(*results)
+
+
+def test_parameters_that_the_parent_ignores_are_left_out():
+    """They are no keys, so no round waits for them."""
+
+    def work(session):
+        module = build(0)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ["left.weight", "left.bias"])
+        model = DistributedModel(module, session=session)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            step_of(model, optimizer, step, session.rank)
+        return [tensor.name for tensor in model._tracked.exchange.layout.tensors]
+
+    for names in run(EXACT, work):
+        assert names == ["trunk.weight", "trunk.bias", "right.weight", "right.bias"]
+
+
+def test_gradients_that_are_no_views_of_buckets_get_the_aggregate_too():
+    """A branch used at one worker only, with zeroed gradients and no views: the same gradients everywhere."""
+
+    def work(session):
+        model = DistributedModel(build(0), session=session, find_unused_parameters=True, gradient_as_bucket_view=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(4):
+            x, y = batch(step, session.rank)
+            optimizer.zero_grad(set_to_none=False)
+            branch = "both" if step == 0 or session.rank == 0 else "right"
+            functional.mse_loss(model(x, branch=branch), y).backward()
+            optimizer.step()
+        return parameters(model)
+
+    results = run(EXACT, work)
+    assert same(*results)
+
+
+def test_a_failure_between_two_models_of_one_backward_ends_it():
+    """The first is decided, the second waits: the failure reaches it, and the run ends with the true cause."""
+
+    class TrueCause(PsAccordionError):
+        pass
+
+    def work(session):
+        first = DistributedModel(nn.Linear(20, 32), session=session)
+        second = DistributedModel(nn.Linear(20, 16), session=session)
+        exchange = second._tracked.exchange
+        exchange.on_result = lambda result, frames: session.client.fail(TrueCause("the true cause"))
+        x, _ = batch(0, session.rank)
+        (first(x).sum() + second(x).sum()).backward()
+
+    ring = Ring({"workers.count": 2, "servers.count": 1} | EXACT)
+    with pytest.raises(PsAccordionError):
+        ring.run(work)
+    assert any("the true cause" in str(error) for error in ring.errors)
+    assert not any("Unable to cast" in str(error) for error in ring.errors)
