@@ -12,7 +12,6 @@ The environment and flags only have text; it is read as what the setting is (`_f
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import ConfigError
@@ -385,21 +385,4 @@ def _validated(tree: dict[str, Any], sources: Mapping[str, str]) -> Settings:
 
 def render(settings: Settings) -> str:
     """Return the settings as TOML that `load` reads back to an equal object."""
-    lines: list[str] = []
-    section = ""
-    for dotted, value in flatten(settings).items():
-        head, _, name = dotted.rpartition(".")
-        if head != section:
-            section = head
-            lines.append(f"\n[{section}]")
-        lines.append(f"{name} = {_toml(value)}")
-    return "\n".join(lines).strip() + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    # JSON's escapes are TOML's, but for DEL, which TOML does not allow as it is.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return tomli_w.dumps(settings.model_dump())

@@ -202,9 +202,9 @@ def test_every_declared_dependency_is_imported_and_every_import_declared() -> No
     imported -= {*sys.stdlib_module_names, "ps_accordion"}
     imported.discard("llvmlite")  # Half of numba, which pins it exactly: a bound of ours could only contradict that.
     declared = [*project["dependencies"], *(row for extra in project["optional-dependencies"].values() for row in extra)]
-    modules = {"pyzmq": "zmq", "scikit-learn": "sklearn", "typing-extensions": "typing_extensions"}
+    modules = {"pyzmq": "zmq", "scikit-learn": "sklearn"}
     names = [re.split(r"[<>=!~\[ ]", row)[0] for row in declared]
-    assert imported == {modules.get(name, name) for name in names}
+    assert imported == {modules.get(name, name.replace("-", "_")) for name in names}
 
 
 def test_every_direct_dependency_is_pinned_once() -> None:
