@@ -318,7 +318,7 @@ def load(
 
 
 _ROLE_VARIABLES = frozenset(
-    ENVIRONMENT_PREFIX + name for name in ("CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TEST_TAMPER")
+    ENVIRONMENT_PREFIX + name for name in ("CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 )
 """Variables with our prefix that say which process this is, not how the job is set."""
 

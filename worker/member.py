@@ -15,7 +15,7 @@ from typing import Any
 from typing_extensions import Buffer
 
 from ps_accordion.config import Settings
-from ps_accordion.errors import JoinRefused, PsAccordionError, RunAborted, Unreachable, WireError
+from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
@@ -205,7 +205,3 @@ class Membership:
             )
         if self.joined and now - self._heard > limits.lost:
             raise Unreachable(f"the coordinator at {address} has not been heard for {limits.lost:g} s")
-
-    def failed(self, error: PsAccordionError) -> str:
-        """Return who is to blame for `error`, as the coordinator calls it."""
-        return f"worker {self.slot}: {error}"
