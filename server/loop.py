@@ -184,9 +184,13 @@ class Server:
         self._events.write(event="garbage", sender=sender or repr(peer), reason=str(error))
         if peer == COORDINATOR and self._heard is None:
             raise JoinRefused(f"what answers at {self.settings.coordinator.address} cannot be understood: {error}")
+        if not sender:
+            return  # anybody may knock; only members are counted, so that the count cannot grow without end
         self._garbage[peer] = self._garbage.get(peer, 0) + 1
-        if sender and self._garbage[peer] == GARBAGE_LIMIT:
-            reason = f"{GARBAGE_LIMIT} messages of {sender} without a readable push between them are refused; the last: {error}"
+        if self._garbage[peer] >= GARBAGE_LIMIT:  # said again with every further one, because this may be lost too
+            reason = (
+                f"{self._garbage[peer]} messages of {sender} without a readable push between them are refused; the last: {error}"
+            )
             self._transport.send(COORDINATOR, m.Fault(self.number, sender, reason[: m.MAX_TEXT]))
 
     def _from_coordinator(self, message: m.Message, payload: Sequence[Buffer]) -> None:

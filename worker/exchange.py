@@ -34,7 +34,6 @@ __all__ = ["Exchange", "Timing"]
 class Timing:
     """Where the time of a round went, in seconds; `encode` and `decode` are summed over the codec threads."""
 
-    started: float = 0.0
     last_gradient: float = 0.0
     encode: float = 0.0
     decode: float = 0.0
@@ -74,7 +73,8 @@ class Exchange:
         self._open: _Open | None = None
         self._timing = Timing()
         self._skipping = False
-        self._flat: dict[int, FloatVector] = {}
+        self._flat = {key.number: np.empty(key.elements, np.float32) for key in layout.keys if len(key.slices) > 1}
+        """Where fused small tensors are gathered before they are encoded, and decoded before they are spread."""
 
     # ------------------------------------------------------------ the thread that computes gradients
 
@@ -93,7 +93,7 @@ class Exchange:
         now = time.perf_counter()
         if self._open is None:
             self._open = _Open([len(key.slices) for key in self.layout.keys])
-            self._timing = Timing(started=now)
+            self._timing = Timing()
             self._skipping = False
         current = self._open
         if tensor in current.gradients:
@@ -138,7 +138,7 @@ class Exchange:
         if len(key.slices) == 1:
             part = key.slices[0]
             return gradients[part.tensor][part.start : part.start + part.length]
-        flat = self._flat.setdefault(key.number, np.empty(key.elements, np.float32))
+        flat = self._flat[key.number]
         for part in key.slices:
             flat[part.offset : part.offset + part.length] = gradients[part.tensor][part.start : part.start + part.length]
         return flat
@@ -151,7 +151,7 @@ class Exchange:
                 part = key.slices[0]
                 codec.decode(decode.payload, coding, gradients[part.tensor][part.start : part.start + part.length])
             else:
-                flat = self._flat.setdefault(key.number, np.empty(key.elements, np.float32))
+                flat = self._flat[key.number]
                 codec.decode(decode.payload, coding, flat)
                 for part in key.slices:
                     gradients[part.tensor][part.start : part.start + part.length] = flat[part.offset : part.offset + part.length]
