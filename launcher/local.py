@@ -59,7 +59,7 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
             screen=screen,
             guard=guard,
             grace=settings.timeouts.grace,
-            progress=Progress(directory / "metrics-worker-0.jsonl").update,
+            progress=Progress(directory / "metrics-worker-0.jsonl", directory / "events-coordinator.jsonl").update,
             accused=lambda: _accused(directory),
         )
 
@@ -113,14 +113,14 @@ def _sockets(guard: Guard) -> Iterator[Path]:
 
 
 def _placed(settings: Settings, sockets: Path, link: Link) -> Settings:
-    tree = settings.model_dump()
+    values = {}
     if settings.coordinator.address == CoordinatorSettings().address:
-        tree["coordinator"]["address"] = f"ipc://{sockets}/c"
+        values["coordinator.address"] = f"ipc://{sockets}/c"
     if link == "ipc" and settings.servers.bind == ServerSettings().bind:
-        tree["servers"]["bind"] = f"ipc://{sockets}/s{{number}}"
+        values["servers.bind"] = f"ipc://{sockets}/s{{number}}"
     directory = Path(settings.run.directory) if settings.run.directory else new_run_directory()
-    tree["run"]["directory"] = str(directory.absolute())
-    return Settings.model_validate(tree)
+    values["run.directory"] = str(directory.absolute())
+    return settings.replaced(values, source="the launcher")
 
 
 def _prepare(settings: Settings) -> Path:

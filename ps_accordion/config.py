@@ -7,22 +7,24 @@ The environment name of a setting is its path in capitals: `PS_ACCORDION_SERVERS
 
 Types are strict: `count = "2"`, `count = 2.0` and `count = true` are refused in TOML, where a number can be written as one.
 The environment and flags only have text; it is read as what the setting is (`_from_text`).
+
+`ps-accordion config` shows the text below each setting as its documentation.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-import pydantic
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import msgspec
+from msgspec import Meta
+from msgspec.structs import force_setattr
 
 from .errors import ConfigError
+from .sections import IllegalValue, Section, explicit, flatten, kinds
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -45,38 +47,33 @@ __all__ = [
 
 ENVIRONMENT_PREFIX = "PS_ACCORDION_"
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 MAX_SHARDS = 1024
 """Every view lists all shards with their addresses."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """`[workers]`: the processes that train."""
 
-    count: Annotated[int, Field(ge=1, le=1024)] = 2
+    count: Annotated[int, Meta(ge=1, le=1024)] = 2
     """How many workers the run waits for, and whose gradients make a round."""
-    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
     """Threads a worker encodes and decodes with; 0 chooses from the cores of the machine."""
 
 
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """`[servers]`: the processes that aggregate."""
 
-    count: Annotated[int, Field(ge=1, le=1024)] = 2
+    count: Annotated[int, Meta(ge=1, le=1024)] = 2
     """How many server processes the run waits for."""
-    shards_per_server: Annotated[int, Field(ge=1, le=256)] = 1
+    shards_per_server: Annotated[int, Meta(ge=1, le=256)] = 1
     """Shards in a server process. A shard owns its keys and one compute thread, so this is also the thread count."""
     bind: str = "tcp://127.0.0.1:*"
     """Where a server listens; `*` as the port lets the system choose. Anything but loopback or ipc needs `insecure`."""
 
 
-class CoordinatorSettings(_Section):
+class CoordinatorSettings(Section):
     """`[coordinator]`: the process that admits members and broadcasts plans."""
 
     address: str = "tcp://127.0.0.1:5650"
@@ -87,15 +84,15 @@ LEVELS = {"topk": (0.04, 0.005), "random_block": (0.2, 0.04), "dense": (32.0, 16
 """Light and heavy level of each codec where none is set."""
 
 
-class CodecSettings(_Section):
+class CodecSettings(Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
     """Codec of every tensor that is worth compressing: dense, topk, random_block."""
-    light: Annotated[float, Field(ge=0)] = 0.0
+    light: Annotated[float, Meta(ge=0)] = 0.0
     """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense, bits (32 or 16).
     0 takes the codec's own: topk 0.04, random_block 0.2, dense 32."""
-    heavy: Annotated[float, Field(ge=0)] = 0.0
+    heavy: Annotated[float, Meta(ge=0)] = 0.0
     """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense 16."""
     values: Literal["fp16", "fp32"] = "fp16"
     """Number format of kept values (topk). What fp16 rounds away stays in the residual."""
@@ -104,47 +101,48 @@ class CodecSettings(_Section):
     residual_at_switch: Literal["keep", "clip", "reset"] = "clip"
     """What happens to a tensor's stored residual when its level turns lighter (docs/decisions says why this default)."""
 
-    @pydantic.model_validator(mode="after")
-    def _levels(self) -> CodecSettings:
-        # Written past the frozen model, so that what nobody set does not count as set: a joiner states only what it was told.
+    def __post_init__(self) -> None:
+        # Set past `given`: what nobody set must not count as set.
         light, heavy = LEVELS.get(self.name, (0.0, 0.0))
-        self.__dict__["light"] = self.light or light
-        self.__dict__["heavy"] = self.heavy or heavy
-        return self
+        force_setattr(self, "light", self.light or light)
+        force_setattr(self, "heavy", self.heavy or heavy)
 
 
-class RegimeSettings(_Section):
+class RegimeSettings(Section):
     """`[regime]`: who decides between light and heavy, and when."""
 
     policy: str = "accordion"
     """static (always light) or accordion (light in critical regimes of a tensor)."""
-    threshold: Annotated[float, Field(gt=0)] = 0.5
+    threshold: Annotated[float, Meta(gt=0)] = 0.5
     """Accordion's eta: a relative change of the gradient norm of at least this much is critical."""
     window: str = "1 epoch"
     """Length over which gradients are summed before their norm is taken: "N steps" or "N epochs"."""
-    interval: Annotated[int, Field(ge=1)] = 10
+    interval: Annotated[int, Meta(ge=1)] = 10
     """Windows between two decisions; a decision compares windows this far apart."""
     signal: Literal["mean", "released"] = "mean"
     """Whose norms count: the mean over all workers, or worker 0 alone as in the released code of the paper."""
-    rate_drop: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    rate_drop: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     """A learning rate at or below this fraction of the rate at the last reset makes every tensor critical."""
+    batch_multiplier: Annotated[int, Meta(ge=1, le=4096)] = 1
+    """Batches that `session.accumulate` makes a step of where the whole model is not critical (accordion); 1 never grows the
+    batch. The learning rate of such a step is multiplied by it."""
 
 
-class LayoutSettings(_Section):
+class LayoutSettings(Section):
     """`[layout]`: how tensors become keys. All roles must agree."""
 
-    partition_elements: Annotated[int, Field(ge=1024, le=1 << 18)] = 1 << 18
+    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 18)] = 1 << 18
     """Largest key, in elements. The default is 1 MiB of float32: it stays in cache through decode, add and encode."""
 
 
-class SkipSettings(_Section):
+class SkipSettings(Section):
     """`[skip]`: rounds in which some gradient was not finite."""
 
-    limit: Annotated[int, Field(ge=1)] = 20
+    limit: Annotated[int, Meta(ge=1)] = 20
     """The run stops after this many skipped rounds in a row."""
 
 
-class Timeouts(_Section):
+class Timeouts(Section):
     """`[timeouts]`, all in seconds."""
 
     join: Seconds = 120.0
@@ -160,17 +158,15 @@ class Timeouts(_Section):
     grace: Seconds = 5.0
     """How long a process told to end may take before it is killed."""
 
-    @model_validator(mode="after")
-    def _alive_between_heartbeats(self) -> Self:
+    def __post_init__(self) -> None:
         if self.dead < 2 * self.heartbeat:
-            raise ValueError(
+            raise ConfigError(
                 f"timeouts.dead ({self.dead:g} s) must be at least twice timeouts.heartbeat ({self.heartbeat:g} s), "
                 "or one late message kills a process that lives"
             )
-        return self
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """`[run]`: where the run leaves its records."""
 
     directory: str = ""
@@ -179,10 +175,10 @@ class RunSettings(_Section):
     """Write every raw gradient, payload and residual to the run directory, for an exact replay. Large."""
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of a job."""
 
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     """Seed of every random choice in compression. Workers with another seed are refused."""
     insecure: bool = False
     """Allow listening beyond this machine without encryption."""
@@ -196,13 +192,11 @@ class Settings(_Section):
     timeouts: Timeouts = Timeouts()
     run: RunSettings = RunSettings()
 
-    @pydantic.model_validator(mode="after")
-    def _shards_fit_a_view(self) -> Settings:
+    def __post_init__(self) -> None:
         if self.num_shards > MAX_SHARDS:
-            raise ValueError(
+            raise ConfigError(
                 f"servers.count x servers.shards_per_server is {self.num_shards}; expected at most {MAX_SHARDS} shards in a run"
             )
-        return self
 
     def terms(self) -> dict[str, Any]:
         """Return what every process must agree on, by dotted name: the coordinator compares it at join."""
@@ -212,7 +206,7 @@ class Settings(_Section):
 
     def explicit_terms(self) -> dict[str, Any]:
         """Return those of `terms` that some source set: a joiner states them, and takes over the rest."""
-        given = set(_explicit(self))
+        given = set(explicit(self))
         return {name: value for name, value in self.terms().items() if name in given}
 
     def with_terms(self, terms: Mapping[str, Any]) -> Settings:
@@ -226,41 +220,22 @@ class Settings(_Section):
             ConfigError: A name is not a term, or a value is not legal here.
         """
         known = self.terms()
-        tree = self.model_dump()
-        for name, value in terms.items():
+        for name in terms:
             if name not in known:
                 raise ConfigError(
                     f"the coordinator sent {name!r}, which is not a term of the job{nearest(name, known)}; "
                     "do all processes run the same version?"
                 )
-            _put(tree, name, value)
-        return _validated(tree, dict.fromkeys(terms, "the coordinator"))
+        return self.replaced(terms, source="the coordinator")
+
+    def replaced(self, values: Mapping[str, Any], *, source: str) -> Settings:
+        """Return these settings with other values, by dotted name; `source` is named if one of them is not legal."""
+        return _settings(flatten(self) | dict(values), dict.fromkeys(values, source))
 
     @property
     def num_shards(self) -> int:
         """Shards of the whole run."""
         return self.servers.count * self.servers.shards_per_server
-
-
-def flatten(model: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Return every leaf setting by dotted name."""
-    leaves: dict[str, Any] = {}
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            leaves.update(flatten(value, f"{prefix}{name}."))
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves
-
-
-def _explicit(model: BaseModel, prefix: str = "") -> Iterator[str]:
-    for name in model.model_fields_set:
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from _explicit(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def environment_name(dotted: str) -> str:
@@ -270,6 +245,8 @@ def environment_name(dotted: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean ...?)` for the closest known word, or an empty string."""
+    import difflib  # only when something is wrong
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -292,11 +269,11 @@ def load(
         ConfigError: A key is unknown or a value is not legal. The message names the source and the nearest legal name.
     """
     defaults = flatten(Settings())
-    tree: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     if file is not None:
         for name, value in _flatten_toml(_read_toml(Path(file)), list(defaults), str(file)):
-            _put(tree, name, value)
+            values[name] = value
             sources[name] = str(file)
     variables = {environment_name(name): name for name in defaults}
     for variable, text in (os.environ if environment is None else environment).items():
@@ -307,14 +284,14 @@ def load(
                 f"environment variable {variable} is not a setting{nearest(variable, variables)}; unset it, or correct its name"
             )
         name = variables[variable]
-        _put(tree, name, _from_text(text, defaults[name]))
+        values[name] = _from_text(text, defaults[name])
         sources[name] = f"environment variable {variable}"
     for name, value in (overrides or {}).items():
         if name not in defaults:
             raise ConfigError(f"command line: there is no setting {name!r}{nearest(name, defaults)}")
-        _put(tree, name, _from_text(value, defaults[name]) if isinstance(value, str) else value)
+        values[name] = _from_text(value, defaults[name]) if isinstance(value, str) else value
         sources[name] = "command line"
-    return _validated(tree, sources)
+    return _settings(values, sources)
 
 
 _ROLE_VARIABLES = frozenset(
@@ -360,29 +337,32 @@ def _from_text(text: str, default: Any) -> Any:
     return text
 
 
-def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-    tree[last] = value
+def _settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
+    """Return settings of values by dotted name; an error says where its value came from."""
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in values.items():
+        section, _, name = dotted.rpartition(".")
+        sections.setdefault(section, {})[name] = value
+    whole = sections.pop("", {})
+    for section, inside in sections.items():
+        whole[section] = _made(kinds(Settings)[section], inside, sources, f"{section}.")
+    settings: Settings = _made(Settings, whole, sources, "")
+    return settings
 
 
-def _validated(tree: dict[str, Any], sources: Mapping[str, str]) -> Settings:
+def _made(kind: Any, values: dict[str, Any], sources: Mapping[str, str], prefix: str) -> Any:
     try:
-        return Settings.model_validate(tree)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "value_error":  # A rule between settings: its own message names them.
-            where = dict.fromkeys(source for key, source in sources.items() if key.startswith(name + "."))
-            raise ConfigError(f"{', '.join(where) or 'defaults'}: {first['ctx']['error']}") from None
-        expected = first["msg"][0].lower() + first["msg"][1:]
-        raise ConfigError(
-            f"{sources.get(name, 'defaults')}: {name} = {first['input']!r} is not legal: {expected}; "
-            f"correct it, or leave it out for {flatten(Settings())[name]!r}"
-        ) from None
+        return kind(**values)
+    except IllegalValue as error:
+        name = prefix + error.name
+        raise ConfigError(f"{sources.get(name, 'defaults')}: {prefix}{error}") from None
+    except ConfigError as error:  # a rule between settings: its own message names them
+        where = dict.fromkeys(source for name, source in sources.items() if name.startswith(prefix))
+        raise ConfigError(f"{', '.join(where) or 'defaults'}: {error}") from None
 
 
 def render(settings: Settings) -> str:
     """Return the settings as TOML that `load` reads back to an equal object."""
-    return tomli_w.dumps(settings.model_dump())
+    import tomli_w  # only the launcher writes settings
+
+    return tomli_w.dumps(msgspec.to_builtins(settings))

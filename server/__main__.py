@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from types import ModuleType
 
 from ps_accordion import config, role
-
-from . import loop
+from ps_accordion.imports import collection_paused
 
 
 def main() -> int:
@@ -15,6 +15,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ps_accordion.server", description="One server of a run.")
     parser.add_argument("--number", type=int, required=True, help="number of this server, from 0")
     number = parser.parse_args().number
+    # numba loads scipy where it is installed, for linear algebra that no kernel of ours has: 0.2 s. None means: it is not.
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # as Python documents it
+    modules["scipy"] = None
+    with collection_paused():
+        from . import loop
     return loop.run(config.load(role.config_file()), number)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterator
-
-from pydantic import BaseModel
+from itertools import pairwise
 
 from ps_accordion import config
 from ps_accordion.config import Settings
+from ps_accordion.sections import Section, kinds
 
 from ..options import JobOptions
 
@@ -42,11 +44,16 @@ def documented(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _documents(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+def _documents(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every setting and section by dotted name with its text, which only the source has: Python drops those of fields."""
+    (source,) = ast.parse(inspect.getsource(section)).body
+    texts = {}
+    for field, text in pairwise(source.body if isinstance(source, ast.ClassDef) else ()):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            texts[ast.unparse(field.target)] = ast.literal_eval(text.value)
+    for name, kind in kinds(section).items():
+        if isinstance(kind, type) and issubclass(kind, Section):
             yield prefix + name, " ".join((kind.__doc__ or "").split())
             yield from _documents(kind, f"{prefix}{name}.")
         else:
-            yield prefix + name, " ".join((field.description or "").split())
+            yield prefix + name, " ".join(texts[name].split())

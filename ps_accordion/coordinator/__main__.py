@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from .. import config, role
-from . import loop
+from .. import role
+from ..imports import collection_paused
 
 
 def main() -> int:
     """Run the coordinator of one run; return its exit code."""
+    with collection_paused():
+        from .. import config
+        from . import loop
     return loop.run(config.load(role.config_file()))
 
 

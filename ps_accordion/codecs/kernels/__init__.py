@@ -11,6 +11,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ... import imports
+
 if TYPE_CHECKING:
     from . import half, sparse, vector
 
@@ -27,5 +29,6 @@ def __getattr__(name: str) -> ModuleType:
 
 def warm() -> None:
     """Compile every kernel, or load it from the cache. Takes seconds the first time, and nothing when done before."""
-    for name in _MODULES:
-        importlib.import_module(f".{name}", __name__)
+    with imports.collection_paused():
+        for name in _MODULES:
+            importlib.import_module(f".{name}", __name__)
