@@ -2,7 +2,8 @@
 #
 #   make demo        install, then train two workers against two servers on real data
 #   make test        the tests that take a few minutes
-#   make test-full   all tests
+#   make test-full   all tests, but those that need a GPU
+#   make test-cuda   those that need a GPU; says "not run" where there is none
 #   make check       formatting, lint, types, layers
 #   make bench       push_pull beside gloo all_reduce
 #   make clean       remove what the targets above have made
@@ -20,17 +21,26 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml setup.py constraints.txt ps_accordion/__init__.py
 
-.PHONY: demo test test-full check bench clean install install-dev
+.PHONY: demo test test-full test-cuda check bench clean install install-dev
 .DELETE_ON_ERROR:
 
 demo: install
 	$(BIN)/ps-accordion demo $(ARGS)
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not full" $(ARGS)
+	$(BIN)/python -m pytest -m "not full and not cuda" $(ARGS)
 
 test-full: install-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not cuda" $(ARGS)
+
+# Without a GPU there is nothing to collect, which pytest would call an error: say what it means.
+test-cuda: install-dev
+	@status=0; $(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 77)' || status=$$?; \
+	case $$status in \
+	  0) $(BIN)/python -m pytest -m cuda $(ARGS) ;; \
+	  77) echo "test-cuda: not run: no CUDA device" ;; \
+	  *) exit $$status ;; \
+	esac
 
 check: install-dev
 	$(BIN)/ruff check .

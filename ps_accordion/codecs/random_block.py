@@ -23,7 +23,7 @@ from .base import Coding, Encoded, FloatVector, Payload
 from .fraction import check_fraction
 from .packing import INFINITE, ONE, PackingCodec
 
-__all__ = ["RandomBlock"]
+__all__ = ["RandomBlock", "parts"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RandomBlock(PackingCodec):
         b = self.length(v.size, level)
         block = out[: 4 * b].view(np.float32)
         np.copyto(rest, v)
-        for part, covered in _parts(v.size, b, seed):
+        for part, covered in parts(v.size, b, seed):
             block[part] = v[covered]
             rest[covered] = 0.0
         return Encoded(4 * b, b)
@@ -76,13 +76,13 @@ class RandomBlock(PackingCodec):
         """Write the block to its place in `out`, and zero elsewhere."""
         block = payload.view(np.float32)
         out.fill(0.0)
-        for part, covered in _parts(coding.elements, coding.count, coding.seed):
+        for part, covered in parts(coding.elements, coding.count, coding.seed):
             out[covered] = block[part]
 
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times the block at its place in `total`."""
         block = payload.view(np.float32)
-        for part, covered in _parts(coding.elements, coding.count, coding.seed):
+        for part, covered in parts(coding.elements, coding.count, coding.seed):
             kernels.vector.add(weight, block[part], total[covered])
 
     def sum_payloads(
@@ -102,13 +102,13 @@ class RandomBlock(PackingCodec):
         """Add the covered part of a residual to a summed block and clear it; see `Codec.release`."""
         block = payload[: 4 * coding.count].view(np.float32)
         np.copyto(new_residual, residual)
-        for part, covered in _parts(coding.elements, coding.count, coding.seed):
+        for part, covered in parts(coding.elements, coding.count, coding.seed):
             kernels.vector.add(ONE, residual[covered], block[part])
             new_residual[covered] = 0.0
         return int(kernels.vector.peak(block)) < INFINITE
 
 
-def _parts(elements: int, length: int, seed: int) -> list[tuple[slice, slice]]:
+def parts(elements: int, length: int, seed: int) -> list[tuple[slice, slice]]:
     """Return (part of the block, covered elements) in order: one pair, or two where the block wraps around."""
     start = mix64(seed) % elements
     first = min(length, elements - start)

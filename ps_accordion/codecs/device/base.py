@@ -1,0 +1,78 @@
+"""The contract of a twin: what `codecs/base.py` asks of a codec at a worker, with torch tensors.
+
+Promises beyond that contract:
+
+* the host does not wait: shapes follow from length and level, branches from both, and no scalar is read from a tensor;
+* every float operation is one torch operation of its own, so that no compiler joins a product and a sum into one rounding;
+* sums into memory are read, added and written back, not atomic: atomic additions flush denormals on some devices.
+
+Denormals count, as on the host: `torch.set_flush_denormal` is off unless somebody calls it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ..base import Codec, Coding, Payload
+
+__all__ = ["DeviceCodec", "host_memory", "upload"]
+
+
+class DeviceCodec(ABC):
+    """The twin of one codec.
+
+    Args:
+        codec: The codec on the host; levels, bounds and options are its own.
+    """
+
+    name: ClassVar[str]
+    """Wire name of the codec."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    @abstractmethod
+    def pack(
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """Write the payload of `v` and return what it does not carry.
+
+        Args:
+            v: float32[n]; only read. Where it is not finite, any result will do, and must not be an error.
+            peak: int32[], bits of the largest magnitude in `v`.
+            payload: uint8[payload_bound(n, level)], at an address that 4 divides; laid out for as many entries as there may be.
+            level: The codec's setting.
+            seed: 64-bit counter seed.
+
+        Returns:
+            `v - D(payload)` as float32[n] in memory of its own, and how many entries the payload has.
+        """
+
+    def trim(self, payload: Payload, *, count: int, elements: int, level: float) -> Payload:
+        """Return, on the host, the payload of `count` entries from one that is laid out for as many as there may be."""
+        return payload
+
+    @abstractmethod
+    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
+        """Write D(payload) over the whole of `out`, float32[n]. The payload lies on the host and has been validated."""
+
+    @abstractmethod
+    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+        """Add `weight * D(payload)` to `total`, float32[n]. The payload lies on the host and has been validated."""
+
+
+def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
+    """Return uint8[nbytes] on the host that `device` copies to and from while nobody waits: pinned, but for the CPU's own."""
+    pinned = device.type not in ("cpu", "meta")
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+
+
+def upload(payload: Payload, device: torch.device) -> torch.Tensor:
+    """Return a copy of `payload` on `device`, at an aligned address; the host does not wait for it."""
+    staged = host_memory(payload.size, device)
+    np.copyto(staged.numpy(), payload)
+    return staged.to(device, non_blocking=True)

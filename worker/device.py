@@ -1,0 +1,232 @@
+"""The side of a key that a worker keeps on a torch device: its residual, and how a gradient there becomes a push.
+
+    thread of backward   begin     launches the encoding and the copy of the parcel, on the gradient's stream; never waits
+    codec thread         pushed    waits for the copy, makes the message
+    codec thread         decode    copies a result's payload to the device and decodes it on a stream of its own; waits for that
+    any, between rounds  take_back notes a payload; `begin` adds it to the residual before it encodes
+
+The calls of one round come after all those of the round before; the caller sees to it, by a lock or a queue between the threads.
+So residual and streams need no lock. `coder.py` is the same for gradients that the host holds, and has the same results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from msgspec import structs
+
+from ps_accordion.codecs import Held, Rule, registry
+from ps_accordion.codecs.base import FloatVector, Payload
+from ps_accordion.codecs.device import DeviceCodec, encode, open_parcel, twin_of
+from ps_accordion.config import Settings
+from ps_accordion.layout import Key, Slice
+from ps_accordion.regimes.base import Choice
+from ps_accordion.seeds import SHARED, seed_for
+from ps_accordion.wire import messages as m
+
+from .coder import KeyCoder, Pushed, coding_of
+from .streams import Mark, Streams, streams_of
+
+__all__ = ["DeviceCoder", "Part", "Pending"]
+
+Part = tuple[Slice, torch.Tensor]
+"""A slice of a key and its elements: a flat, contiguous view of a gradient, [length] of any floating type."""
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """A parcel on its way to the host."""
+
+    twin: DeviceCodec
+    memory: Payload
+    arrived: Mark
+    used: int
+    level: float
+    seed: int
+    bound: int
+
+
+class Pending:
+    """A push that the device still works on."""
+
+    def __init__(self, coder: DeviceCoder, parcel: _Parcel | None, header: m.Push) -> None:
+        self._coder = coder
+        self._parcel = parcel
+        self._header = header
+
+    def pushed(self) -> Pushed:
+        """Wait for the payload and return the push: of kind DATA, SKIP where gradient + residual is not finite, or UNUSED."""
+        parcel, header = self._parcel, self._header
+        if parcel is None:
+            return Pushed(header, None, 0.0)
+        parcel.arrived.synchronize()
+        elements = self._coder.key.elements
+        opened = open_parcel(parcel.twin, parcel.memory, elements=elements, level=parcel.level)
+        if opened is None:
+            return Pushed(structs.replace(header, kind="SKIP"), None, 0.0)
+        self._coder.note_bound(parcel.bound)
+        codec = parcel.twin.codec
+        message = structs.replace(
+            header,
+            kind="DATA",
+            used=parcel.used,
+            codec=codec.name,
+            level=parcel.level,
+            elements=elements,
+            count=opened.count,
+            seed=parcel.seed if codec.shared_seed else 0,
+            frames=[opened.payload.size],
+        )
+        return Pushed(message, opened.payload, opened.loss)
+
+
+class DeviceCoder:
+    """Encodes, decodes and takes back for one key, on the device of its gradients.
+
+    Args:
+        layout: Number of the layout.
+        key: The key.
+        settings: The settings of the job.
+        slot: This worker's slot.
+        incarnation: And its incarnation.
+    """
+
+    def __init__(self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int) -> None:
+        self.layout = layout
+        self.key = key
+        self.residual: torch.Tensor | None = None
+        self._settings = settings
+        self._codecs = registry.suite(values=settings.codec.values)
+        self._slot = slot
+        self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
+        """For pushes without a payload. It never has a residual."""
+        self._bound = 0
+        self._streams: Streams | None = None
+        self._ready: Mark | None = None
+        """Where backward's stream stood when the gradients had been handed over: before it, they must not be written."""
+        self._owed: deque[tuple[m.Push, Payload]] = deque()
+
+    # ------------------------------------------------------------ the thread of backward
+
+    @torch.no_grad()
+    def begin(
+        self,
+        gradients: Sequence[Part],
+        *,
+        round_: int,
+        used: int,
+        choice: Choice,
+        previous_skipped: bool,
+        weight: float = 1.0,
+    ) -> Pending:
+        """Launch the encoding of this worker's gradient of one round, on the calling thread's stream; the host does not wait.
+
+        Args:
+            gradients: All slices of the key, in order. They are only read. Where a slice is not used, they hold anything.
+            round_: Number of the round.
+            used: Bit i is set when slice i has a gradient. If none has, nothing is encoded, and the push is UNUSED.
+            choice: Codec and level.
+            previous_skipped: Whether the round before was skipped.
+            weight: What it counts for in the mean.
+
+        Returns:
+            The push; every one must be sent, because its payload has left the residual.
+
+        Raises:
+            CodecError: The codec has no form for accelerators.
+            UsageError: torch knows no streams for the gradients' device.
+        """
+        device = gradients[0][1].device
+        streams = self._streams_of(device)
+        header = self.without_payload("UNUSED", round_=round_, previous_skipped=previous_skipped, weight=weight)
+        if not used:
+            self._ready = streams.mark()
+            return Pending(self, None, header)
+        codec = registry.find(self._codecs, choice.codec)
+        twin, bound = twin_of(codec), codec.payload_bound(self.key.elements, choice.level)
+        self._settle_debts(device)
+        residual = self._residual_on(device)
+        rule: Rule = self._settings.codec.residual_at_switch if 0 < self._bound < bound else "keep"
+        who = SHARED if codec.shared_seed else self._slot + 1
+        seed = seed_for(self._settings.seed, self.layout, self.key.number, round_, who)
+        held: Held = [(part.offset, part.length) for part in self.key.elements_of(used)]
+        parcel = encode(twin, _gathered(gradients), residual, level=choice.level, seed=seed, held=held, rule=rule)
+        memory, self._ready = streams.fetch(parcel)
+        return Pending(self, _Parcel(twin, memory, self._ready, used, choice.level, seed, bound), header)
+
+    # ------------------------------------------------------------ codec threads
+
+    def note_bound(self, bound: int) -> None:
+        """Note the payload bound of a push that was made; a larger one in a later round is a switch to lighter compression."""
+        self._bound = bound
+
+    @torch.no_grad()
+    def decode(self, result: m.Result, payload: Payload, out: Sequence[Part]) -> None:
+        """Write the aggregate to all slices of the key; it stands there on every stream when this returns.
+
+        Args:
+            result: The header.
+            payload: Its payload, validated; only read, and not needed any more afterwards.
+            out: All slices of the key, in order.
+        """
+        coding, (_, first) = coding_of(result), out[0]
+        twin = twin_of(registry.get(result.codec))
+        with self._streams_of(first.device).aside(self._ready):
+            if len(out) == 1 and first.dtype == torch.float32:
+                twin.decode(payload, coding, first)
+                return
+            flat = torch.empty(self.key.elements, dtype=torch.float32, device=first.device)
+            twin.decode(payload, coding, flat)
+            for part, view in out:
+                view.copy_(flat[part.offset : part.offset + part.length])
+
+    # ------------------------------------------------------------ between rounds
+
+    def take_back(self, push: m.Push, payload: Payload) -> None:
+        """Add a pushed payload to the residual again, because its round was skipped: delayed, not lost.
+
+        It is only noted here, and added when the next round begins: the payload must not change until then.
+        """
+        self._owed.append((push, payload))
+
+    def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
+        """Return a push without a payload, as `KeyCoder.without_payload` does. The residual is untouched."""
+        return self._host.without_payload(kind, round_=round_, previous_skipped=previous_skipped, weight=weight)
+
+    @torch.no_grad()
+    def host_residual(self) -> FloatVector | None:
+        """Return a copy of the residual, float32[n], with what was taken back, or None if there is none. Waits for the device."""
+        if self.residual is not None:
+            self._settle_debts(self.residual.device)
+        return None if self.residual is None else self.residual.cpu().numpy().copy()
+
+    @staticmethod
+    @torch.no_grad()
+    def host_gradient(gradients: Sequence[Part]) -> FloatVector:
+        """Return a copy of a key's gradient as float32[n], for records. Waits for the device."""
+        return _gathered(gradients).to(torch.float32).cpu().numpy().copy()
+
+    def _settle_debts(self, device: torch.device) -> None:
+        while self._owed:
+            push, payload = self._owed.popleft()
+            twin = twin_of(registry.find(self._codecs, push.codec))
+            twin.accumulate(payload, coding_of(push), np.float32(1), self._residual_on(device))
+
+    def _residual_on(self, device: torch.device) -> torch.Tensor:
+        if self.residual is None:
+            self.residual = torch.zeros(self.key.elements, dtype=torch.float32, device=device)
+        return self.residual
+
+    def _streams_of(self, device: torch.device) -> Streams:
+        if self._streams is None:
+            self._streams = streams_of(device)
+        return self._streams
+
+
+def _gathered(gradients: Sequence[Part]) -> torch.Tensor:
+    """Return the key's vector, [n]: the only slice itself, or all in a row, in the widest of their types."""
+    return gradients[0][1] if len(gradients) == 1 else torch.cat([view for _, view in gradients])

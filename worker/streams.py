@@ -1,0 +1,121 @@
+"""Streams of one torch device, and how threads of the host wait for what they carry.
+
+A device does what it is told later, in the order of a *stream*, while the host goes on. The thread of backward only tells it;
+codec threads wait, each for what it needs, without the interpreter's lock. The CPU does everything at once: nothing to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from ps_accordion.codecs.base import Payload
+from ps_accordion.codecs.device import host_memory
+from ps_accordion.errors import UsageError
+
+__all__ = ["Accelerator", "Host", "Mark", "Streams", "streams_of"]
+
+
+class Mark(Protocol):
+    """A point in a stream."""
+
+    def synchronize(self) -> None:
+        """Wait on the host until the device has come here."""
+
+
+class Streams(Protocol):
+    """What a coder asks of a device."""
+
+    def mark(self) -> Mark:
+        """Return the present end of the calling thread's stream."""
+
+    def fetch(self, tensor: torch.Tensor) -> tuple[Payload, Mark]:
+        """Copy uint8[n] to the host, into memory of its own, on the calling thread's stream: there when the mark is reached."""
+
+    @contextmanager
+    def aside(self, after: Mark | None) -> Iterator[None]:
+        """Run what is inside on a stream of its own, behind `after`; leave when the device has done it."""
+
+
+class _Reached:
+    def synchronize(self) -> None:
+        """Do not wait: it is done."""
+
+
+class Host:
+    """The CPU, as a device whose tensors lie on the host."""
+
+    def mark(self) -> Mark:
+        """See `Streams.mark`."""
+        return _Reached()
+
+    def fetch(self, tensor: torch.Tensor) -> tuple[Payload, Mark]:
+        """See `Streams.fetch`. Here the memory is the tensor's own: the caller gives it away."""
+        return tensor.numpy(), _Reached()
+
+    @contextmanager
+    def aside(self, after: Mark | None) -> Iterator[None]:
+        """See `Streams.aside`."""
+        yield
+
+
+class Accelerator:
+    """A device with streams, such as cuda (ROCm too) or xpu.
+
+    Args:
+        device: The device.
+
+    Raises:
+        UsageError: torch knows no streams for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch: Any = getattr(torch, device.type, None)
+        if not all(hasattr(self._torch, name) for name in ("Event", "Stream", "current_stream", "stream")):
+            raise UsageError(
+                f"expected gradients on the CPU or on a device with streams, such as cuda or xpu, got one on {device}; "
+                "move the model there"
+            )
+        self._aside: Any = None
+
+    def mark(self) -> Mark:
+        """See `Streams.mark`."""
+        # Blocking: a thread that waits leaves its core to others.
+        event: Any = self._torch.Event(blocking=True) if self._device.type == "cuda" else self._torch.Event()
+        event.record(self._torch.current_stream(self._device))
+        mark: Mark = event
+        return mark
+
+    def fetch(self, tensor: torch.Tensor) -> tuple[Payload, Mark]:
+        """See `Streams.fetch`."""
+        # torch keeps pinned memory that is given back, and hands it out again only when no copy uses it any more.
+        host = host_memory(tensor.numel(), self._device)
+        host.copy_(tensor, non_blocking=True)
+        return host.numpy(), self.mark()
+
+    @contextmanager
+    def aside(self, after: Mark | None) -> Iterator[None]:
+        """See `Streams.aside`."""
+        if self._aside is None:
+            self._aside = self._torch.Stream(self._device)
+        with self._torch.stream(self._aside):
+            if after is not None:
+                self._aside.wait_event(after)
+            try:
+                yield
+            finally:
+                # In any case: temporary memory inside must not be handed out again before the device has done with it.
+                self.mark().synchronize()
+
+
+def streams_of(device: torch.device) -> Streams:
+    """Return the streams of a device.
+
+    Raises:
+        UsageError: torch knows no streams for it.
+    """
+    return Host() if device.type == "cpu" else Accelerator(device)
