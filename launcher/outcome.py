@@ -13,6 +13,7 @@ The cause of a failure is the first child that failed by itself, and two things 
 * a child that ended with the code of `RunAborted` says that another one was first, so it is the cause only where nobody else is;
 * the coordinator names the process that it ended the run for. If it did so before anybody had ended, that one is the cause, even
   if others end sooner: a training script that is told of the end raises, and its exit code is then 1 like any other's.
+  That holds too if it was still busy ending when its grace was over: the signal that ended it is ours, so its code counts as 1.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Outcome:
         self._kinds = dict(kinds)
         self._alive = dict.fromkeys(kinds)
         self._failures: dict[str, float] = {}
+        self._ended_by_us: set[str] = set()
         self._accused: tuple[str, float] | None = None
         self._interrupt: int | None = None
         self._grace = grace
@@ -81,7 +83,8 @@ class Outcome:
         first = next((name for name in self._failures if self.codes[name] != RunAborted.exit_code), None)
         if self._accused is not None:
             name, when = self._accused
-            if name in self._failures and (first is None or when <= self._failures[first]):
+            ended_badly = name in self._failures or name in self._ended_by_us
+            if ended_badly and (first is None or when <= self._failures[first]):
                 return name
         return first if first is not None else next(iter(self._failures), None)
 
@@ -94,7 +97,7 @@ class Outcome:
     def exit_code(self) -> int:
         """The launcher's exit code, were the run over now."""
         if self.cause is not None:
-            return self.codes[self.cause]
+            return PsAccordionError.exit_code if self.cause in self._ended_by_us else self.codes[self.cause]
         if self._interrupt is not None:
             return 128 + self._interrupt
         return PsAccordionError.exit_code if self.stuck else 0
@@ -106,6 +109,8 @@ class Outcome:
         ordered = self.phase in (Phase.INTERRUPTED, Phase.TERMINATING, Phase.KILLING)  # its code is our doing
         if code and not ordered:
             self._failures[name] = now
+        elif code and self._interrupt is None:
+            self._ended_by_us.add(name)
         if not self._alive:
             self._enter(Phase.DONE, None)
         elif self._failures and self.phase in (Phase.RUNNING, Phase.DRAINING):

@@ -1,8 +1,10 @@
 """The progress line: what the run is doing now, read from the metrics that worker 0 writes.
 
     step 412 · loss 0.0931 · accuracy 97.8 % · 21.4 ms a step · 31.0 KB a step · 38.7x fewer bytes · 17 % of tensors critical
+    step 413 · worker 1: evaluation · loss 0.0929 · ...
 
 Bytes a step are what worker 0 pushed and pulled, headers included; the factor is against dense float32 both ways.
+What a worker does instead of training, while the others wait for it, stands in the coordinator's events.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ __all__ = ["Progress", "Tail", "human_bytes"]
 
 RECENT = 20
 """Rounds that the figures are taken over: enough to be steady, few enough to show a change of regime at once."""
+
+
+NAMED = 3
+"""Workers that are busy with the same thing and are named; of more it says how many."""
 
 
 class Tail:
@@ -40,18 +46,24 @@ class Tail:
 
 
 class Progress:
-    """The progress line of one run."""
+    """The progress line of one run.
 
-    def __init__(self, metrics: Path) -> None:
-        """Args: `metrics`, the file that worker 0 appends its metrics to; it need not exist yet."""
+    Args:
+        metrics: The file that worker 0 appends its metrics to; it need not exist yet.
+        events: The file that the coordinator appends its events to; nor need this.
+    """
+
+    def __init__(self, metrics: Path, events: Path) -> None:
         self._tail = Tail(metrics)
+        self._events = Tail(events)
+        self._busy: dict[int, str] = {}
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECENT)
         self._latest: dict[str, float] = {}
         self._layout: int | None = None
 
     def update(self) -> str | None:
-        """Read what is new; return the line to show, or None when nothing is new."""
-        fresh = False
+        """Read what is new; return the line to show, or None when nothing is new and nobody is busy."""
+        fresh = self._read_events()
         for row in self._tail.read():
             if self._layout is None:
                 self._layout = row.get("layout", 0)
@@ -60,11 +72,30 @@ class Progress:
             fresh = True
             self._recent.append(row)
             self._latest.update({name: row[name] for name in ("loss", "accuracy") if row.get(name) is not None})
-        return self._line() if fresh else None
+        return self._line() if fresh or self._busy else None
 
-    def _line(self) -> str:
+    def _read_events(self) -> bool:
+        """Take note of who is busy; return whether that has changed."""
+        before = self._busy.copy()
+        for event in self._events.read():
+            if event["event"] == "busy":
+                # Any text may stand there, and this is one line.
+                what = "".join(letter if letter.isprintable() else " " for letter in event["what"])
+                self._busy.pop(event["slot"], None)
+                if event["what"]:
+                    self._busy[event["slot"]] = what
+        return self._busy != before
+
+    def _line(self) -> str | None:
+        busy: dict[str, list[int]] = {}
+        for slot, what in sorted(self._busy.items()):
+            busy.setdefault(what, []).append(slot)
+        waiting = [f"{_workers(slots)}: {what}" for what, slots in busy.items()]
+        if not self._recent:
+            return " · ".join(waiting) or None
         last = self._recent[-1]
-        parts = [f"step {last['round']}"]
+        # Near the front, because a terminal cuts off the end.
+        parts = [f"step {last['round']}", *waiting]
         if "loss" in self._latest:
             parts.append(f"loss {self._latest['loss']:.4f}")
         if "accuracy" in self._latest:
@@ -76,6 +107,12 @@ class Progress:
             parts.append(f"{2 * sum(row['dense_bytes'] for row in self._recent) / moved:.1f}x fewer bytes")
         parts.append(f"{100 * last['critical_share']:.0f} % of tensors critical")
         return " · ".join(parts)
+
+
+def _workers(slots: list[int]) -> str:
+    if len(slots) > NAMED:
+        return f"{len(slots)} workers"
+    return f"worker{'s' * (len(slots) > 1)} {', '.join(map(str, slots))}"
 
 
 def human_bytes(count: float) -> str:

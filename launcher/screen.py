@@ -35,6 +35,7 @@ class Screen:
         self._console = Console(file=self._error, highlight=False) if self._error.isatty() else None
         self._live: Live | None = None
         self._last_line = 0.0
+        self._shown = ""
         self._colours: dict[str, str] = {}
 
     def line(self, name: str, text: str, *, error: bool) -> None:
@@ -70,7 +71,7 @@ class Screen:
         self._error.flush()
 
     def progress(self, text: str) -> None:
-        """Show how far the run is."""
+        """Show how far the run is. In a log, what stands there already is not said again."""
         if self._mode == "auto" and self._console is not None:
             shown = Text(text, style="bold", no_wrap=True, overflow="ellipsis")
             if self._live is None:
@@ -78,8 +79,8 @@ class Screen:
                 self._live.start(refresh=True)
             else:
                 self._live.update(shown, refresh=True)
-        elif self._mode != "none" and time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._last_line = time.monotonic()
+        elif self._mode != "none" and text != self._shown and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line, self._shown = time.monotonic(), text
             self._error.write(f"[launch] {text}\n")
             self._error.flush()
 

@@ -72,6 +72,18 @@ def test_whom_the_coordinator_named_after_the_first_end_is_not_the_cause():
     assert (outcome.exit_code, outcome.cause) == (137, "worker 0")
 
 
+def test_whom_the_coordinator_named_is_the_cause_even_if_it_was_slow_to_end():
+    """An interpreter with much to tidy up may outlast the grace: the signal that ends it is ours, and says nothing."""
+    outcome = _make()
+    outcome.exited("coordinator", RunAborted.exit_code, 2.0)
+    outcome.exited("worker 0", RunAborted.exit_code, 2.1)
+    outcome.tick(7.0)
+    outcome.exited("worker 1", 143, 7.1)
+    outcome.exited("server 0", 143, 7.2)
+    outcome.accused("worker 1", 1.9)
+    assert (outcome.exit_code, outcome.cause) == (1, "worker 1")
+
+
 def test_an_aborted_run_that_nobody_explains_keeps_its_code():
     """Where every failure is an aborted run, its code is still not 0."""
     outcome = _make()

@@ -28,6 +28,16 @@ def test_without_a_terminal_progress_is_a_line_every_few_seconds():
     assert error.getvalue() == "[launch] step 1\n"
 
 
+def test_without_a_terminal_nothing_is_said_twice(monkeypatch):
+    """A line that has not changed since is no news, however long it lasts."""
+    monkeypatch.setattr("ps_accordion.launcher.screen.LINE_SECONDS", 0.0)
+    error = io.StringIO()
+    with Screen(error=error) as screen:
+        for text in ("step 1", "worker 1: evaluation", "worker 1: evaluation", "step 1"):
+            screen.progress(text)
+    assert error.getvalue() == "[launch] step 1\n[launch] worker 1: evaluation\n[launch] step 1\n"
+
+
 def test_progress_can_be_turned_off():
     """--progress none shows none, on a terminal or not."""
     for error in (io.StringIO(), Terminal()):
