@@ -135,7 +135,7 @@ class Worker:
                 self.beat = now + 1.0
                 view = -1 if self.view is None else self.view[1]
                 layouts = [[0, self.round, self.plan]] if self.ready else []
-                self.send(COORDINATOR, ["alive", self.slot, self.incarnation, view, layouts, True, self.leaving])
+                self.send(COORDINATOR, ["alive", self.slot, self.incarnation, view, layouts, True, self.leaving, ""])
             for socket, _ in self.poller.poll(20):
                 self.handle(socket, *unpack(socket.recv_multipart()))
 
@@ -172,7 +172,7 @@ class Worker:
 
     def take(self, fields, payload):
         """Keep the result of the open round, and note a plan that came with it: it rules no tensor as small as ours."""
-        lengths, plan = fields[11], fields[12]
+        lengths, plan = fields[12], fields[13]
         if [len(frame) for frame in payload] != [*lengths, *([plan] if plan else [])]:
             raise Stopped("the frames of a result have other lengths than its header says")
         if plan:
@@ -196,7 +196,7 @@ class Worker:
 
     def declare(self, name, elements):
         """Agree with the others on a layout of one float32 vector of up to 1,024 elements: one key, on the last shard."""
-        table = msgpack.packb([[name, [elements], "float32"]])
+        table = msgpack.packb([[name, [elements], "float32", False]])
         num_shards = self.terms["servers.count"] * self.terms["servers.shards_per_server"]
         cut = f"/{num_shards}/{self.terms['layout.partition_elements']}"
         self.digest = xxhash.xxh3_64_hexdigest(table + cut.encode())
@@ -226,7 +226,7 @@ class Worker:
         self.residual = [single(a - b) for a, b in zip(vector, sent, strict=True)]
         coding = ["dense", float(bits), self.elements, self.elements, 0, [len(payload)]]
         fields, data = self.exchange("DATA", 1.0, 1, coding, [payload])
-        kind, codec, level, elements = fields[4], *fields[6:9]
+        kind, codec, level, elements = fields[4], *fields[7:10]
         if kind == "SKIP":
             self.residual = [single(a + b) for a, b in zip(self.residual, sent, strict=True)]
             return kind, None

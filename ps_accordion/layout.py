@@ -54,11 +54,19 @@ KINDS = ("float32", "float64", "float16", "bfloat16")
 
 
 class Tensor(NamedTuple):
-    """One row of a tensor table: a trainable parameter."""
+    """One row of a tensor table: a trainable parameter, or buffers.
+
+    Attributes:
+        name: Differs from all others in the table.
+        shape: Its dimensions, in the order in which they lie in memory.
+        dtype: Type of its elements.
+        buffer: Whether these are buffers: one worker's values for all instead of a mean, always exact, in keys of their own.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    buffer: bool = False
 
     @property
     def elements(self) -> int:
@@ -67,8 +75,8 @@ class Tensor(NamedTuple):
 
     @property
     def small(self) -> bool:
-        """Whether it goes dense, fused with its neighbours."""
-        return len(self.shape) <= 1 or self.elements < DENSE_BELOW
+        """Whether it goes dense; fused with its neighbours, unless these are buffers."""
+        return self.buffer or len(self.shape) <= 1 or self.elements < DENSE_BELOW
 
 
 class Slice(NamedTuple):
@@ -94,14 +102,16 @@ class Key:
     Attributes:
         number: Index in the layout.
         slices: Which elements of which tensors, in order.
-        small: Whether it is fused small tensors, which always go dense.
+        small: Whether it always goes dense: fused small tensors, or buffers.
         shard: Number of the shard that owns it.
+        buffer: Whether it holds buffers.
     """
 
     number: int
     slices: tuple[Slice, ...]
     small: bool
     shard: int
+    buffer: bool = False
 
     @cached_property
     def elements(self) -> int:
@@ -159,8 +169,8 @@ class Layout:
 
     @cached_property
     def table(self) -> bytes:
-        """The table as msgpack: `[[name, [dim, ...], dtype], ...]`. Its xxh3-64 is the digest."""
-        return bytes(msgpack.packb([[tensor.name, list(tensor.shape), tensor.dtype] for tensor in self.tensors]))
+        """The table as msgpack: `[[name, [dim, ...], dtype, buffer], ...]`. Its xxh3-64 is the digest."""
+        return bytes(msgpack.packb([[tensor.name, list(tensor.shape), tensor.dtype, tensor.buffer] for tensor in self.tensors]))
 
     @cached_property
     def digest(self) -> str:
@@ -184,7 +194,10 @@ class Layout:
             rows = msgpack.unpackb(
                 table, max_array_len=MAX_TENSORS, max_str_len=MAX_NAME, max_map_len=0, max_bin_len=0, max_ext_len=0
             )
-            tensors = [Tensor(_string(name), tuple(map(_count, shape)), _string(dtype)) for name, shape, dtype in rows]
+            tensors = [
+                Tensor(_string(name), tuple(map(_count, shape)), _string(dtype), _bool(buffer))
+                for name, shape, dtype, buffer in rows
+            ]
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise LayoutError(f"not a tensor table ({len(table)} bytes): {error}") from None
         return cls(tensors, num_shards=num_shards, partition_elements=partition_elements)
@@ -208,10 +221,10 @@ class Layout:
         self._check_number(full)
         for index in reversed(range(len(self.tensors))):
             tensor = self.tensors[index]
-            if not tensor.small:
+            if tensor.buffer or not tensor.small:
                 size = self.partition_elements
                 cut.extend(
-                    (False, [Slice(index, start, min(size, tensor.elements - start), 0)])
+                    (tensor.buffer, [Slice(index, start, min(size, tensor.elements - start), 0)])
                     for start in range(0, tensor.elements, size)
                 )
                 continue
@@ -228,14 +241,15 @@ class Layout:
 
     def _fuse_elements(self) -> int:
         """Return the size of a full fused key: an equal share, so that every shard gets as much as any other."""
-        small = sum(tensor.elements for tensor in self.tensors if tensor.small)
+        small = sum(tensor.elements for tensor in self.tensors if tensor.small and not tensor.buffer)
         rounds = -(-small // (self.num_shards * FUSE_ELEMENTS))
         return max(FUSE_AT_LEAST, -(-small // max(1, rounds * self.num_shards)))
 
     def _check_number(self, full: int) -> None:
         size = self.partition_elements
-        keys = sum(-(-tensor.elements // size) for tensor in self.tensors if not tensor.small)
-        keys += -(-sum(tensor.elements for tensor in self.tensors if tensor.small) // full) + len(self.tensors) // MAX_FUSED
+        keys = sum(-(-tensor.elements // size) for tensor in self.tensors if tensor.buffer or not tensor.small)
+        fused = sum(tensor.elements for tensor in self.tensors if tensor.small and not tensor.buffer)
+        keys += -(-fused // full) + len(self.tensors) // MAX_FUSED
         if keys > MAX_KEYS:
             raise LayoutError(
                 f"{len(self.tensors)} tensors of {self.elements} elements would make {keys} keys of at most {size} elements; "
@@ -253,7 +267,10 @@ class Layout:
                 load, place, shard = lightest[0]
                 heapq.heapreplace(lightest, (load + size, place, shard))
                 shard_of[number] = shard
-        return tuple(Key(number, tuple(parts), small, shard_of[number]) for number, (small, parts) in enumerate(cut))
+        return tuple(
+            Key(number, tuple(parts), small, shard_of[number], self.tensors[parts[0].tensor].buffer)
+            for number, (small, parts) in enumerate(cut)
+        )
 
 
 def _check_table(tensors: Sequence[Tensor]) -> None:
@@ -272,6 +289,8 @@ def _check_table(tensors: Sequence[Tensor]) -> None:
         if tensor.name in names:
             raise LayoutError(f"tensor name {tensor.name!r} stands twice in the table; names must differ")
         names.add(tensor.name)
+        if tensor.buffer and tensor.dtype != "float32":
+            raise LayoutError(f"{_describe(tensor)}: buffers travel as float32")
         if tensor.dtype not in KINDS:
             raise LayoutError(f"{_describe(tensor)}: expected one of {', '.join(KINDS)}; train it outside the wrapped model")
         if len(tensor.shape) > MAX_DIMENSIONS:
@@ -281,12 +300,18 @@ def _check_table(tensors: Sequence[Tensor]) -> None:
 
 
 def _describe(tensor: Tensor) -> str:
-    return f"{tensor.name!r} {tensor.shape} {tensor.dtype}"
+    return f"{tensor.name!r} {tensor.shape} {tensor.dtype}" + " (buffers)" * tensor.buffer
 
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a string, got {value!r}")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {value!r}")
     return value
 
 

@@ -76,6 +76,9 @@ class KeyRecord:
         plan_before: The same before the last finished round: a view that undoes the round takes the plan back too.
         bound: Size of the last reply's bound in bytes: a larger one means that compression has turned lighter.
         bound_before: The same before the last finished round.
+        current: Slots whose worker has the state after the last finished round: who trained in it, or came together in a JOIN.
+            None means all, before the first round.
+        current_before: The same before the last finished round.
         open: Pushes of round `round + 1`, by slot.
     """
 
@@ -90,6 +93,8 @@ class KeyRecord:
     plan_before: int = 0
     bound: int = 0
     bound_before: int = 0
+    current: frozenset[int] | None = None
+    current_before: frozenset[int] | None = None
     open: dict[int, Held] = field(default_factory=dict)
 
     def start(self, *, skipped: bool) -> int:
@@ -108,12 +113,13 @@ class KeyRecord:
             half = self.halves[1 - start] = np.zeros(self.key.elements, np.float32)
         return half
 
-    def finish(self, finished: Finished, outcome: Outcome, *, skipped: bool) -> None:
+    def finish(self, finished: Finished, outcome: Outcome, current: frozenset[int], *, skipped: bool) -> None:
         """Mark the open round finished. Only then may its result leave."""
         self.round, self.epoch = finished.message.round, finished.message.epoch
         self.bound_before = self.bound_before if skipped else self.bound
         self.bound = outcome.bound
         self.before, self.after = outcome.before, outcome.after
+        self.current_before, self.current = self.current, current
         self.result = finished
         self.open = {}
 
@@ -124,5 +130,6 @@ class KeyRecord:
         assert self.round == cut, f"key {self.key.number}: a view may undo one round, not {self.round - cut + 1}"
         self.round, self.epoch = cut - 1, previous_epoch
         self.after, self.plan, self.bound = self.before, self.plan_before, self.bound_before
+        self.current = self.current_before
         self.result = None
         self.open = {}  # they were for the round after this one

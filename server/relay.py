@@ -21,7 +21,7 @@ class Relay:
 
     def __init__(self) -> None:
         self._routes: dict[int, Peer] = {}
-        self._waiting: dict[tuple[int, int], set[Peer]] = {}
+        self._waiting: dict[tuple[int, int, int], set[Peer]] = {}
 
     def hello(self, peer: Peer, hello: m.Hello) -> list[Action]:
         """Remember whose connection this is, and echo the greeting."""
@@ -37,7 +37,10 @@ class Relay:
 
         The joiner repeats it, so a loss costs only time.
         """
-        waiting = self._waiting.setdefault((get.layout, get.part), set())
+        # Who asks for a later state has the earlier one: what is still noted for that came too late, and would stay for ever.
+        for known in [known for known in self._waiting if known[0] == get.layout and known[1] < get.round]:
+            del self._waiting[known]
+        waiting = self._waiting.setdefault((get.layout, get.round, get.part), set())
         asked = bool(waiting) and peer not in waiting
         waiting.add(peer)
         donor = self._routes.get(get.donor)
@@ -45,5 +48,5 @@ class Relay:
 
     def state(self, state: m.State, payload: Sequence[Buffer]) -> list[Action]:
         """Hand a part to all who asked for it."""
-        waiting = self._waiting.pop((state.layout, state.part), None)
+        waiting = self._waiting.pop((state.layout, state.round, state.part), None)
         return [Send(tuple(waiting), state, tuple(payload))] if waiting else []

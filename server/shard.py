@@ -4,6 +4,7 @@ A round of a key is finished when the push of every member is in; then, in this 
 
     any SKIP     -> SKIP: somebody's gradient was not finite, nothing is written
     all EMPTY    -> END: every worker has finished
+    all JOINED or EMPTY -> JOIN: nobody has data left for now, nothing is written
     no DATA      -> UNUSED: nobody had a gradient, nothing is written
     else         -> total = sum of weight x D(payload) in slot order; p = total / sum of weights + residual;
                     result = C(p), new residual = p - D(result), written to the other half
@@ -33,6 +34,9 @@ from ps_accordion.wire.framing import join_frames
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
 
 __all__ = ["Shard"]
+
+EXACT = ("dense", 32.0)
+"""Codec and level of buffers: all workers must have the lead's bits."""
 
 
 class Shard:
@@ -144,6 +148,8 @@ class Shard:
         key = record.key
         if push.used & ~key.all_used:
             raise WireError(f"used bits {push.used:#b} for a key of {len(key.slices)} slices")
+        if key.buffer and push.kind in ("UNUSED", "JOINED") and push.weight:
+            raise WireError(f"key {key.number} holds buffers, of which one worker's count: {push.kind} has weight 0 there")
         if push.kind != "DATA":
             if frames or push.frames or push.used:
                 raise WireError(f"a push of kind {push.kind} has no payload and no used bits")
@@ -152,6 +158,8 @@ class Shard:
             return None
         if push.elements != key.elements:
             raise PayloadError(f"expected {key.elements} elements, the header says {push.elements}")
+        if key.buffer and (push.codec, push.level) != EXACT:
+            raise WireError(f"key {key.number} holds buffers, which travel as dense at 32, got {push.codec} at {push.level!r}")
         if not push.used or push.weight <= 0:
             raise WireError(f"a push of kind DATA needs used bits and a weight, got {push.used:#b} and {push.weight!r}")
         payload = join_frames(frames, push.frames)
@@ -181,18 +189,21 @@ class Shard:
         held = [record.open[slot] for slot in sorted(record.open)]
         if len({each.message.previous_skipped for each in held}) > 1:
             return [self._refuse_all(held, f"members disagree whether round {record.round} was skipped")]
+        if record.key.buffer and sum(each.message.kind == "DATA" for each in held) > 1:
+            return [self._refuse_all(held, "several members pushed buffers; those of the lead alone count")]
         skipped = held[0].message.previous_skipped
+        lead, current = _standing(held, record.current)
         try:
             outcome = self._outcome(layout, record, held, skipped=skipped)
         except CodecError as error:
             return [self._refuse_all(held, str(error))]
         plan = self._plan_to_attach(layout, record, outcome.kind)
         result = m.Result(
-            layout, record.key.number, record.round + 1, self.epoch, outcome.kind, outcome.used, *outcome.coding,
+            layout, record.key.number, record.round + 1, self.epoch, outcome.kind, outcome.used, lead, *outcome.coding,
             [frame.nbytes for frame in outcome.frames], len(plan),
         )  # fmt: skip
         frames = (*outcome.frames, memoryview(plan)) if plan else outcome.frames
-        record.finish(Finished(result, frames), outcome, skipped=skipped)
+        record.finish(Finished(result, frames), outcome, current, skipped=skipped)
         notes: list[Action] = []
         if outcome.lost:
             notes.append(
@@ -229,6 +240,8 @@ class Shard:
             return nothing
         if kinds == {"EMPTY"}:
             return nothing._replace(kind="END")
+        if kinds <= {"EMPTY", "JOINED"}:
+            return nothing._replace(kind="JOIN")
         if "DATA" not in kinds:
             return nothing._replace(kind="UNUSED")
         return self._fold(layout, record, held, nothing) or nothing
@@ -265,6 +278,21 @@ class Shard:
 
 def _coding(push: m.Push) -> Coding:
     return Coding(push.codec, push.level, push.elements, push.count, push.seed)
+
+
+def _standing(held: list[Held], current: frozenset[int] | None) -> tuple[int, frozenset[int]]:
+    """Return the lead of a round, and the slots that have the state after it.
+
+    The lead is the lowest slot that trains. Where none does, it is one that has the last state and can hand it out: who is JOINED
+    goes on after the round, who is EMPTY does not.
+    """
+    kinds = {each.message.slot: each.message.kind for each in held}
+    training = frozenset(slot for slot, kind in kinds.items() if kind not in ("JOINED", "EMPTY"))
+    if training:
+        return min(training), training
+    joined = frozenset(slot for slot, kind in kinds.items() if kind == "JOINED")
+    last = (current or frozenset()) & kinds.keys() or frozenset(kinds)
+    return min(joined & last or last), joined or last
 
 
 def _same(held: Held, push: m.Push, payload: Payload | None) -> bool:

@@ -17,6 +17,7 @@ from ps_accordion.worker.coder import KeyCoder
 
 __all__ = [
     "BOOT",
+    "BUFFERED",
     "TABLE",
     "Member",
     "Pushed",
@@ -37,6 +38,8 @@ TABLE = [
     Tensor("scale", (7,), "float32"),
 ]
 """Three keys at 2,048 elements a partition: key 0 is scale and bias fused, keys 1 and 2 are the halves of weight."""
+BUFFERED = [*TABLE, Tensor("running", (3000,), "float32", buffer=True)]
+"""The same with buffers: keys 0 and 1 are theirs, the others follow."""
 
 Pushed = tuple[m.Push, tuple[memoryview, ...]]
 
@@ -93,22 +96,28 @@ class Member:
         used: int | None = None,
         skipped: bool = False,
         choice: Choice | None = None,
+        weight: float = 1.0,
     ) -> Pushed:
         """Return a push of a gradient, which is drawn from slot, key and round unless it is given."""
         part = self.layout.keys[key]
         if gradient is None:
             gradient = gaussian(part.elements, self.slot, key, round_)
-        if choice is None:
+        if choice is None and part.buffer:
+            choice = Choice("dense", 32.0)
+        elif choice is None:
             codec = self.settings.codec
             choice = Choice("dense", float(codec.small_bits)) if part.small else Choice(codec.name, codec.light)
+        used = part.all_used if used is None else used
         pushed = self.coders[key].encode(
-            gradient, round_=round_, used=part.all_used if used is None else used, choice=choice, previous_skipped=skipped
+            gradient, round_=round_, used=used, choice=choice, previous_skipped=skipped, weight=weight
         )
         return pushed.message, (pushed.payload.data,) if pushed.payload is not None else ()
 
-    def bare(self, kind: m.PushKind, key: int, round_: int, *, skipped: bool = False) -> Pushed:
-        """Return a push without a payload."""
-        return self.coders[key].without_payload(kind, round_=round_, previous_skipped=skipped), ()
+    def bare(self, kind: m.PushKind, key: int, round_: int, *, skipped: bool = False, weight: float | None = None) -> Pushed:
+        """Return a push without a payload; without a weight, as a worker weighs it that counts 1 where it has no gradient."""
+        if weight is None:
+            weight = 0.0 if self.layout.keys[key].buffer else 1.0
+        return self.coders[key].without_payload(kind, round_=round_, previous_skipped=skipped, weight=weight), ()
 
 
 def sends(actions: Any, kind: type[m.Message] | None = None) -> list[Send]:
@@ -126,7 +135,9 @@ def named(actions: Any) -> list[str]:
     return [type(each.message).__name__ for each in sends(actions)]
 
 
-def plan_bytes(version: int, *choices: Choice, expires_round: int = 10_000) -> bytes:
-    """Return a plan as it travels, with one choice a tensor of TABLE (the last one is repeated)."""
-    choices = (choices + (choices[-1],) * len(TABLE))[: len(TABLE)]
-    return encode_plan(Plan(version, choices, (False,) * len(TABLE), expires_round))
+def plan_bytes(
+    version: int, *choices: Choice, expires_round: int = 10_000, tensors: int = len(TABLE), batch_multiplier: int = 1
+) -> bytes:
+    """Return a plan as it travels, with one choice a tensor (the last one is repeated)."""
+    choices = (choices + (choices[-1],) * tensors)[:tensors]
+    return encode_plan(Plan(version, choices, (False,) * tensors, expires_round, batch_multiplier))

@@ -53,16 +53,22 @@ def used(rank, round_, tensor):
     return not (name == "branch.bias" and round_ % 4 == 1 and rank != 0)
 
 
-def train(session, table=TABLE, rounds=ROUNDS, gradient=gradient, used=used):
-    """Exchange gradients for some rounds, tensors in another order in every round; return what was applied."""
+def train(session, table=TABLE, rounds=ROUNDS, gradient=gradient, used=used, weight=None):
+    """Exchange gradients for some rounds, tensors in another order in every round; return what was applied.
+
+    Of buffers, which tensors are used is up to who leads.
+    """
     applied = []
     decisions = []
     tracked = session.open_layout(table, decided=decisions.append)
     order = np.random.default_rng(session.rank)
     for round_ in range(rounds):
         vectors = [gradient(session.rank, round_, tensor) for tensor in range(len(table))]
+        if weight is not None:
+            tracked.weigh(weight(session.rank, round_))
         for tensor in order.permutation(len(table)).tolist():
-            tracked.add(tensor, vectors[tensor], used=used(session.rank, round_, tensor))
+            here = used(session.rank, round_, tensor) and (tracked.leads or not table[tensor].buffer)
+            tracked.add(tensor, vectors[tensor], used=here)
         tracked.wait()
         decision = decisions[-1]
         mean = [vector.copy() for vector in vectors]
@@ -93,12 +99,13 @@ def load_gradients(directory, workers, keys, round_):
     return found
 
 
-def assert_replay_agrees(directory, settings, layout, rounds=ROUNDS):
+def assert_replay_agrees(directory, settings, layout, rounds=ROUNDS, weight=None):
     """Every result payload, and every residual at the end, has the bits of the replay. Returns the replay."""
     plans, carried = plan_log(directory)
     replay = Replay(layout, settings, plans, carried)
     for round_ in range(rounds):
-        expected = replay.round(round_, load_gradients(directory, settings.workers.count, layout.keys, round_))
+        weights = [1.0 if weight is None else weight(slot, round_) for slot in range(settings.workers.count)]
+        expected = replay.round(round_, load_gradients(directory, settings.workers.count, layout.keys, round_), weights)
         if expected is None:
             continue
         for slot, key in itertools.product(range(settings.workers.count), layout.keys):

@@ -3,8 +3,9 @@
 Nothing here knows sockets, threads or kernels. `twins.py` has the codecs; this file has the rounds:
 
     worker   e := rule(e) if its level turned lighter;  v = g + e;  payload = C(v);  e := v - D(payload)
-    server   total = sum of weight x D(payload), in slot order;  p = total / weights + rule(E);  result = C(p);  E := p -
-    D(result) skipped  a round with a gradient that is not finite: E as before it, and every payload pushed in it returns to its e
+    server   total = sum of weight x D(payload), slot order;  p = total / weights + rule(E);  result = C(p);  E := p - D(result)
+    skipped  a round with a gradient that is not finite: E as before it, and every payload pushed in it returns to its e
+    buffers  one worker's, with weight 1, exact; of a skipped round nothing returns
 """
 
 import json
@@ -60,32 +61,37 @@ class Replay:
     def choice(self, key, round_):
         """Return codec and level of a key: those of the plan that the round before carried, if any."""
         codec = self.settings.codec
+        if key.buffer:
+            return "dense", 32
         if key.small:
             return ("dense", 32) if (codec.name, codec.light) == ("dense", 32) else ("dense", codec.small_bits)
         plan = self.plans[self.carried.get(round_ - 1, 0)]
         choice = plan.get(self.layout.tensors[key.tensor].name, (codec.name, codec.light))
         return twins.effective(*choice, key.elements)
 
-    def round(self, round_, gradients):
+    def round(self, round_, gradients, weights=None):
         """Run one round.
 
         Args:
             round_: Its number.
             gradients: (slot, key) -> (float32[n], used bits) of every push that was encoded; a missing entry was UNUSED.
+            weights: What each slot's gradients count for; None is 1 for all.
 
         Returns:
             key -> (coding, payload), without the keys that had no data; None if the round is skipped.
         """
+        weights = weights or [1.0] * self.settings.workers.count
         pushes = {key.number: [] for key in self.layout.keys}
         skip = False
         for (slot, number), (gradient, bits) in sorted(gradients.items()):
-            pushed = self._push(slot, self.layout.keys[number], round_, gradient, bits)
+            key = self.layout.keys[number]
+            pushed = self._push(slot, key, round_, gradient, bits, 1.0 if key.buffer else weights[slot])
             skip |= pushed is None
             if pushed is not None:
                 pushes[number].append((slot, bits, pushed))
         if skip:
             for number, number_pushes in pushes.items():
-                for slot, _, (_, coding, payload) in number_pushes:
+                for slot, _, (_, coding, payload) in () if self.layout.keys[number].buffer else number_pushes:
                     self.worker[slot, number] = self.worker[slot, number] + F32(1) * twins.decode(coding, payload)
             return None
         results = {}
@@ -95,11 +101,13 @@ class Replay:
                 for slot, bits, (_, coding, payload) in number_pushes:
                     used |= bits
                     self.pushed[slot, number] += twins.decode(coding, payload)
-                results[number] = self._fold(self.layout.keys[number], round_, [push for _, _, push in number_pushes], used)
+                key = self.layout.keys[number]
+                total = 1.0 if key.buffer else sum(weights)
+                results[number] = self._fold(key, round_, [push for _, _, push in number_pushes], used, total)
                 self.applied[number] += twins.decode(*results[number])
         return results
 
-    def _push(self, slot, key, round_, gradient, bits):
+    def _push(self, slot, key, round_, gradient, bits, weight):
         codec, level = self.choice(key, round_)
         values, rule = self.settings.codec.values, self.settings.codec.residual_at_switch
         bound, where = twins.payload_bound(codec, level, key.elements, values), (slot, key.number)
@@ -117,9 +125,9 @@ class Replay:
             self.thrown[where] += self.worker[where].astype(np.float64) - residual
         self.worker[where], self.worker_bound[where] = packed.rest, bound
         coding = Coding(codec, level, key.elements, packed.count, seed if codec == "random_block" else 0)
-        return 1.0, coding, packed.payload
+        return weight, coding, packed.payload
 
-    def _fold(self, key, round_, pushes, used):
+    def _fold(self, key, round_, pushes, used, total_weight):
         values, number = self.settings.codec.values, key.number
         choices = [(coding.codec, coding.level) for _, coding, _ in pushes]
         bound = max(twins.payload_bound(*choice, key.elements, values) for choice in choices)
@@ -129,15 +137,15 @@ class Replay:
             pushes,
             self.server[number],
             elements=key.elements,
-            total_weight=self.settings.workers.count,
+            total_weight=total_weight,
             seed_reply=seed_for(self.settings.seed, 0, number, round_, SERVER),
             values=values,
             held=[(part.offset, part.length) for part in key.elements_of(used)],
             rule=rule if lighter else "keep",
         )
         if lighter:
-            total = sum(twins.decode(coding, payload) for _, coding, payload in pushes)
-            settled, lost = twins.settle(rule, self.server[number], total, float(F32(1.0 / self.settings.workers.count)))
+            total = sum(F32(weight) * twins.decode(coding, payload) for weight, coding, payload in pushes)
+            settled, lost = twins.settle(rule, self.server[number], total, float(F32(1.0 / total_weight)))
             self.losses.append(("server", number, round_, lost))
             self.thrown[number] += self.server[number].astype(np.float64) - settled
         self.server[number], self.server_bound[number] = folded.new_residual, bound

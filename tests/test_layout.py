@@ -20,9 +20,11 @@ SMALL_SHAPES = st.one_of(
 LARGE_SHAPES = st.one_of(
     st.tuples(st.integers(32, 700), st.integers(32, 900)), st.tuples(*[st.integers(1, 9)] * 2, *[st.integers(1, 40)] * 2)
 )
-TABLES = st.lists(st.tuples(SMALL_SHAPES | LARGE_SHAPES, st.sampled_from(module.KINDS)), min_size=1, max_size=60).map(
-    lambda rows: [Tensor(f"t{index}", shape, dtype) for index, (shape, dtype) in enumerate(rows)]
+ROWS = st.one_of(
+    st.tuples(SMALL_SHAPES | LARGE_SHAPES, st.sampled_from(module.KINDS), st.just(False)),
+    st.tuples(SMALL_SHAPES | LARGE_SHAPES, st.just("float32"), st.just(True)),
 )
+TABLES = st.lists(ROWS, min_size=1, max_size=60).map(lambda rows: [Tensor(f"t{index}", *row) for index, row in enumerate(rows)])
 LAYOUTS = st.builds(
     lambda tensors, shards, partition: Layout(tensors, num_shards=shards, partition_elements=partition),
     TABLES,
@@ -119,12 +121,13 @@ def test_slices_fill_their_key_without_gaps(layout: Layout) -> None:
 
 @given(LAYOUTS)
 def test_keys_stay_within_their_limits(layout: Layout) -> None:
-    """A compressible key is a part of one tensor; a fused one has few slices, so that their used bits fit a word."""
+    """A compressible key is a part of one tensor, as one of buffers is; a fused one has few slices: used bits fit a word."""
     for number, key in enumerate(layout.keys):
         assert key.number == number
         assert 0 <= key.shard < layout.num_shards
         assert all(layout.tensors[part.tensor].small == key.small for part in key.slices)
-        if key.small:
+        assert all(layout.tensors[part.tensor].buffer == key.buffer for part in key.slices)
+        if key.small and not key.buffer:
             assert len(key.slices) <= MAX_FUSED
             assert key.elements <= FUSE_ELEMENTS
         else:
@@ -202,6 +205,28 @@ def test_only_vectors_and_tiny_tensors_go_dense(shape: tuple[int, ...], small: b
     assert layout.compressible == (() if small else (0,))
 
 
+def test_buffers_have_keys_of_their_own() -> None:
+    """Cut like a compressible tensor but never compressed; fused neighbours go on in one key behind them."""
+    rows = [*table((64, 32), (5,)), Tensor("moving", (PARTITION + 9,), "float32", buffer=True), Tensor("last", (7,), "float32")]
+    layout = Layout(rows, num_shards=1, partition_elements=PARTITION)
+    told = [(key.small, key.buffer, [(part.tensor, part.start, part.length) for part in key.slices]) for key in layout.keys]
+    assert told == [
+        (True, False, [(3, 0, 7), (1, 0, 5)]),
+        (True, True, [(2, 0, PARTITION)]),
+        (True, True, [(2, PARTITION, 9)]),
+        (False, False, [(0, 0, 2048)]),
+    ]
+    assert layout.compressible == (0,)
+
+
+def test_buffers_change_nothing_about_how_other_tensors_are_cut() -> None:
+    """They do not count among the small elements that a fused key takes its share of."""
+    rows = table((300, 40), (9000,), (64, 32), (500,))
+    plain = Layout(rows, num_shards=3, partition_elements=PARTITION)
+    more = Layout([*rows, Tensor("moving", (70_000,), "float32", buffer=True)], num_shards=3, partition_elements=PARTITION)
+    assert [key.slices for key in more.keys if not key.buffer] == [key.slices for key in plain.keys]
+
+
 def test_used_bits_name_slices() -> None:
     """Bit i of a push says that slice i had a gradient."""
     (key,) = Layout(table((3,), (4,), (5,)), num_shards=1, partition_elements=PARTITION).keys
@@ -219,6 +244,7 @@ BASE = [Tensor("a", (64, 32), "float32"), Tensor("b", (7,), "float32")]
         ([BASE[0]._replace(name="A"), BASE[1]], 2, PARTITION, "tensor 0 is 'a' .* there and 'A' .* here"),
         ([BASE[0]._replace(shape=(32, 64)), BASE[1]], 2, PARTITION, r"\(64, 32\) .*\(32, 64\)"),
         ([BASE[0], BASE[1]._replace(dtype="float64")], 2, PARTITION, "tensor 1 .*float32 .*float64"),
+        ([BASE[0], BASE[1]._replace(buffer=True)], 2, PARTITION, r"float32 there .* float32 \(buffers\) here"),
         (BASE[::-1], 2, PARTITION, "tensor 0"),
         (BASE[:1], 2, PARTITION, "2 tensors there and 1 here"),
         ([*BASE, Tensor("c", (1,), "float32")], 2, PARTITION, "2 tensors there and 3 here"),
@@ -239,7 +265,7 @@ def test_the_digest_changes_with_every_field_and_the_difference_is_told(
 def test_the_digest_is_part_of_the_protocol() -> None:
     """Computed once; a change means that two versions cannot join one run."""
     layout = Layout(BASE, num_shards=2, partition_elements=PARTITION)
-    assert layout.table == msgpack.packb([["a", [64, 32], "float32"], ["b", [7], "float32"]])
+    assert layout.table == msgpack.packb([["a", [64, 32], "float32", False], ["b", [7], "float32", False]])
     assert layout.digest == PINNED
 
 
@@ -252,12 +278,15 @@ def test_the_digest_is_part_of_the_protocol() -> None:
         ([Tensor("é" * 257, (1,), "float32")], "longer than 512"),
         ([Tensor("\udc80", (1,), "float32")], "not Unicode"),
         ([Tensor("a", (1,), "int64")], "expected one of float32"),
+        ([Tensor("a", (8,), "float16", buffer=True)], r"'a' \(8,\) float16 \(buffers\): buffers travel as float32"),
+        ([Tensor("a", (8,), "int64", buffer=True)], "buffers travel as float32"),
         ([Tensor("a", (0,), "float32")], "expected 1 to"),
         ([Tensor("a", (-4, -4), "float32")], "expected 1 to"),
         ([Tensor("a", (1 << 21, 1 << 20), "float32")], "expected 1 to"),
         ([Tensor("a", (1,) * 65, "float32")], "65 dimensions"),
         ([Tensor("a", (1 << 20, 1 << 20), "float32")], "4194304 keys .*raise layout.partition_elements"),
         ([Tensor("a", (1 << 40,), "float32")], "33554432 keys"),
+        ([Tensor("a", (1 << 40,), "float32", buffer=True)], "4194304 keys"),
     ],
 )
 def test_an_impossible_table_is_refused(tensors: list[Tensor], said: str) -> None:
@@ -280,21 +309,25 @@ HOSTILE = {
     "a map": msgpack.packb({"a": 1}),
     "a string of three letters": msgpack.packb(["abc"]),
     "a row too short": msgpack.packb([["a", [1]]]),
-    "a row too long": msgpack.packb([["a", [1], "float32", 0]]),
-    "a number as name": msgpack.packb([[1, [1], "float32"]]),
-    "bytes as name": msgpack.packb([[b"a", [1], "float32"]]),
-    "a size that is true": msgpack.packb([["a", [True], "float32"]]),
-    "a size that is a fraction": msgpack.packb([["a", [1.0], "float32"]]),
-    "a size below zero": msgpack.packb([["a", [-1, -1], "float32"]]),
-    "a size of nil": msgpack.packb([["a", [None], "float32"]]),
-    "a shape that is a number": msgpack.packb([["a", 3, "float32"]]),
-    "a name too long": msgpack.packb([["a" * 513, [1], "float32"]]),
-    "a name that is not UTF-8": b"\x91\x93\xa1\xff\x91\x01\xa7float32",
-    "bytes after the end": msgpack.packb([["a", [1], "float32"]]) + b"\0",
-    "an extension": b"\x91\x93" + msgpack.packb(msgpack.ExtType(1, b"x")) + b"\x91\x01\xa7float32",
+    "a row without the last field": msgpack.packb([["a", [1], "float32"]]),
+    "a row too long": msgpack.packb([["a", [1], "float32", False, 0]]),
+    "a number instead of true": msgpack.packb([["a", [1], "float32", 1]]),
+    "nil instead of false": msgpack.packb([["a", [1], "float32", None]]),
+    "buffers of halves": msgpack.packb([["a", [1], "float16", True]]),
+    "a number as name": msgpack.packb([[1, [1], "float32", False]]),
+    "bytes as name": msgpack.packb([[b"a", [1], "float32", False]]),
+    "a size that is true": msgpack.packb([["a", [True], "float32", False]]),
+    "a size that is a fraction": msgpack.packb([["a", [1.0], "float32", False]]),
+    "a size below zero": msgpack.packb([["a", [-1, -1], "float32", False]]),
+    "a size of nil": msgpack.packb([["a", [None], "float32", False]]),
+    "a shape that is a number": msgpack.packb([["a", 3, "float32", False]]),
+    "a name too long": msgpack.packb([["a" * 513, [1], "float32", False]]),
+    "a name that is not UTF-8": b"\x91\x94\xa1\xff\x91\x01\xa7float32\xc2",
+    "bytes after the end": msgpack.packb([["a", [1], "float32", False]]) + b"\0",
+    "an extension": b"\x91\x94" + msgpack.packb(msgpack.ExtType(1, b"x")) + b"\x91\x01\xa7float32\xc2",
     "an array that claims to be long": b"\xdd\xff\xff\xff\xff",
     "nesting": b"\x91" * 5000,
-    "a shape of a hundred thousand sizes": msgpack.packb([["a", [(1 << 63) - 1] * 100_000, "float32"]]),
+    "a shape of a hundred thousand sizes": msgpack.packb([["a", [(1 << 63) - 1] * 100_000, "float32", False]]),
 }
 
 
@@ -308,8 +341,8 @@ def test_a_hostile_table_is_refused(kind: str) -> None:
 def test_a_table_of_too_many_bytes_is_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit comes before the parser."""
     monkeypatch.setattr(module, "MAX_TABLE_BYTES", 10)
-    with pytest.raises(LayoutError, match="at most 10 bytes, this one has 14"):
-        Layout.from_table(msgpack.packb([["a", [1], "float32"]]), num_shards=1, partition_elements=PARTITION)
+    with pytest.raises(LayoutError, match="at most 10 bytes, this one has 15"):
+        Layout.from_table(msgpack.packb([["a", [1], "float32", False]]), num_shards=1, partition_elements=PARTITION)
 
 
 @given(st.binary(max_size=200))
@@ -322,4 +355,4 @@ def test_any_bytes_are_a_table_or_a_layout_error(data: bytes) -> None:
     assert layout.tensors
 
 
-PINNED = "ba98742011905f51"
+PINNED = "bfd29f6d23cb863f"

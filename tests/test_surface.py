@@ -89,7 +89,7 @@ def test_importing_the_package_is_light() -> None:
     """`ps-accordion status` must not wait for torch: the core loads none of the heavy libraries."""
     program = "import sys, ps_accordion, ps_accordion.errors; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert not {"torch", "numba", "zmq", "numpy", "pydantic", "sklearn"} & set(done.stdout.split())
+    assert not {"torch", "numba", "zmq", "numpy", "msgspec", "sklearn"} & set(done.stdout.split())
 
 
 def test_importing_the_settings_is_light() -> None:

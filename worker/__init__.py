@@ -1,10 +1,13 @@
 """A worker's part of ps-accordion: join a run, wrap a model, push and pull gradients.
 
-`connect` returns a `Session`, `DistributedModel` wraps a model. Inside, `client.py` owns the sockets, `rounds.py` and `member.py`
-are the state machines, `exchange.py` moves gradients between backward, the codec threads and the sockets.
+`connect` returns a session, `DistributedModel` wraps a model, `attach` takes a DistributedDataParallel that you made.
+Inside, `gradients.py` says what stands in `p.grad`, `client.py` owns the sockets, `rounds.py` and `member.py` are the state
+machines, and `exchange.py` moves gradients between backward, the codec threads and the sockets.
 """
 
-from .model import DistributedModel
-from .session import Session, connect
+from .base import BaseSession
+from .connect import connect
+from .model import DistributedModel, attach
+from .session import Session
 
-__all__ = ["DistributedModel", "Session", "connect"]
+__all__ = ["BaseSession", "DistributedModel", "Session", "attach", "connect"]

@@ -56,7 +56,9 @@ class KeyCoder:
         self._incarnation = incarnation
         self._bound = 0
 
-    def encode(self, gradient: FloatVector, *, round_: int, used: int, choice: Choice, previous_skipped: bool) -> Pushed:
+    def encode(
+        self, gradient: FloatVector, *, round_: int, used: int, choice: Choice, previous_skipped: bool, weight: float = 1.0
+    ) -> Pushed:
         """Encode this worker's gradient of one round; what the payload does not carry stays in the residual.
 
         Args:
@@ -65,6 +67,7 @@ class KeyCoder:
             used: Bit i is set when slice i has a gradient.
             choice: Codec and level.
             previous_skipped: Whether the round before was skipped.
+            weight: What it counts for in the mean.
 
         Returns:
             A push of kind DATA, or SKIP when gradient + residual is not finite (the residual is then untouched).
@@ -86,18 +89,19 @@ class KeyCoder:
         if encoded is None:
             if self.residual is not None and before is not None:
                 self.residual[:] = before
-            return Pushed(self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped), None, 0.0)
+            push = self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped, weight=weight)
+            return Pushed(push, None, 0.0)
         self._bound = bound
         payload = out[: encoded.nbytes]
         message = m.Push(
-            self.layout, key.number, round_, self._slot, self._incarnation, "DATA", 1.0, used, previous_skipped,
+            self.layout, key.number, round_, self._slot, self._incarnation, "DATA", weight, used, previous_skipped,
             codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
         )  # fmt: skip
         return Pushed(message, payload, loss)
 
-    def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool) -> m.Push:
-        """Return a push of kind UNUSED, SKIP or EMPTY. The residual is untouched."""
-        weight = 0.0 if kind == "EMPTY" else 1.0
+    def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
+        """Return a push of kind UNUSED, SKIP, JOINED or EMPTY, whose weight is 0. The residual is untouched."""
+        weight = 0.0 if kind == "EMPTY" else weight
         return m.Push(self.layout, self.key.number, round_, self._slot, self._incarnation, kind, weight, 0, previous_skipped)
 
     def take_back(self, push: m.Push, payload: Payload) -> None:

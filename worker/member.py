@@ -65,6 +65,8 @@ class Membership:
         """Round and plan version by layout, for the sign of life; the loop keeps it current."""
         self.synced = True
         """Whether this worker has the parameters that it is to start from; the loop keeps it current."""
+        self.busy = ""
+        """What this worker does instead of training; empty while it trains."""
         self.leaving: m.Leave | None = None
         self.gone = False
         self._terms = terms
@@ -157,6 +159,11 @@ class Membership:
         """Announce a layout, until the coordinator says that all hold it."""
         self.layouts[number] = _Declared(layout)
 
+    def say_busy(self, what: str) -> None:
+        """Say what this worker does instead of training; it travels with the next sign of life, which is due now."""
+        self.busy = what
+        self._beat = 0.0
+
     def leave(self, error: str, code: int) -> None:
         """Say goodbye, until the coordinator has answered."""
         # A message may hold undecodable bytes of a file name, as surrogates: they have no place in UTF-8.
@@ -177,7 +184,7 @@ class Membership:
         if self.joined and now >= self._beat:
             self._beat = now + self.settings.timeouts.heartbeat
             view = self.view.p if self.view is not None else -1
-            alive = m.Alive(self.slot, self.incarnation, view, self.progress, self.synced, self.leaving is not None)
+            alive = m.Alive(self.slot, self.incarnation, view, self.progress, self.synced, self.leaving is not None, self.busy)
             out.append(Send((COORDINATOR,), alive))
         return out
 

@@ -68,7 +68,7 @@ class Meter:
 
     def decided(self, exchange: Exchange, decision: Decide, timing: Timing) -> None:
         """Count a round."""
-        if exchange.rounds.finished or decision.kind == "END":
+        if exchange.rounds.idle is not None or decision.kind in ("JOIN", "END"):
             return  # others may still train; nothing was made here
         now, counters = time.perf_counter(), self.counters
         traffic = self._traffic()

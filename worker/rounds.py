@@ -3,21 +3,22 @@
     round r: pushes go out as gradients come ──> results come in ──> all keys in hand, under one view ──> decided ──> round r + 1
 
 A round is decided only with every key's result in hand: applied, or skipped if any key was skipped anywhere. A push is kept and
-asked after until its result is there. A worker that has finished pushes EMPTY, round after round, until all have: that round is
-the END.
+asked after until its result is there. A worker without gradients is idle: it pushes JOINED where it waits for the others to come
+to the end of their data, and EMPTY where it has finished, round after round, until all do: that round is the JOIN, or the END.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from typing_extensions import Buffer
 
 from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import Payload
 from ps_accordion.config import Settings
-from ps_accordion.errors import CodecError, TooManySkips, WireError
+from ps_accordion.errors import CodecError, TooManySkips, UsageError, WireError
 from ps_accordion.layout import Key, Layout
 from ps_accordion.regimes.base import Choice, Plan
 from ps_accordion.regimes.plan import decode_plan
@@ -55,7 +56,7 @@ class Decide:
 
     Attributes:
         round: Its number.
-        kind: DATA (apply it), SKIP or END.
+        kind: DATA (apply it), SKIP, JOIN or END.
         used: Used bits of each key: what any worker had a gradient for.
         take_back: Pushes whose payload returns to the residual, because the round was skipped.
         plan: The plan that held in this round; None where none did.
@@ -93,8 +94,10 @@ class Rounds:
         self.plan: Plan | None = None
         self.previous_skipped = False
         self.skipped_in_a_row = 0
-        self.finished = False
+        self.idle: Literal["JOINED", "EMPTY"] | None = None
+        """What this worker pushes in every round from now on, because it has no gradients; None while it trains."""
         self.ended = False
+        self._lead: int | None = None
         self.view: m.View | None = None
         self._sent: dict[int, _Sent] = {}
         self._results: dict[int, m.Result] = {}
@@ -106,9 +109,24 @@ class Rounds:
         """Version of the plan in force; 0 before the first."""
         return self.plan.version if self.plan is not None else 0
 
+    @property
+    def lead(self) -> int:
+        """The lowest slot that trained in the last round; -1 before this worker knows any."""
+        if self._lead is None:
+            return self.view.donor if self.view is not None else -1
+        return self._lead
+
+    @property
+    def batch_multiplier(self) -> int:
+        """Batches that a worker takes for the current round, as the plan in force says."""
+        plan = self._plan_in_force()
+        return plan.batch_multiplier if plan is not None else 1
+
     def choice(self, key: Key) -> Choice:
         """Return codec and level of a key in the current round: the plan's, or the safe one where no plan holds."""
         codec = self.settings.codec
+        if key.buffer:
+            return Choice("dense", EXACT_BITS)
         if key.small:
             exact = codec.name == "dense" and codec.light == EXACT_BITS
             return Choice("dense", EXACT_BITS if exact else float(codec.small_bits))
@@ -208,6 +226,7 @@ class Rounds:
 
         Raises:
             TooManySkips: More rounds in a row were skipped than `skip.limit` allows.
+            UsageError: Others wait for the state that only this worker has, and it has left its session.
         """
         if self.ended or len(self._decoded) < len(self.layout.keys):
             return None
@@ -216,9 +235,22 @@ class Rounds:
         if "END" in kinds:
             self.ended = True
             return Decide(self.round, "END", used, ())
+        self._lead = self._results[0].lead
         skip = "SKIP" in kinds
-        take_back = tuple((sent.push, sent.payload) for sent in self._sent.values() if skip and sent.payload is not None)
-        decision = Decide(self.round, "SKIP" if skip else "DATA", used, take_back, self._plan_in_force())
+        keys = self.layout.keys
+        take_back = tuple(
+            (sent.push, sent.payload)
+            for sent in self._sent.values()
+            if skip and sent.payload is not None and not keys[sent.push.key].buffer
+        )
+        kind = "SKIP" if skip else "JOIN" if "JOIN" in kinds else "DATA"
+        mine = self._sent[0].push
+        if kind == "JOIN" and mine.kind == "EMPTY" and mine.slot == self._lead:
+            raise UsageError(
+                f"worker {mine.slot} has left its session, and others wait in join() for the steps that it made without them; "
+                "put the training loop of every worker into `with session.join():`"
+            )
+        decision = Decide(self.round, kind, used, take_back, self._plan_in_force())
         if self._next_plan is not None:
             self.plan, self._next_plan = self._next_plan, None
         self.previous_skipped = skip

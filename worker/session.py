@@ -1,4 +1,4 @@
-"""A worker's part in a run, as a training script uses it: `connect`, wrap the model with the session, `track` the optimizer."""
+"""A worker's part in a run that has servers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
 
 import torch
 
-from ps_accordion import config, role
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.errors import PsAccordionError, UsageError
@@ -23,69 +21,43 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.transport import Transport
 
+from .base import BaseSession, Exchanging
 from .client import Client
-from .compute import default_threads
 from .interrupt import Interrupts
 from .meter import Counters, Meter
 from .record import Record
 from .rounds import Decide
 from .tracked import Tracked
-from .transfer import Donor, Joiner, StateBytes
-from .whereami import place
+from .transfer import START, Blob, Donor, Joiner, StateBytes
 
-__all__ = ["Session", "connect"]
+__all__ = ["Session"]
 
 GOODBYE_S = 3.0
 """How long a worker that failed waits for the coordinator to know."""
 
 
-def connect(
-    *,
-    settings: Settings | None = None,
-    rank: int | None = None,
-    transport: Transport | None = None,
-) -> Session:
-    """Join the run and return this worker's session.
-
-    Under `ps-accordion launch`, and wherever PS_ACCORDION_CONFIG or PS_ACCORDION_COORDINATOR_ADDRESS are set, no argument is
-    needed. Start order does not matter: this waits until all workers and servers are there.
-
-    Use the session in a `with` statement.
-    Without one it closes when the script ends, where `sys.exit(3)` cannot be told from success.
+class Session(BaseSession):
+    """One worker in a run; see `BaseSession` for what a script does with it.
 
     Args:
-        settings: Settings to use; None reads the config file and environment.
-        rank: The rank to ask for; None takes it from the launcher's variables, or lets the coordinator choose.
-        transport: Sockets to use, for tests.
+        settings: Settings of the job, as far as this process knows them.
+        rank: The rank to ask for; -1 for any.
+        threads: Codec threads.
+        transport: Sockets to use, for tests; None makes new ones.
 
     Raises:
-        ConfigError: The settings are wrong.
         Unreachable: No coordinator answered, or others did not join, within `timeouts.join`.
         JoinRefused: The coordinator said no.
     """
-    settings = settings if settings is not None else config.load(role.config_file())
-    here = place(os.environ)
-    threads = settings.workers.threads or default_threads(here.local_size)
-    return Session(settings, rank=here.rank if rank is None else rank, threads=threads, transport=transport)
-
-
-class Session:
-    """One worker in a run. A context manager; closing twice is harmless.
-
-    Attributes:
-        rank: This worker's slot, 0 to world_size - 1.
-        world_size: Number of workers.
-    """
 
     def __init__(self, settings: Settings, *, rank: int, threads: int, transport: Transport | None = None) -> None:
+        super().__init__()
         self._client = Client(settings, slot=rank, threads=threads, transport=transport)
         self.meter = Meter(self._client)
-        self._optimizers: list[torch.optim.Optimizer] = []
         self._exchanges: list[Tracked] = []
         self._client.on_tick(self._tick)
         self._client.on_heard(self._heard)
         self._names: dict[str, Tracked] = {}
-        self._closed = False
         self._interrupts = Interrupts(self._client)
         try:
             warm()
@@ -93,7 +65,7 @@ class Session:
             join = settings.timeouts.join
             self._client.wait(lambda: membership.joined, f"the coordinator at {settings.coordinator.address}", join + 1)
             self._client.wait(lambda: membership.inside, "the other workers and the servers to join", join + 1)
-            self.rank = membership.slot
+            self.rank = self.slot = membership.slot
             self.world_size = self.settings.workers.count
             self._write_to(self.settings.run.directory)
         except BaseException as error:
@@ -120,56 +92,23 @@ class Session:
         return self.meter.counters
 
     @property
+    def exchanges(self) -> list[Exchanging]:
+        """The layouts of this session, by number."""
+        return list(self._exchanges)
+
+    @property
     def client(self) -> Client:
         """Sockets and threads, for the wrapper."""
         return self._client
-
-    def track(
-        self,
-        optimizer: torch.optim.Optimizer,
-        *,
-        scheduler: Any = None,
-        scaler: Any = None,
-        sampler: Any = None,
-    ) -> None:
-        """Let the run see what the script steps with.
-
-        Args:
-            optimizer: Its learning rate tells the policy when a drop makes every tensor critical.
-            scheduler: The scheduler that sets it. Its rate is read when a step begins, after `scheduler.step()`.
-            scaler: A GradScaler is not supported in this release.
-            sampler: A sampler with `set_epoch`; each call then marks the beginning of an epoch, as `begin_epoch` does.
-
-        Raises:
-            UsageError: A scaler is given.
-        """
-        if scaler is not None:
-            raise UsageError(
-                "expected scaler=None: this release does not unscale gradients; use bfloat16 autocast without a scaler"
-            )
-        if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
-            raise UsageError("expected a scheduler of the tracked optimizer, got one of another optimizer")
-        self._optimizers.append(optimizer)
-        if sampler is not None:
-            self._mark_epochs(sampler)
-
-    def _mark_epochs(self, sampler: Any) -> None:
-        inner = getattr(sampler, "set_epoch", None)
-        if inner is None:
-            raise UsageError(
-                f"expected a sampler with set_epoch, got {type(sampler).__name__}; call session.begin_epoch(epoch) instead"
-            )
-
-        def set_epoch(epoch: int) -> None:
-            inner(epoch)
-            self.begin_epoch(epoch)
-
-        sampler.set_epoch = set_epoch
 
     def begin_epoch(self, epoch: int) -> None:
         """Mark the beginning of an epoch: where a window of the regime is counted in epochs, it ends here."""
         for tracked in self._exchanges:
             tracked.begin_epoch(epoch)
+
+    def _say_busy(self, what: str) -> None:
+        membership = self._client.membership
+        self._client.call(lambda: membership.say_busy(what))
 
     def log(self, **values: float) -> None:
         """Attach numbers to the metrics of the step that was just made: `session.log(loss=loss.item(), accuracy=0.97)`."""
@@ -208,7 +147,12 @@ class Session:
     # ------------------------------------------------------------ what the wrapper asks
 
     def open_layout(
-        self, table: list[Tensor], *, decided: Callable[[Decide], None] | None = None, state: StateBytes | None = None
+        self,
+        table: list[Tensor],
+        *,
+        decided: Callable[[Decide], None] | None = None,
+        state: StateBytes | None = None,
+        device: torch.device | None = None,
     ) -> Tracked:
         """Declare a layout together with all other workers, and return its exchange.
 
@@ -216,9 +160,11 @@ class Session:
             table: The tensors, in order of registration.
             decided: Called, on the socket's thread, when a round is decided.
             state: Memory that all workers shall start from as the lowest slot has it; filled when this returns.
+            device: Where the gradients will lie; None for arrays of the host.
 
         Raises:
-            UsageError: There are too many layouts.
+            UsageError: There are too many layouts, or the device is none that gradients can be on.
+            CodecError: The codec of the job has no form for the device.
             JoinRefused: Another worker declared other tensors.
         """
         settings = self.settings
@@ -226,32 +172,56 @@ class Session:
             raise UsageError(f"expected at most {m.MAX_LAYOUTS} models and push_pull names in a session; reuse names")
         layout = Layout(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
         number = len(self._exchanges)
-        tracked = Tracked(self, number, layout, decided)
+        tracked = Tracked(self, number, layout, decided, device)
+        tracked.weigh(self._weight)
         if state is not None and self.is_donor:
             # Before the others can know that the layout is ready, and ask.
-            self._client.call(lambda: self._client.donors.__setitem__(number, Donor(number, state)))
+            self._offer(Donor(number, START, state), number)
         self._client.open(number, layout, tracked.exchange)
         self._exchanges.append(tracked)
         if state is not None and not self.is_donor:
-            self._fetch(number, state)
+            view = self._client.membership.view
+            assert view is not None
+            self._fetch(number, START, state, view.donor)
+            state.write_back()
         return tracked
 
     @property
     def is_donor(self) -> bool:
         """Whether this worker's parameters and buffers are the ones that all start from."""
         view = self._client.membership.view
-        return view is not None and view.donor == self.rank
+        return view is not None and view.donor == self._client.membership.slot
 
-    def _fetch(self, number: int, state: StateBytes) -> None:
-        client, membership = self._client, self._client.membership
-        assert membership.view is not None
-        donor = membership.view.donor
-        joiner = Joiner(number, state, self.settings, (self.rank, membership.incarnation), donor)
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the run has failed, if it has."""
+        return self._client.error
+
+    def on_failure(self, callback: Callable[[BaseException], None]) -> None:
+        """Call `callback`, on the socket's thread, when the run fails, or at once if it has."""
+        self._client.on_failure(callback)
+
+    def hand_out(self, exchange: int, blob: bytes) -> None:
+        """Keep `blob` for those who ask for the state after the join that was just decided, until the next round is."""
+        self._offer(Donor(exchange, self._exchanges[exchange].last_round, Blob(blob)), exchange)
+
+    def fetch(self, exchange: int, donor: int) -> bytes:
+        """Return what `donor` handed out after the join that was just decided."""
+        blob = Blob()
+        self._fetch(exchange, self._exchanges[exchange].last_round, blob, donor)
+        return blob.bytes()
+
+    def _offer(self, donor: Donor, number: int) -> None:
+        self._client.call(lambda: self._client.donors.__setitem__(number, donor))
+
+    def _fetch(self, number: int, round_: int, state: StateBytes | Blob, donor: int) -> None:
+        client = self._client
+        joiner = Joiner(number, round_, state, self.settings, (self.slot, client.membership.incarnation), donor)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
-        while left := joiner.left:
+        while progress := joiner.progress:
             # Every part that comes is a sign of life: a large model over a slow link may take longer in all.
-            fewer = functools.partial(_has_fewer, joiner, left)
-            client.wait(fewer, f"the next part of worker {donor}'s parameters", self.settings.timeouts.join)
+            moved = functools.partial(_has_moved, joiner, progress)
+            client.wait(moved, f"the next part of worker {donor}'s parameters", self.settings.timeouts.join)
         client.call(lambda: client.joiners.__delitem__(number))
 
     def _tick(self) -> None:
@@ -262,15 +232,7 @@ class Session:
         if heard.layout < len(self._exchanges):
             self._exchanges[heard.layout].heard(heard.window)
 
-    def rate(self) -> float:
-        """Return the learning rate that the next step uses (the largest of all groups), NaN where nothing is tracked."""
-        rates = [float(group["lr"]) for optimizer in self._optimizers for group in optimizer.param_groups]
-        return max(rates, default=float("nan"))
-
     # ------------------------------------------------------------ the end
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         fine = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
@@ -288,7 +250,7 @@ class Session:
         Raises:
             PsAccordionError: The run failed before all had finished.
         """
-        if self._closed:
+        if self.closed:
             return
         atexit.unregister(self._at_exit)
         client = self._client
@@ -318,7 +280,8 @@ class Session:
                 )
 
     def _end(self, error: BaseException | None) -> None:
-        self._closed = True
+        self.closed = True
+        self.training.close()
         client = self._client
         membership = client.membership
         if error is not None and membership.joined and not membership.gone:
@@ -334,8 +297,8 @@ class Session:
         self._interrupts.close()
         client.close()
         for tracked in self._exchanges:  # after the codec threads: a last skipped round returns its payloads there
-            for coder in tracked.exchange.coders:
-                client.record.residual(tracked.exchange.number, coder.key.number, coder.residual)
+            for key, residual in tracked.exchange.residuals():
+                client.record.residual(tracked.exchange.number, key, residual)
         self.meter.close()
 
     def _at_exit(self) -> None:
@@ -362,5 +325,5 @@ class Session:
         self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)
 
 
-def _has_fewer(joiner: Joiner, left: int) -> bool:
-    return joiner.left < left
+def _has_moved(joiner: Joiner, progress: tuple[int, ...]) -> bool:
+    return joiner.progress != progress

@@ -9,21 +9,27 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ps_accordion.codecs.base import FloatVector
+import torch
+
 from ps_accordion.layout import Layout
 from ps_accordion.regimes import parse_span
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 
+from .device_exchange import DeviceExchange
 from .exchange import Exchange, Timing
+from .host_exchange import HostExchange
 from .member import COORDINATOR
+from .memory import Gradient
 from .rounds import Decide
+from .streams import streams_of
+from .sums import DeviceSums, HostSums, Sums
 from .window import Report, WindowStatistics
 
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["Tracked"]
+__all__ = ["Tracked", "on_device"]
 
 RATE_COPIES = 3
 """How often a learning rate is sent: nobody answers, and the next window's report has it again."""
@@ -33,6 +39,11 @@ REPEAT_S = 0.5
 """How often a report is sent again until the coordinator has heard it."""
 
 
+def on_device(device: torch.device | None) -> bool:
+    """Say whether gradients on `device` are encoded there, rather than on the host; None stands for arrays of the host."""
+    return device is not None and device.type != "cpu"
+
+
 class Tracked:
     """One layout of a session.
 
@@ -40,32 +51,60 @@ class Tracked:
         session: The session.
         number: Number of the layout.
         layout: The layout.
-        decided: Called, on the socket's thread, when a round is decided.
+        decided: Called, on the socket's thread, when a round is decided in which this worker trained.
+        device: Where the gradients lie; None for arrays of the host.
+
+    Attributes:
+        takes_tensors: Whether `add` takes tensors, or arrays of the host.
+
+    Raises:
+        UsageError: torch knows no streams for the device.
+        CodecError: The codec of the job has no form for it.
     """
 
-    def __init__(self, session: Session, number: int, layout: Layout, decided: Callable[[Decide], None] | None) -> None:
-        self.exchange = Exchange(session.client, number, layout, self._on_decided)
+    def __init__(
+        self,
+        session: Session,
+        number: int,
+        layout: Layout,
+        decided: Callable[[Decide], None] | None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.exchange: Exchange
+        sums: Sums
+        if device is not None and on_device(device):
+            streams_of(device)  # Refuses now what would fail in the middle of the first backward.
+            self.exchange = DeviceExchange(session.client, number, layout, self._on_decided)
+            sums = DeviceSums(layout, device)
+        else:
+            self.exchange = HostExchange(session.client, number, layout, self._on_decided)
+            sums = HostSums(layout)
+        self.takes_tensors = self.exchange.takes_tensors
+        self.layout = layout
         self.done = threading.Event()
+        self.joined = threading.Event()
         self.settled: Callable[[], bool] = lambda: True
         """Whether what was decided has reached its place; a wrapper knows."""
         self._session = session
         self._decided = decided
-        self._statistics = WindowStatistics(layout, parse_span(session.settings.regime.window))
+        self._statistics = WindowStatistics(layout, parse_span(session.settings.regime.window), sums)
         self._rate = math.nan
         self._loss = math.nan
         self._begun = False
+        self._joined_at = -1
         session.client.on_failure(lambda _: self.done.set())
+        session.client.on_failure(lambda _: self.joined.set())
         self._rates: list[Send] = []
         self._rate_due = 0.0
         self._reports: dict[int, tuple[Send, float]] = {}
 
     # ------------------------------------------------------------ the thread that computes gradients
 
-    def add(self, tensor: int, gradient: FloatVector, *, used: bool = True) -> None:
+    def add(self, tensor: int, gradient: Gradient, *, used: bool = True) -> None:
         """Hand over a gradient; see `Exchange.add`."""
         if not self._begun:
             self._begin_round()
-        if used:
+        if used and not self.layout.tensors[tensor].buffer:
             self._statistics.add(tensor, gradient)
         self.exchange.add(tensor, gradient, used=used)
 
@@ -73,7 +112,7 @@ class Tracked:
         self._begun = True
         self.done.clear()
         self._session.meter.start()
-        rate = self._session.rate()
+        rate = self._session.training.rate()
         if rate != self._rate and not math.isnan(rate):
             # The scheduler has stepped by now, so the policy hears of a drop before the first push that uses it.
             self._rate = rate
@@ -92,13 +131,62 @@ class Tracked:
         Raises:
             PsAccordionError: The run has failed.
         """
+        self._wait_for(self.done)
+        return self._kind
+
+    def _wait_for(self, event: threading.Event) -> None:
         client = self._session.client
         # An event of its own: who waits for a condition of the client wakes with every message.
-        while not self.done.wait(1.0) and client.error is None:
+        while not event.wait(1.0) and client.error is None:
             pass
         if client.error is not None:
             raise client.error
-        return self._kind
+
+    def follow(self, batch_multiplier: int) -> None:
+        """Do nothing: this worker leads those of its host."""
+
+    def weigh(self, weight: float) -> None:
+        """Let this worker's gradients count that much, from the next round on."""
+        self.exchange.weight = weight
+
+    def join(self, *, divide_by_initial_world_size: bool) -> None:
+        """Take no part in the rounds to come, but go through them.
+
+        Args:
+            divide_by_initial_world_size: Whether the missing gradients count as zero in the mean, or not at all.
+        """
+        self.joined.clear()
+        weight = self.exchange.weight if divide_by_initial_world_size else 0.0
+        self._joined_at = self.exchange.rounds.round
+        self._session.client.call(lambda: self.exchange.join(weight))
+
+    def wait_for_join(self) -> int | None:
+        """Wait until all others have come to the end of their data, too.
+
+        Returns:
+            A worker that was among the last to train, if this one was not, or is the one from whom the others may fetch.
+
+        Raises:
+            PsAccordionError: The run has failed.
+        """
+        self._wait_for(self.joined)
+        lead = self.exchange.rounds.lead
+        return None if self._joined_at == self.last_round and lead != self._session.slot else lead
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last round that was decided; -1 before the first."""
+        return self.exchange.rounds.round - 1
+
+    @property
+    def batch_multiplier(self) -> int:
+        """Batches that the next step takes, as the plan in force says."""
+        return self.exchange.rounds.batch_multiplier
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker's buffers are the ones for all."""
+        return self.exchange.rounds.lead == self._session.client.membership.slot
 
     def begin_epoch(self, epoch: int) -> None:
         """Mark the beginning of an epoch, between two rounds."""
@@ -112,6 +200,8 @@ class Tracked:
 
     def _on_decided(self, decision: Decide, timing: Timing) -> None:
         self._session.meter.decided(self.exchange, decision, timing)
+        if decision.kind == "JOIN":
+            self.joined.set()
         if self._begun:
             self._begun = False
             skipped = decision.kind == "SKIP"
@@ -119,10 +209,12 @@ class Tracked:
             self._report(report)
             if decision.round == UNMARKED_ROUNDS and self._statistics.waits_for_epoch:
                 self._warn_of_epochs()
-        self._kind = decision.kind
-        if self._decided is not None:
-            self._decided(decision)
-        self.done.set()
+            # Who is in this round has what was handed out after the last join.
+            self._session.client.donors.pop(self.exchange.number, None)
+            self._kind = decision.kind
+            if self._decided is not None:
+                self._decided(decision)
+            self.done.set()
 
     def _report(self, report: Report | None) -> None:
         if report is None:

@@ -1,32 +1,61 @@
-"""The initial state of a model, from the worker of the lowest slot to all others.
+"""State of a model, from one worker to others: the one that training starts from, and the one after a join.
 
-The state is the bytes of all parameters and buffers, one after the other, cut into parts.
+Where training starts, that is the memory of all parameters and buffers, which all workers know the size of; after a join it is a
+blob that says itself what is in it. Either is cut into parts.
 Joiners ask for parts through the servers, some at a time, and again after a while for those that did not come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from ps_accordion.config import Settings
-from ps_accordion.errors import LayoutError
+from ps_accordion.errors import LayoutError, WireError
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 
 from .rounds import server_name
 
-__all__ = ["Donor", "Joiner", "StateBytes"]
+__all__ = ["START", "Blob", "Donor", "Joiner", "StateBytes", "Target"]
 
 PART_BYTES = 1 << 20
 IN_FLIGHT = 8
 """Parts asked for at a time: enough to fill a link with 8 MiB in flight, without holding the model in queues."""
 ASK_AGAIN_S = 1.0
+ASK_FIRST_S = 0.05
+"""How soon the first part of a blob is asked for again: the donor may be about to make it."""
+MAX_PARTS = 1 << 18
+"""Parts of one state: 256 GiB."""
+
+START = -1
+"""The state that training starts from, where a state after a join has its round."""
 
 Bytes = NDArray[np.uint8]
+
+
+class Target(Protocol):
+    """Where a joiner writes parts.
+
+    Attributes:
+        digest: Of the whole; empty before it is known.
+    """
+
+    digest: str
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are, as far as is known."""
+
+    def learn(self, message: m.State, donor: int, here: int) -> None:
+        """Compare what a part says of the whole with what is known of it, or take it over."""
+
+    def write(self, part: int, data: Bytes) -> None:
+        """Take a part."""
 
 
 class StateBytes:
@@ -70,6 +99,17 @@ class StateBytes:
             out[offset : offset + memory.nbytes] = memory
         return out
 
+    def write_back(self) -> None:
+        """Bring what was written to where it belongs. Here there is nothing to do: it was written in place."""
+
+    def learn(self, message: m.State, donor: int, here: int) -> None:
+        """Raise `LayoutError` if the donor's model has other tensors."""
+        if message.digest != self.digest or message.parts != self.parts:
+            raise LayoutError(
+                f"parameters or buffers of the model differ between workers: digest {message.digest} at worker {donor}, "
+                f"{self.digest} at worker {here}; build the same model in every worker"
+            )
+
     def write(self, part: int, data: Bytes) -> None:
         """Write one part into the tensors.
 
@@ -84,19 +124,68 @@ class StateBytes:
             memory[:] = data[offset : offset + memory.nbytes]
 
 
-class Donor:
-    """Answers requests for the parts of one layout's state."""
+class Blob:
+    """Bytes that say themselves what they are.
 
-    def __init__(self, layout: int, state: StateBytes) -> None:
+    Args:
+        data: All of them, to hand out; None to receive some.
+    """
+
+    def __init__(self, data: bytes | None = None) -> None:
+        self._data = np.frombuffer(data or b"", np.uint8)
+        self._received: dict[int, Bytes] = {}
+        self.digest = "" if data is None else xxhash.xxh3_64_hexdigest(data)
+        self.parts = max(1, -(-self._data.nbytes // PART_BYTES))
+
+    def read(self, part: int) -> Bytes:
+        """Return one part."""
+        return self._data[part * PART_BYTES : (part + 1) * PART_BYTES]
+
+    def learn(self, message: m.State, donor: int, here: int) -> None:
+        """Take over how long the blob is. Raises `WireError` if that is impossible, or two parts say different things."""
+        if not 0 < message.parts <= MAX_PARTS:
+            raise WireError(f"the state of worker {donor} has 1 to {MAX_PARTS} parts, not {message.parts}")
+        if not self.digest:
+            self.digest, self.parts = message.digest, message.parts
+        if (message.digest, message.parts) != (self.digest, self.parts):
+            raise WireError(f"parts of the state that worker {donor} sends to worker {here} do not belong together")
+
+    def write(self, part: int, data: Bytes) -> None:
+        """Take a part; it is copied, since what came with a message is freed with it."""
+        self._received[part] = data.copy()
+
+    def bytes(self) -> bytes:
+        """Return what was received, once all parts are there.
+
+        Raises:
+            WireError: They are not what the donor had.
+        """
+        data = b"".join(self._received[part].tobytes() for part in range(self.parts))
+        if xxhash.xxh3_64_hexdigest(data) != self.digest:
+            raise WireError(f"a state of {len(data)} bytes came with another digest than it was sent with")
+        return data
+
+
+class Donor:
+    """Answers requests for the parts of one layout's state.
+
+    Args:
+        layout: Number of the layout.
+        round_: Round of the join after which this is the state; -1 for the start.
+        state: The state.
+    """
+
+    def __init__(self, layout: int, round_: int, state: StateBytes | Blob) -> None:
         self._layout = layout
+        self._round = round_
         self._state = state
 
     def on_get(self, peer: Peer, get: m.Get) -> list[Send]:
-        """Answer a request, unless it asks for a part that there is not."""
-        if get.part >= self._state.parts:
+        """Answer a request, unless it asks for a state or a part that there is not."""
+        if get.round != self._round or get.part >= self._state.parts:
             return []
         data = self._state.read(get.part)
-        state = m.State(self._layout, get.part, self._state.parts, self._state.digest, [data.nbytes])
+        state = m.State(self._layout, self._round, get.part, self._state.parts, self._state.digest, [data.nbytes])
         return [Send((peer,), state, (data.data,))]
 
 
@@ -105,14 +194,16 @@ class Joiner:
 
     Args:
         layout: Number of the layout.
+        round_: Which state: -1 for the start, else the one after the join in that round.
         state: Where to write it.
         settings: The settings of the job.
         member: (slot, incarnation) of this worker.
         donor: Slot of the worker that has it.
     """
 
-    def __init__(self, layout: int, state: StateBytes, settings: Settings, member: tuple[int, int], donor: int) -> None:
+    def __init__(self, layout: int, round_: int, state: Target, settings: Settings, member: tuple[int, int], donor: int) -> None:
         self._layout = layout
+        self._round = round_
         self._state = state
         self._settings = settings
         self._member = member
@@ -126,9 +217,9 @@ class Joiner:
         return not self._missing
 
     @property
-    def left(self) -> int:
-        """How many parts have not come."""
-        return len(self._missing)
+    def progress(self) -> tuple[int, ...]:
+        """How many parts there are, and how many have not come; an empty tuple once all have."""
+        return (self._state.parts, len(self._missing)) if self._missing else ()
 
     def on_state(self, message: m.State, data: Bytes) -> None:
         """Write a part.
@@ -136,11 +227,11 @@ class Joiner:
         Raises:
             LayoutError: The donor's model has other tensors.
         """
-        if message.digest != self._state.digest or message.parts != self._state.parts:
-            raise LayoutError(
-                f"parameters or buffers of the model differ between workers: digest {message.digest} at worker {self._donor}, "
-                f"{self._state.digest} at worker {self._member[0]}; build the same model in every worker"
-            )
+        if message.round != self._round:
+            return  # an answer to an earlier question
+        known = self._state.parts
+        self._state.learn(message, self._donor, self._member[0])
+        self._missing.update(range(known, self._state.parts))
         if message.part in self._missing:
             self._state.write(message.part, data)
             self._missing.discard(message.part)
@@ -148,11 +239,12 @@ class Joiner:
 
     def tick(self, now: float) -> list[Send]:
         """Ask for the next parts, and again for those that are late."""
-        self._asked = {part: at for part, at in self._asked.items() if now - at < ASK_AGAIN_S}
+        patience = ASK_AGAIN_S if self._state.digest else ASK_FIRST_S
+        self._asked = {part: at for part, at in self._asked.items() if now - at < patience}
         out = []
         for part in sorted(self._missing - self._asked.keys())[: IN_FLIGHT - len(self._asked)]:
             self._asked[part] = now
-            get = m.Get(*self._member, self._donor, self._layout, part)
+            get = m.Get(*self._member, self._donor, self._layout, self._round, part)
             # Parts go through all servers in turn, so that no one link carries them all.
             out.append(Send((server_name(part % self._settings.num_shards, self._settings),), get))
         return out

@@ -18,23 +18,25 @@ class Place(NamedTuple):
 
     Attributes:
         rank: Rank of this worker in the run; -1 when nobody said.
-        local_size: Workers on this machine; 1 when nobody said.
+        world_size: Processes that take part; 0 when nobody said.
+        local_size: Those of them on this machine; 1 when nobody said.
         source: Who said so, for messages.
     """
 
     rank: int
+    world_size: int
     local_size: int
     source: str
 
 
 FAMILIES = (
-    ("ps-accordion", "PS_ACCORDION_RANK", "PS_ACCORDION_LOCAL_WORLD_SIZE"),
-    ("torchrun", "RANK", "LOCAL_WORLD_SIZE"),
-    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("Slurm", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE"),
-    ("DMLC", "DMLC_WORKER_ID", "BYTEPS_LOCAL_SIZE"),
+    ("ps-accordion", "PS_ACCORDION_RANK", "PS_ACCORDION_WORLD_SIZE", "PS_ACCORDION_LOCAL_WORLD_SIZE"),
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
+    ("DMLC", "DMLC_WORKER_ID", "DMLC_NUM_WORKER", "BYTEPS_LOCAL_SIZE"),
 )
-"""(who, variable of the rank, variable of the number of workers on this machine), the first that is set wins."""
+"""(who, variables of the rank, of the number of processes, and of those on this machine), the first that is set wins."""
 
 
 def place(environment: Mapping[str, str]) -> Place:
@@ -43,10 +45,11 @@ def place(environment: Mapping[str, str]) -> Place:
     Raises:
         ConfigError: A variable is set to something that is no number.
     """
-    for source, rank, local in FAMILIES:
+    for source, rank, size, local in FAMILIES:
         if environment.get(rank):
-            return Place(_number(environment, rank, 0), max(1, _number(environment, local, 1)), source)
-    return Place(-1, 1, "nobody")
+            local_size = max(1, _number(environment, local, 1))
+            return Place(_number(environment, rank, 0), _number(environment, size, 0), local_size, source)
+    return Place(-1, 0, 1, "nobody")
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

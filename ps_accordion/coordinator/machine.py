@@ -281,6 +281,9 @@ class Coordinator:
         worker.peer, worker.seen = peer, now
         worker.plans = {layout: version for layout, _, version in alive.layouts}
         actions: list[Action] = [Send((peer,), m.Pulse())]
+        if alive.busy != worker.busy:
+            worker.busy = alive.busy
+            actions.append(Note("busy", {"slot": worker.slot, "what": worker.busy}))
         if self.view is not None and alive.view < self.view.p:
             actions.append(Send((peer,), self.view))
         return actions

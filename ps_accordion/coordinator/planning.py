@@ -14,6 +14,7 @@ It has no clock and no socket: time is counted in rounds.
   A finished window without a new decision renews the plan, under a new version with the same levels, once less than half
   of its life is left. So a plan never expires while the coordinator lives and windows end, and a coordinator that is gone
   leaves its last plan in force for at most that long. After that, before any plan, and at version 0, all use light levels.
+* **Buffers have no gradients**: policies do not see their rows of the tensor table, which are light and critical in every plan.
 * **A plan is repeated** until every member reports its version (`pending`).
 * **Members** come with each call, because the coordinator's view owns them. The lowest slot's learning rate counts.
 """
@@ -22,7 +23,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,7 @@ from ..regimes.registry import build_policy
 
 __all__ = ["LIFE_INTERVALS", "MIN_LIFE_ROUNDS", "Planner"]
 
+T = TypeVar("T")
 LIFE_INTERVALS = 4
 """Intervals between checks that a plan outlives its last sign of life: one check may be late, and one report lost."""
 MIN_LIFE_ROUNDS = 2000
@@ -57,7 +60,7 @@ class Planner:
     Args:
         number: Number of the layout, for the event log.
         layout: The tensors that are planned for.
-        policy: Who decides.
+        policy: Who decides, about all tensors of the layout but buffers.
         interval: Windows between two decisions of the policy; used for the life of a plan only.
         last_version: Highest version that was ever given out for this layout; 0 at the start of a run.
     """
@@ -68,6 +71,8 @@ class Planner:
         self.plan: Plan | None = None
         self._encoded = b""
         self._policy = policy
+        self._decision = policy.start()
+        self._ruled = np.array([not tensor.buffer for tensor in layout.tensors])
         self._interval = interval
         self._members: tuple[int, ...] = ()
         self._version = last_version
@@ -88,8 +93,9 @@ class Planner:
             ConfigError: `[regime]` names no policy or no window.
         """
         codec = settings.codec
+        tensors = sum(not tensor.buffer for tensor in layout.tensors)
         policy = build_policy(
-            settings.regime, len(layout.tensors), light=Choice(codec.name, codec.light), heavy=Choice(codec.name, codec.heavy)
+            settings.regime, tensors, light=Choice(codec.name, codec.light), heavy=Choice(codec.name, codec.heavy)
         )
         return cls(number, layout, policy, interval=settings.regime.interval, last_version=last_version)
 
@@ -180,8 +186,9 @@ class Planner:
         """Return the records for the event log since the last call, oldest first, as plain types.
 
         Each has `layout`, `version`, `reason`, `round`, `expires_round`, `window` (None after a change of rate or members),
-        `rate`, `loss`, `critical_share`, `renewal`, and lists with one entry a compressible tensor: `names`, `codecs`, `levels`,
-        `critical`, and the policy's statistics by name (accordion: `norm_old`, `norm_now`, `ratio`). A renewal has empty lists.
+        `rate`, `loss`, `critical_share`, `batch_multiplier`, `renewal`, and lists with one entry a compressible tensor:
+        `names`, `codecs`, `levels`, `critical`, and the policy's statistics by name (accordion: `norm_old`, `norm_now`, `ratio`).
+        A renewal has empty lists.
         """
         events, self._events = self._events, []
         return events
@@ -206,7 +213,7 @@ class Planner:
         window = Window(
             index=self._open_index,
             round=max(report.round for report in self._open.values()),
-            norms=np.stack([missing if row is None else row.norms for row in rows]),
+            norms=np.stack([missing if row is None else row.norms for row in rows])[:, self._ruled],
             rates=np.array([math.nan if row is None else row.rate for row in rows]),
             losses=np.array([math.nan if row is None else row.loss for row in rows]),
             slots=self._members,
@@ -220,7 +227,7 @@ class Planner:
         if decision is not None:
             self._adopt(decision, window.round, window)
         elif self.plan is not None and self.plan.expires_round - window.round < self._life / 2:
-            kept = Decision(self.plan.choices, self.plan.critical, "renewed")
+            kept = replace(self._decision, reason="renewed", statistics={})
             self._adopt(kept, window.round, window, renewal=True)
 
     @property
@@ -228,6 +235,8 @@ class Planner:
         return max(MIN_LIFE_ROUNDS, LIFE_INTERVALS * self._interval * self._window_rounds)
 
     def _adopt(self, decision: Decision, round_: int, window: Window | None = None, *, renewal: bool = False) -> None:
+        self._decision = decision
+        decision = self._with_buffers(decision)
         self._version += 1
         # Rounds only go forward: a report that comes late must not shorten a plan made by a rate that came early.
         self._made_at = max(self._made_at, round_)
@@ -236,6 +245,7 @@ class Planner:
             choices=decision.choices,
             critical=decision.critical,
             expires_round=self._made_at + self._life,
+            batch_multiplier=decision.batch_multiplier,
             reason=decision.reason.encode()[:MAX_REASON].decode(errors="ignore"),
         )
         self._encoded = encode_plan(self.plan)
@@ -252,6 +262,7 @@ class Planner:
                 "rate": self._rate,
                 "loss": float(losses.mean()) if losses.size else None,
                 "critical_share": self.critical_share,
+                "batch_multiplier": self.plan.batch_multiplier,
                 "renewal": renewal,
                 "names": [self.layout.tensors[index].name for index in shown],
                 "codecs": [decision.choices[index].codec for index in shown],
@@ -260,3 +271,18 @@ class Planner:
                 **{name: [values[index] for index in shown] for name, values in decision.statistics.items()},
             }
         )
+
+    def _with_buffers(self, decision: Decision) -> Decision:
+        """Return a decision with a place for every row of the table."""
+        if self._ruled.all():
+            return decision
+        return replace(
+            decision,
+            choices=self._spread(decision.choices, self._policy.light),
+            critical=self._spread(decision.critical, True),
+            statistics={name: self._spread(values, math.nan) for name, values in decision.statistics.items()},
+        )
+
+    def _spread(self, values: Iterable[T], instead: T) -> tuple[T, ...]:
+        remaining = iter(values)
+        return tuple(next(remaining) if ruled else instead for ruled in self._ruled)

@@ -25,6 +25,8 @@ class Worker:
     seen: float
     plans: dict[int, int] = field(default_factory=dict)
     """Version of the plan in force there, by layout."""
+    busy: str = ""
+    """What it does instead of training, in its own words."""
     left: bool = False
 
     @property

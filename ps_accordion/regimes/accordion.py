@@ -10,6 +10,16 @@ At every check, `interval` windows apart, for each tensor separately:
 window `interval` earlier; the windows in between are not looked at.
 The rule is two-valued and has no memory beyond those two windows.
 
+With `batch_multiplier` above 1 the same rule also chooses the batch, once for the whole model, beside the levels:
+
+    NORM  = sqrt(sum over tensors of norm^2)
+    batch = 1 while critical(NORM),  batch_multiplier from the first check on at which it is not
+
+The batch only grows, as published: a smaller one after a larger one was seen to disturb training. A worker makes one step of so
+many batches; its gradient is their mean, and the learning rate of that step is multiplied by their number (linear scaling: Goyal
+et al., Accurate, Large Minibatch SGD, 2017). The worker does both, in `session.accumulate` (`worker/base.py`), and a shorter last
+step has a smaller factor.
+
 Agarwal, Wang, Lee, Venkataraman, Papailiopoulos: Accordion: Adaptive Gradient Communication via Critical Learning Regime
 Identification, MLSys 2021, section 4 and algorithm 1. Departures, each with its reason:
 
@@ -19,6 +29,10 @@ Identification, MLSys 2021, section 4 and algorithm 1. Departures, each with its
 * **All members count.** The released code lets worker 0 decide from its own part of the data. `signal="mean"` takes the mean of
   the norms over all members, so that no single part decides; `signal="released"` takes the lowest member's row.
 * **In doubt, light.** A statistic that is missing or not finite on either side of the comparison makes its tensor critical.
+  The batch is 1 again where that happens to the whole model's norm, and whenever all tensors turn light by decree: at a drop of
+  the learning rate, and when a member joins. Published runs kept the large batch there; but a plan that expires also ends it.
+* **Norms are taken per round where the batch may grow.** An epoch of larger batches has fewer rounds, so that the norm of its sum
+  falls for that reason alone; divided by the rounds of its window it stays what it was.
 """
 
 from __future__ import annotations
@@ -47,6 +61,7 @@ class Accordion(Policy):
         interval: Windows between two checks.
         signal: "mean" over all members, or "released": the lowest member alone.
         rate_drop: In (0, 1). A rate at or below this fraction of the rate at the last reset is a drop.
+        batch_multiplier: Batches a step while the whole model is not critical; 1 leaves batches alone.
     """
 
     def __init__(
@@ -59,22 +74,27 @@ class Accordion(Policy):
         interval: int = 10,
         signal: Literal["mean", "released"] = "mean",
         rate_drop: float = 0.5,
+        batch_multiplier: int = 1,
     ) -> None:
         super().__init__(tensors, light=light, heavy=heavy)
         self.threshold = threshold
         self.interval = interval
         self.signal = signal
         self.rate_drop = rate_drop
+        self.batch_multiplier = batch_multiplier
         self._checked: tuple[int, Vector] | None = None
+        self._last: tuple[int, int] = (-1, -1)
+        self._grown = False
         self._reference_rate: float | None = None
         self._dropped_at: int | None = None
 
     def window(self, window: Window) -> Decision | None:
-        """Check at every `interval`-th window; the others are not looked at."""
+        """Check at every `interval`-th window; the norms of the others are not looked at."""
+        rounds = self._rounds(window)
         if window.index % self.interval:
             return None
-        now = self._signal(window)
-        old = np.full_like(now, np.nan)
+        now = self._signal(window) / rounds
+        old = np.full_like(now, math.nan)
         if self._checked is not None and self._checked[0] == window.index - self.interval:
             old = self._checked[1]
         first = self._checked is None
@@ -82,18 +102,24 @@ class Accordion(Policy):
         if self._dropped_at is not None and self._dropped_at >= window.round:
             # The drop was reported before the window that it follows was complete. A check on gradients from before the drop
             # must not take the light levels back; the next one may.
-            return self._decide(np.ones(self.tensors, dtype=bool), old, now, "learning rate dropped as the window ended")
+            self._grown = False
+            return self._decide(np.ones(len(now), dtype=bool), old, now, "learning rate dropped as the window ended")
         if first:
-            return self._decide(np.ones(self.tensors, dtype=bool), old, now, "first window")
+            return self._decide(np.ones(len(now), dtype=bool), old, now, "first window")
         usable = np.isfinite(old) & np.isfinite(now)
         critical = ~usable | (_ratio(old, now) >= self.threshold)
-        reason = f"check at window {window.index}: {int(critical.sum())} of {self.tensors} tensors critical"
+        if self.batch_multiplier > 1:
+            # The last entry stands for the whole model; it only chooses the batch. A large one stays while the norms are known.
+            self._grown = bool(usable[-1] and (self._grown or not critical[-1]))
+            usable = usable[:-1]
+        of_tensors = critical[: self.tensors]
+        reason = f"check at window {window.index}: {int(of_tensors.sum())} of {self.tensors} tensors critical"
         if not usable.all():
             reason += f", {int((~usable).sum())} for want of statistics"
         return self._decide(critical, old, now, reason)
 
     def rate(self, rate: float, round_: int) -> Decision | None:
-        """Return light levels for all on a drop; a rate that rises (warm-up) only raises the reference."""
+        """Return light levels and single batches on a drop; a rate that rises (warm-up) only raises the reference."""
         reference = self._reference_rate
         if reference is None or rate > reference:
             self._reference_rate = rate
@@ -104,20 +130,41 @@ class Accordion(Policy):
         self._dropped_at = round_
         return self.all_light(f"learning rate dropped from {reference:g} to {rate:g}")
 
+    def all_light(self, reason: str) -> Decision:
+        """Return light compression for every tensor; the batch grows from 1 again."""
+        self._grown = False
+        return super().all_light(reason)
+
+    def _rounds(self, window: Window) -> float:
+        """Return by how many rounds norms are divided: those of the window, or 1 where the batch stays the same."""
+        index, round_ = self._last
+        self._last = (window.index, window.round)
+        if self.batch_multiplier == 1:
+            return 1.0
+        return max(1.0, (window.round - round_) / max(1, window.index - index))
+
     def _signal(self, window: Window) -> Vector:
-        if self.signal == "released":
-            return np.array(window.norms[0], dtype=np.float64)
+        """Return a norm a tensor, and one more of the whole model where it is needed."""
+        norms = window.norms
         with np.errstate(over="ignore", invalid="ignore"):  # What overflows is not finite, and then the tensor is critical.
-            return np.array(np.mean(window.norms, axis=0), dtype=np.float64)
+            if self.batch_multiplier > 1:
+                norms = np.column_stack([norms, np.sqrt(np.sum(norms**2, axis=1))])
+            if self.signal == "released":
+                return np.array(norms[0], dtype=np.float64)
+            return np.array(np.mean(norms, axis=0), dtype=np.float64)
 
     def _decide(self, critical: NDArray[np.bool_], old: Vector, now: Vector, reason: str) -> Decision:
-        flags = tuple(critical.tolist())
+        flags = tuple(critical[: self.tensors].tolist())
         statistics = {"norm_old": old, "norm_now": now, "ratio": _ratio(old, now)}
+        batches = self.batch_multiplier if self._grown else 1
+        if self.batch_multiplier > 1:
+            reason += f"; batch x {batches}, the whole model's norm went from {old[-1]:.3g} to {now[-1]:.3g} a round"
         return Decision(
             tuple(self.light if flag else self.heavy for flag in flags),
             flags,
             reason,
-            {name: tuple(values.tolist()) for name, values in statistics.items()},
+            batches,
+            {name: tuple(values[: self.tensors].tolist()) for name, values in statistics.items()},
         )
 
 

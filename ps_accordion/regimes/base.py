@@ -35,7 +35,7 @@ class Window:
     Attributes:
         index: Number of the window, from 0.
         round: Last round of the window.
-        norms: float64[members, tensors], not to be written to; row i is member i in slot order.
+        norms: float64[members, tensors], not to be written to; row i is member i in slot order. Buffers have no column.
             Each entry is the L2 norm of the *vector sum* of that worker's raw local gradients over the window.
             NaN where a member did not report.
         rates: Learning rate of each member at the end of the window; NaN where unknown.
@@ -59,6 +59,7 @@ class Decision:
         choices: One (codec, level) a tensor.
         critical: Whether each tensor is in its critical regime, as the policy sees it.
         reason: One short sentence for the event log.
+        batch_multiplier: How many batches a worker accumulates a step, for the whole layout.
         statistics: What the decision was made from, by name, one number a tensor: it goes to the event log, so that a
             reader can follow the decision. Empty where a policy looked at nothing.
     """
@@ -66,6 +67,7 @@ class Decision:
     choices: tuple[Choice, ...]
     critical: tuple[bool, ...]
     reason: str
+    batch_multiplier: int = 1
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict, compare=False)
 
 
@@ -97,6 +99,8 @@ class Plan:
 class Policy(ABC):
     """Decides levels for the tensors of one layout. One instance a layout, owned by the coordinator.
 
+    Rows of buffers are no tensors here: they have no gradients, and nobody decides about them.
+
     Args (of every subclass): `tensors`, how many; `light` and `heavy`, the two choices; then its own options.
     """
 
@@ -111,7 +115,7 @@ class Policy(ABC):
         return self.all_light("start")
 
     def all_light(self, reason: str) -> Decision:
-        """Return light compression for every tensor."""
+        """Return light compression for every tensor, and steps of one batch."""
         return Decision((self.light,) * self.tensors, (True,) * self.tensors, reason)
 
     @abstractmethod

@@ -32,6 +32,7 @@ def _accordion(settings: RegimeSettings, tensors: int, light: Choice, heavy: Cho
         interval=settings.interval,
         signal=settings.signal,
         rate_drop=settings.rate_drop,
+        batch_multiplier=settings.batch_multiplier,
     )
 
 

@@ -43,8 +43,8 @@ __all__ = [
     "Welcome",
 ]
 
-PushKind = Literal["DATA", "UNUSED", "SKIP", "EMPTY"]
-ResultKind = Literal["DATA", "UNUSED", "SKIP", "END"]
+PushKind = Literal["DATA", "UNUSED", "SKIP", "JOINED", "EMPTY"]
+ResultKind = Literal["DATA", "UNUSED", "SKIP", "JOIN", "END"]
 
 MAX_TEXT = 2000
 """Characters of a reason: enough for the last line of a traceback, too little to fill a memory."""
@@ -160,7 +160,10 @@ class Fault(Message, tag="fault", frozen=True):
 
 
 class Alive(Message, tag="alive", frozen=True):
-    """Worker to coordinator, at every heartbeat: rounds and plan versions by layout, and whether it has seen the END."""
+    """Worker to coordinator, at every heartbeat: rounds and plan versions by layout, and whether it has seen the END.
+
+    `busy` says what it does instead of training, for people; it is empty while it trains.
+    """
 
     slot: Slot
     incarnation: Count
@@ -168,6 +171,7 @@ class Alive(Message, tag="alive", frozen=True):
     layouts: Annotated[list[tuple[Count, Round, Count]], Meta(max_length=MAX_LAYOUTS)]
     synced: bool
     done: bool
+    busy: Name = ""
 
 
 class ServerAlive(Message, tag="server", frozen=True):
@@ -234,7 +238,8 @@ class Push(Message, tag="push", frozen=True):
         round: Number of the round.
         slot: Sender.
         incarnation: Of the sender.
-        kind: DATA, UNUSED (its weight counts, nothing to add), SKIP (not finite), EMPTY (this worker has finished).
+        kind: DATA, UNUSED (its weight counts, nothing to add), SKIP (not finite), JOINED (this worker waits for the others to
+            come to the end of their data; its weight may count), EMPTY (this worker has finished).
         weight: What its payload counts for; 0 when EMPTY.
         used: Bit i is set when slice i of the key has a gradient here.
         previous_skipped: Whether the round before was skipped.
@@ -271,8 +276,12 @@ class Result(Message, tag="result", frozen=True):
         key: Number of the key.
         round: Number of the round.
         epoch: View under which the round of this key was finished.
-        kind: DATA, UNUSED (no member had a gradient), SKIP (somebody's was not finite), END (all have finished).
+        kind: DATA, UNUSED (no member had a gradient), SKIP (somebody's was not finite), JOIN (all wait for each other, or have
+            finished), END (all have finished).
         used: Bit i is set when some member had a gradient for slice i.
+        lead: The lowest slot that still trains: neither JOINED nor EMPTY. Where there is none, a slot that has the last state:
+            the lowest that is JOINED and trained in the round before (or was JOINED, if that was a JOIN); where all that did
+            are EMPTY, the lowest of them.
         codec: Wire name of the codec ("" unless DATA).
         level: Its setting.
         elements: Length of the key's vector.
@@ -288,6 +297,7 @@ class Result(Message, tag="result", frozen=True):
     epoch: Count
     kind: ResultKind
     used: Count
+    lead: Slot = 0
     codec: Name = ""
     level: float = 0.0
     elements: Count = 0
@@ -328,12 +338,16 @@ class Refuse(Message, tag="refuse", frozen=True):
 
 
 class Get(Message, tag="get", frozen=True):
-    """Joiner to a server, which passes it on to the donor: send me this part of the state."""
+    """Joiner to a server, which passes it on to the donor: send me this part of the state.
+
+    `round` says which state: -1 the one that training starts from, else the one after the join in that round.
+    """
 
     slot: Slot
     incarnation: Count
     donor: Slot
     layout: Count
+    round: Round
     part: Count
 
 
@@ -341,6 +355,7 @@ class State(Message, tag="state", frozen=True):
     """Donor to a server, which passes it on to all who asked; the part's bytes are the payload."""
 
     layout: Count
+    round: Round
     part: Count
     parts: Count
     digest: Digest

@@ -26,8 +26,8 @@ def server(number: int, *, view: int = -1, boot: int = BOOT, layouts=(), shards=
     return m.ServerAlive(number, f"tcp://127.0.0.1:{5000 + number}", shards, list(layouts), view)
 
 
-def alive(slot: int, *, view: int = 1, version: int = 0, incarnation: int = 0) -> m.Alive:
-    return m.Alive(slot, incarnation or slot + 1, view, [(0, 0, version)], True, False)
+def alive(slot: int, *, view: int = 1, version: int = 0, incarnation: int = 0, busy: str = "") -> m.Alive:
+    return m.Alive(slot, incarnation or slot + 1, view, [(0, 0, version)], True, False, busy)
 
 
 def leave(slot: int, error: str = "", code: int = 0) -> m.Leave:
@@ -326,6 +326,33 @@ def test_rates_and_losses_that_are_not_numbers_do_no_harm():
     for slot in (0, 1):
         assert job.say(b"w%d" % slot, m.Report(slot, slot + 1, 0, 0, 9, math.inf, math.nan), norms)
     assert job.machine.phase == "running"
+
+
+# ---------------------------------------------------------------- what they do
+
+
+def test_who_is_busy_with_what_is_noted_when_it_changes():
+    """Once at its beginning and once at its end, however often it is said; each worker by itself, and strangers not at all."""
+    job = Job(workers_count=2).started()
+    told = []
+    said = ((1, ""), (1, "evaluation"), (1, "evaluation"), (0, "saving"), (1, "more"), (1, ""), (0, "saving"), (0, ""))
+    for slot, what in said:
+        told += notes(job.say(b"w%d" % slot, alive(slot, busy=what)), "busy")
+    assert [(note["slot"], note["what"]) for note in told] == [
+        (1, "evaluation"),
+        (0, "saving"),
+        (1, "more"),
+        (1, ""),
+        (0, ""),
+    ]
+    assert notes(job.say(b"x", alive(1, incarnation=9, busy="nothing")), "busy") == []
+
+
+def test_who_is_busy_and_silent_is_dead_all_the_same():
+    """Being busy is for people: signs of life come from a thread of their own."""
+    job = Job().started()
+    job.say(b"w1", alive(1, busy="evaluation"))
+    assert sends(silent_after(job, b"w1"), m.Abort)[0].message.culprit == "worker 1"
 
 
 # ---------------------------------------------------------------- the end

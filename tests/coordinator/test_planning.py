@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ps_accordion.config import Settings
+from ps_accordion.config import CodecSettings, RegimeSettings, Settings
 from ps_accordion.coordinator.planning import LIFE_INTERVALS, MIN_LIFE_ROUNDS, Planner
 from ps_accordion.errors import ConfigError, WireError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.regimes import Choice, decode_plan
-from ps_accordion.regimes.base import Policy
+from ps_accordion.regimes.base import Decision, Policy
 
 NAN = math.nan
 LAYOUT = Layout(
@@ -21,7 +21,7 @@ LAYOUT = Layout(
     partition_elements=1024,
 )
 LIGHT, HEAVY = Choice("topk", 0.04), Choice("topk", 0.005)
-SETTINGS = Settings.model_validate({"regime": {"interval": 1, "window": "10 steps"}, "codec": {"light": 0.04, "heavy": 0.005}})
+SETTINGS = Settings(regime=RegimeSettings(interval=1, window="10 steps"), codec=CodecSettings(light=0.04, heavy=0.005))
 
 
 class Recorder(Policy):
@@ -227,6 +227,7 @@ def test_an_event_shows_why_a_plan_is_as_it_is():
         "rate": 0.1,
         "loss": 0.25,
         "critical_share": 0.5,
+        "batch_multiplier": 1,
         "renewal": False,
         "names": ["a.weight", "b.weight"],
         "codecs": ["topk", "topk"],
@@ -241,9 +242,45 @@ def test_an_event_shows_why_a_plan_is_as_it_is():
     assert planner.events() == []
 
 
+def test_policies_do_not_see_buffers():
+    """They have no norms, and nobody waits for them; in a plan they have a place all the same, and the log leaves them out."""
+    rows = [LAYOUT.tensors[0], Tensor("moving", (9,), "float32", buffer=True), *LAYOUT.tensors[1:]]
+    layout = Layout(rows, num_shards=2, partition_elements=1024)
+    policy = Recorder()
+    report(Planner(0, layout, policy), 0, 0, (1.0, NAN, 2.0, 3.0), members=(0,))
+    assert policy.windows[0].norms.tolist() == [[1.0, 2.0, 3.0]]
+    planner = Planner.for_layout(0, layout, SETTINGS)
+    for window, norms in enumerate([(4.0, NAN, 4.0, 4.0), (3.0, NAN, 9.0, 4.0)]):
+        report(planner, 0, window, norms, members=(0,))
+    assert planner.plan.choices == (HEAVY, LIGHT, LIGHT, HEAVY)
+    assert planner.plan.critical == (False, True, True, False)
+    event = planner.events()[-1]
+    assert event["reason"] == "check at window 1: 1 of 3 tensors critical"
+    assert (event["names"], event["ratio"]) == (["a.weight", "b.weight"], [0.25, 0.0])
+    version, plan = planner.pending([0])
+    assert decode_plan(plan, 4) == planner.plan
+    assert version == 2
+
+
+def test_a_grown_batch_travels_in_the_plan_and_is_renewed_with_it():
+    """From the decision to the bytes, and into the log; light for all means one batch."""
+    regime = RegimeSettings(interval=10_000, window="10 steps", batch_multiplier=8)
+    grown = Decision((HEAVY,) * 3, (False,) * 3, "grown", 8)
+    policy = Recorder(windows=[grown], rates=[None])
+    planner = Planner(0, LAYOUT, policy)
+    for window in range(MIN_LIFE_ROUNDS // 10):
+        report(planner, 0, window, members=(0,))
+    assert planner.plan.reason == "renewed"
+    assert decode_plan(planner.pending([0])[1], 3).batch_multiplier == 8
+    assert {event["batch_multiplier"] for event in planner.events()} == {8}
+    planner.report(1, window=10**6, round_=10**7, norms=np.ones(3, np.float32), rate=NAN, loss=NAN, members=(0, 1))
+    assert (planner.plan.reason, planner.plan.batch_multiplier) == ("a member joined", 1)
+    assert Planner.for_layout(0, LAYOUT, Settings(regime=regime))._policy.batch_multiplier == 8
+
+
 def test_static_makes_no_plan():
     """Under the static policy all stay at version 0, which is light."""
-    settings = Settings.model_validate({"regime": {"policy": "static"}})
+    settings = Settings(regime=RegimeSettings(policy="static"))
     planner = Planner.for_layout(0, LAYOUT, settings)
     for window in range(3):
         for slot in (0, 1):
@@ -256,4 +293,4 @@ def test_static_makes_no_plan():
 def test_an_unknown_policy_is_refused_when_the_layout_is_declared():
     """A planner is not built from settings that name no policy."""
     with pytest.raises(ConfigError, match="not a policy"):
-        Planner.for_layout(0, LAYOUT, Settings.model_validate({"regime": {"policy": "acordion"}}))
+        Planner.for_layout(0, LAYOUT, Settings(regime=RegimeSettings(policy="acordion")))

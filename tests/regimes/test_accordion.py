@@ -234,3 +234,89 @@ def test_the_threshold_is_what_was_asked_for():
     policy = accordion(2, interval=1, threshold=0.25)
     policy.window(window(0, [4.0, 4.0]))
     assert letters(policy.window(window(1, [3.0, 3.1]))) == "LH"
+
+
+# ---------------------------------------------------------------- batches
+
+
+def batches(policy, *steps):
+    """Return the batch multiplier after each step: a learning rate, or norms of the next window and perhaps how long it is."""
+    told, index, round_, now = [], 0, -1, 1
+    for step in steps:
+        if isinstance(step, float):
+            decision = policy.rate(step, round_ + 1)
+        else:
+            norms, length = step if isinstance(step, tuple) else (step, ROUNDS)
+            round_ += length
+            unknown = np.full(1, NAN)
+            decision = policy.window(Window(index, round_, np.array([norms], np.float64), unknown, unknown, (0,)))
+            index += 1
+        now = decision.batch_multiplier if decision is not None else now
+        told.append(now)
+    return told
+
+
+def test_the_batch_grows_once_the_whole_model_is_not_critical():
+    """One tensor that changes much does not hold it back where it is a small part of the whole, whatever its own level."""
+    policy = accordion(2, interval=1, batch_multiplier=8)
+    assert batches(policy, [100.0, 1.0], [40.0, 1.0], [30.0, 9.0], [30.0, 90.0]) == [1, 1, 8, 8]
+    assert batches(accordion(2, interval=1), [100.0, 1.0], [99.0, 1.0]) == [1, 1]  # unless the user says so, it never does
+
+
+def test_the_norm_of_the_whole_is_that_of_all_tensors_together():
+    """3 and 4 make 5: a change by half of that is critical, and one a little smaller is not."""
+    for second, expected in (([1.5, 2.0], 1), ([1.6, 2.1], 8), ([4.5, 6.0], 1), ([4.4, 6.0], 8)):
+        policy = accordion(2, interval=1, batch_multiplier=8)
+        assert batches(policy, [3.0, 4.0], second) == [1, expected]
+
+
+def test_a_large_batch_stays_large():
+    """As published: it only grows. Levels go on changing."""
+    policy = accordion(1, interval=1, batch_multiplier=4)
+    assert batches(policy, [8.0], [8.0], [80.0], [2.0], [2.0]) == [1, 4, 4, 4, 4]
+    assert letters(policy.window(window(5, [99.0]))) == "L"
+
+
+def test_in_doubt_the_batch_is_small_again():
+    """A drop of the rate, a member that joins, a norm that is missing; afterwards it has to be seen to grow again."""
+    grown = ([8.0], [8.0])
+    policy = accordion(1, interval=1, batch_multiplier=4)
+    assert batches(policy, 0.1, *grown, 0.01, [80.0], [80.0]) == [1, 1, 4, 1, 1, 4]
+    assert batches(accordion(1, interval=1, batch_multiplier=4), *grown, [NAN], [8.0], [8.0]) == [1, 4, 1, 1, 4]
+    policy = accordion(1, interval=1, batch_multiplier=4)
+    batches(policy, *grown)
+    assert policy.all_light("a member joined").batch_multiplier == 1
+    assert policy.window(window(2, [80.0])).batch_multiplier == 1
+
+
+def test_windows_of_fewer_rounds_are_compared_by_the_round():
+    """An epoch of eightfold batches has an eighth of the rounds, and a sum an eighth as long: nothing has changed."""
+    steady = [([80.0, 8.0], 80), ([80.0, 8.0], 80), ([10.0, 1.0], 10), ([10.0, 1.0], 10)]
+    policy = accordion(2, interval=1, batch_multiplier=8)
+    assert batches(policy, *steady) == [1, 8, 8, 8]
+    policy = accordion(2, interval=1, batch_multiplier=8)
+    round_, levels = -1, []
+    for index, (norms, length) in enumerate(steady):
+        round_ += length
+        one = np.full(1, NAN)
+        levels.append(letters(policy.window(Window(index, round_, np.array([norms]), one, one, (0,)))))
+    assert levels == ["LL", "HH", "HH", "HH"]
+
+
+def test_the_mean_over_members_decides_about_the_batch_too():
+    """Of the members' norms of the whole, not of the tensors' means; "released" looks at the lowest member alone."""
+    for signal, expected in (("mean", 1), ("released", 8)):
+        policy = accordion(1, interval=1, batch_multiplier=8, signal=signal)
+        policy.window(window(0, [1.0], [99.0]))
+        assert policy.window(window(1, [1.0], [1.0])).batch_multiplier == expected
+
+
+def test_the_log_says_why_the_batch_is_what_it_is():
+    """With the norms that were compared; tensors are counted without the whole."""
+    policy = accordion(2, interval=1, batch_multiplier=8)
+    policy.window(window(0, [30.0, 40.0]))
+    decision = policy.window(window(1, [30.0, 4.0]))
+    assert decision.reason == (
+        "check at window 1: 1 of 2 tensors critical; batch x 8, the whole model's norm went from 5 to 3.03 a round"
+    )
+    assert {name: len(values) for name, values in decision.statistics.items()} == {"norm_old": 2, "norm_now": 2, "ratio": 2}

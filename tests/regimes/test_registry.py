@@ -21,10 +21,11 @@ def test_every_name_builds_a_policy_that_starts_light():
 
 def test_options_of_accordion_come_from_the_settings():
     """Nothing that a user can set is lost on the way."""
-    settings = RegimeSettings(threshold=0.3, interval=4, signal="released", rate_drop=0.2)
+    settings = RegimeSettings(threshold=0.3, interval=4, signal="released", rate_drop=0.2, batch_multiplier=6)
     policy = build_policy(settings, 3, light=LIGHT, heavy=HEAVY)
     assert isinstance(policy, Accordion)
     assert (policy.threshold, policy.interval, policy.signal, policy.rate_drop) == (0.3, 4, "released", 0.2)
+    assert policy.batch_multiplier == 6
     assert (policy.tensors, policy.light, policy.heavy) == (3, LIGHT, HEAVY)
 
 

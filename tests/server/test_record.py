@@ -20,7 +20,7 @@ def finish(record: KeyRecord, *, wrote: bool, skipped: bool = False, bound: int 
     outcome = Outcome("DATA" if wrote else "SKIP", 1, NO_CODING, (), start, after, kept if bound is None else bound, 0.0)
     result = m.Result(0, KEY.number, record.round + 1, 1, outcome.kind, 1)
     record.plan_before, record.plan = record.plan, record.round + 2
-    record.finish(Finished(result, ()), outcome, skipped=skipped)
+    record.finish(Finished(result, ()), outcome, frozenset({record.round + 2}), skipped=skipped)
 
 
 def test_a_fresh_record_has_a_zero_residual_and_no_memory() -> None:
@@ -49,7 +49,7 @@ def test_a_fold_never_writes_the_half_that_it_reads() -> None:
 
 @pytest.mark.parametrize("wrote", [True, False])
 def test_undo_returns_to_where_the_round_began(wrote: bool) -> None:
-    """Residual, plan, bound, round and epoch; no result is left to repeat, and pushes of the round after are gone."""
+    """Residual, plan, bound, round, epoch and who is current; no result is left, and pushes of the round after are gone."""
     record = KeyRecord(KEY)
     finish(record, wrote=True, bound=100)
     before = record.residual().copy()
@@ -57,6 +57,7 @@ def test_undo_returns_to_where_the_round_began(wrote: bool) -> None:
     record.open[0] = Held(b"x", m.Push(0, KEY.number, 2, 0, 1, "SKIP", 1.0, 0, False), None)
     record.undo(1, previous_epoch=7)
     assert (record.round, record.epoch, record.result, record.plan, record.bound, record.open) == (0, 7, None, 1, 100, {})
+    assert record.current == {1}
     assert np.array_equal(record.residual(), before)
     assert record.start(skipped=True) == record.start(skipped=False) == record.after
 

@@ -4,12 +4,12 @@ from ps_accordion.server.relay import Relay
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 
-STATE = m.State(0, 5, 9, "d" * 16, [3])
+STATE = m.State(0, -1, 5, 9, "d" * 16, [3])
 
 
-def get(slot: int, part: int = 5) -> m.Get:
+def get(slot: int, part: int = 5, *, round_: int = -1, layout: int = 0) -> m.Get:
     """Return what a joiner asks."""
-    return m.Get(slot, slot + 1, 0, 0, part)
+    return m.Get(slot, slot + 1, 0, layout, round_, part)
 
 
 def relay_with_donor() -> Relay:
@@ -59,13 +59,35 @@ def test_a_request_before_the_donor_has_greeted_is_answered_on_repetition() -> N
     assert relay.get(b"one", get(1)) == [Send((b"donor",), get(1))]
 
 
-def test_parts_and_layouts_are_kept_apart() -> None:
-    """Who waits for part 5 does not get part 6, nor part 5 of another model."""
+def test_parts_layouts_and_rounds_are_kept_apart() -> None:
+    """Who waits for part 5 does not get part 6, nor part 5 of another model or of the state after another join."""
     relay = relay_with_donor()
     relay.get(b"one", get(1))
-    assert relay.state(m.State(0, 6, 9, "d" * 16, [3]), [b"abc"]) == []
-    assert relay.state(m.State(1, 5, 9, "d" * 16, [3]), [b"abc"]) == []
+    assert relay.state(m.State(0, -1, 6, 9, "d" * 16, [3]), [b"abc"]) == []
+    assert relay.state(m.State(1, -1, 5, 9, "d" * 16, [3]), [b"abc"]) == []
+    assert relay.state(m.State(0, 40, 5, 9, "d" * 16, [3]), [b"abc"]) == []
     assert relay.state(STATE, [b"abc"])[0].peers == (b"one",)
+
+
+def test_each_join_has_a_state_of_its_own() -> None:
+    """What was asked for and never came does not hold back the same part of a later state, nor is it kept."""
+    relay = relay_with_donor()
+    relay.get(b"one", get(1, round_=40))
+    relay.get(b"one", get(1, round_=40, layout=1))
+    assert relay.get(b"two", get(2, round_=90)) == [Send((b"donor",), get(2, round_=90))]
+    (send,) = relay.state(m.State(0, 90, 5, 9, "d" * 16, [3]), [b"abc"])
+    assert send.peers == (b"two",)
+    assert relay.state(m.State(0, 40, 5, 9, "d" * 16, [3]), [b"abc"]) == []
+    (send,) = relay.state(m.State(1, 40, 5, 9, "d" * 16, [3]), [b"abc"])
+    assert send.peers == (b"one",)
+
+
+def test_whom_a_join_names_is_asked() -> None:
+    """The state that training starts from comes from the donor of the view, a later one from whoever trained last."""
+    relay = relay_with_donor()
+    relay.hello(b"last", m.Hello(2, 3))
+    ask = m.Get(1, 2, 2, 0, 40, 0)
+    assert relay.get(b"one", ask) == [Send((b"last",), ask)]
 
 
 def test_a_donor_that_connects_anew_is_found() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import BOOT, Member, Pushed, gaussian, layout_of, named, notes, plan_bytes, sends, settings_of, view_of
+from machines import BOOT, BUFFERED, Member, Pushed, gaussian, layout_of, named, notes, plan_bytes, sends, settings_of, view_of
 
 from ps_accordion.codecs import Coding, get, norm
+from ps_accordion.layout import Tensor
 from ps_accordion.regimes import Choice
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
@@ -25,10 +26,11 @@ class Job:
     count: int = 2
     options: dict = field(default_factory=dict)
     seen: bool = True
+    table: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.settings = settings_of(workers_count=self.count, **self.options)
-        self.layout = layout_of(self.settings)
+        self.layout = layout_of(self.settings, self.table)
         self.members = [Member(slot, self.settings, self.layout) for slot in range(self.count)]
         self.shard = Shard(0, BOOT, self.settings)
         self.shard.on_layout(0, self.layout)
@@ -160,7 +162,25 @@ def test_the_result_goes_where_the_last_repetition_came_from():
     assert sends(job.push(1, job.members[1].data(HALF, 1)))[0].peers == (b"newer", b"peer 1")
 
 
-@pytest.mark.parametrize("kind", ["SKIP", "UNUSED", "EMPTY"])
+@pytest.mark.parametrize(("kind", "weight"), [("JOINED", 2.0), ("JOINED", 0.0), ("UNUSED", 2.0), ("UNUSED", 0.0), ("EMPTY", 0.0)])
+def test_who_has_no_gradient_counts_as_much_as_it_says(kind, weight):
+    """Zeros of that weight in the mean; with weight 0 the others' mean is what it would be without this member."""
+    exact = {"codec_name": "dense", "codec_light": 32.0, "codec_heavy": 32.0}
+    job = Job(3, exact)
+    job.push(0, job.members[0].data(HALF, 0, weight=3.0))
+    job.push(1, job.members[1].bare(kind, HALF, 0, weight=weight))
+    actions = job.push(2, job.members[2].data(HALF, 0, weight=0.5))
+    a, b = (gaussian(2048, slot, HALF, 0) for slot in (0, 2))
+    np.testing.assert_allclose(decoded(actions), (3 * a + 0.5 * b) / (3.5 + weight), rtol=1e-6, atol=1e-6)
+    if weight == 0.0:
+        alone = Job(2, exact)
+        alone.push(0, job.members[0].data(HALF, 0, weight=3.0))
+        fields = {name: getattr(job.members[2].data(HALF, 0)[0], name) for name in m.Push.__struct_fields__}
+        pushed = m.Push(**(fields | {"slot": 1, "incarnation": 2, "weight": 0.5})), job.members[2].data(HALF, 0)[1]
+        assert decoded(alone.push(1, pushed)).tobytes() == decoded(actions).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["SKIP", "UNUSED", "JOINED", "EMPTY"])
 def test_the_same_push_with_other_bytes_is_refused(kind):
     """Whether the payload differs, the header, or the kind; the first push stays."""
     job = Job()
@@ -242,18 +262,31 @@ def expected_kind(kinds) -> str:
         return "SKIP"
     if set(kinds) == {"EMPTY"}:
         return "END"
+    if set(kinds) <= {"JOINED", "EMPTY"}:
+        return "JOIN"
     return "DATA" if "DATA" in kinds else "UNUSED"
 
 
-@pytest.mark.parametrize("kinds", list(itertools.product(["DATA", "UNUSED", "SKIP", "EMPTY"], repeat=3)), ids="-".join)
+def expected_lead(kinds) -> int:
+    """Return the lowest slot that trains; after a round in which all did, the lowest that waits; else the lowest of all."""
+    for slot, kind in enumerate(kinds):
+        if kind not in ("JOINED", "EMPTY"):
+            return slot
+    return kinds.index("JOINED") if "JOINED" in kinds else 0
+
+
+KINDS = ["DATA", "UNUSED", "SKIP", "JOINED", "EMPTY"]
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(KINDS, repeat=3)), ids="-".join)
 def test_what_a_round_comes_to(kinds):
-    """Any SKIP, else all EMPTY, else no DATA, else a sum over the members whose weight counts; only a sum writes a residual."""
+    """Any SKIP, else all have finished, else all wait, else no DATA, else a sum; only a sum writes a residual."""
     job = Job(3)
     job.round(HALF, 0, ["DATA"] * 3)
     before = job.residual(HALF)
     actions = job.round(HALF, 1, list(kinds))
     message, payload = result_of(actions)
-    assert message.kind == expected_kind(kinds)
+    assert (message.kind, message.lead) == (expected_kind(kinds), expected_lead(kinds))
     assert sends(actions)[0].peers == (b"peer 0", b"peer 1", b"peer 2")
     assert message.used == ("DATA" in kinds)
     record = job.shard.records[0, HALF]
@@ -305,9 +338,9 @@ def undo(job: Job, round_: int, p: int) -> None:
     job.shard.on_view(view_of(job.settings, p=p, cuts=[(0, round_, p - 1)]))
 
 
-@pytest.mark.parametrize("steps", list(itertools.product(["undo", "skip", "keep"], repeat=4)), ids="-".join)
-def test_undone_and_skipped_rounds_leave_no_trace(steps):
-    """Undone then skipped, skipped then undone: the residual is always that of the rounds that count.
+@pytest.mark.parametrize("steps", list(itertools.product(["undo", "skip", "join", "keep"], repeat=4)), ids="-".join)
+def test_undone_skipped_and_joining_rounds_leave_no_trace(steps):
+    """Undone then skipped, skipped then joined, joined and undone: the residual is always that of the rounds that count.
 
     `protocol.md` 5.1: with one undo half, going back one half too many is the easy mistake.
     """
@@ -317,8 +350,16 @@ def test_undone_and_skipped_rounds_leave_no_trace(steps):
     round_, skipped, p, counted = 1, False, 1, 1
     for step in (*steps, "keep"):
         pushed = [Member(slot, job.settings, job.layout).data(HALF, round_, skipped=skipped) for slot in (0, 1)]
-        job.push(0, pushed[0])
-        job.push(1, pushed[1])
+        if step == "join":
+            for _ in range(2):
+                message, _ = result_of(job.round(HALF, round_, ["JOINED", "JOINED"], skipped=skipped))
+                assert (message.kind, message.lead) == ("JOIN", 0)
+                p += 1
+                undo(job, round_, p)
+            job.round(HALF, round_, ["JOINED", "JOINED"], skipped=skipped)
+        else:
+            job.push(0, pushed[0])
+            job.push(1, pushed[1])
         if step == "undo":
             p += 1
             undo(job, round_, p)
@@ -347,10 +388,158 @@ def test_a_view_takes_back_the_last_round_and_lets_the_rest_finish_the_next():
     assert sends(actions)[0].peers == (b"peer 0", b"peer 2")
 
 
+# ---------------------------------------------------------------- the end of everybody's data
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 4), st.data())
+def test_the_lead_of_a_join_has_the_last_state_and_goes_on(count, data):
+    """Whoever runs out of data when: who waits may fetch from the lead of the JOIN what the last step of all made.
+
+    Unless only workers that left their session made that step: then the lead is one of them, which everybody can see. The same
+    when a view takes the round back and it is finished anew.
+    """
+    job = Job(count)
+    job.shard.on_layout(0, job.layout)
+    state = [0] * count  # the round whose step each worker's parameters come from
+    kinds = ["DATA"] * count
+    p = 1
+    for round_ in range(1, 12):
+        for slot, kind in enumerate(kinds):
+            if kind == "DATA":  # only who trained can run out of data
+                kinds[slot] = data.draw(st.sampled_from(["DATA", "DATA", "UNUSED", "JOINED", "EMPTY"]))
+        message, _ = result_of(job.round(HALF, round_ - 1, kinds))
+        if data.draw(st.booleans()):
+            p += 1
+            undo(job, round_ - 1, p)
+            again, _ = result_of(job.round(HALF, round_ - 1, kinds))
+            assert (again.kind, again.lead) == (message.kind, message.lead)
+        training = [slot for slot, kind in enumerate(kinds) if kind in ("DATA", "UNUSED")]
+        if message.kind == "END":
+            return
+        if training:
+            assert len({state[slot] for slot in training}) == 1
+            assert message.lead == training[0]
+            for slot in training:
+                state[slot] = round_
+        else:
+            waiting = [slot for slot, kind in enumerate(kinds) if kind == "JOINED"]
+            able = [slot for slot in waiting if state[slot] == max(state)]
+            assert message.kind == "JOIN"
+            assert state[message.lead] == max(state)
+            if not able:
+                assert kinds[message.lead] == "EMPTY"
+                return
+            assert message.lead == able[0]
+            for slot in waiting:
+                state[slot] = max(state)
+        kinds = ["EMPTY" if kind == "EMPTY" else "JOINED" if training and kind == "JOINED" else "DATA" for kind in kinds]
+
+
+def test_a_join_that_a_view_took_back_keeps_its_lead():
+    """The result that named the last lead is gone, and who had trained is still known."""
+    job = Job(3)
+    job.round(HALF, 0, ["DATA", "DATA", "DATA"])
+    job.round(HALF, 1, ["JOINED", "JOINED", "DATA"])
+    for p in (2, 3):
+        message, _ = result_of(job.round(HALF, 2, ["JOINED"] * 3))
+        assert (message.kind, message.lead) == ("JOIN", 2)
+        undo(job, 2, p)
+    job.round(HALF, 2, ["JOINED", "DATA", "JOINED"])
+    assert result_of(job.round(HALF, 3, ["JOINED"] * 3))[0].lead == 1
+
+
+def test_a_lead_that_a_view_removed_leads_no_more():
+    """Somebody who is there has to: the lowest that waits."""
+    job = Job(3)
+    job.round(HALF, 0, ["JOINED", "JOINED", "DATA"])
+    for slot in (0, 1):
+        job.push(slot, job.members[slot].bare("JOINED", HALF, 1))
+    message, _ = result_of(job.shard.on_view(view_of(job.settings, p=2, slots=[0, 1], cuts=[(0, 1, 1)])))
+    assert (message.kind, message.lead) == ("JOIN", 0)
+
+
+def test_some_have_finished_while_others_wait_again_and_again():
+    """EMPTY beside JOINED is a JOIN every time, EMPTY beside data an ordinary round, and the last EMPTY makes the END."""
+    job = Job(3)
+    told = []
+    for round_, kinds in enumerate(
+        (
+            ["DATA", "EMPTY", "DATA"],
+            ["JOINED", "EMPTY", "DATA"],
+            ["JOINED", "EMPTY", "JOINED"],
+            ["JOINED", "EMPTY", "JOINED"],
+            ["DATA", "EMPTY", "UNUSED"],
+            ["EMPTY", "EMPTY", "JOINED"],
+            ["EMPTY", "EMPTY", "UNUSED"],
+            ["EMPTY", "EMPTY", "EMPTY"],
+        )
+    ):
+        message, _ = result_of(job.round(HALF, round_, kinds))
+        told.append((message.kind, message.lead))
+    assert told[:5] == [("DATA", 0), ("DATA", 2), ("JOIN", 2), ("JOIN", 0), ("DATA", 0)]
+    assert told[5:] == [("JOIN", 2), ("UNUSED", 2), ("END", 2)]
+
+
+# ---------------------------------------------------------------- buffers
+
+
+BUFFER = 0
+"""A key of the job with buffers."""
+
+
+@given(st.integers(0, 3), st.data())
+def test_the_leads_buffers_come_out_as_they_went_in(lead, data):
+    """To the bit, whatever the others do and however often they changed before; nothing of them stays at the shard."""
+    job = Job(4, {"codec_light": 0.01}, table=BUFFERED)
+    for round_ in range(3):
+        values = gaussian(2048, round_) * np.float32(10.0 ** data.draw(st.integers(-30, 30)))
+        for slot in range(4):
+            kind = data.draw(st.sampled_from(["UNUSED", "JOINED", "EMPTY"]))
+            member = job.members[slot]
+            pushed = member.data(BUFFER, round_, gradient=values) if slot == lead else member.bare(kind, BUFFER, round_)
+            actions = job.push(slot, pushed)
+        assert decoded(actions).tobytes() == values.tobytes()
+        assert not job.residual(BUFFER).any()
+
+
+def test_buffers_that_did_not_change_need_no_bytes():
+    """The result is UNUSED, and everybody keeps what all agreed on."""
+    message, payload = result_of(Job(2, table=BUFFERED).round(BUFFER, 0, ["UNUSED", "UNUSED"]))
+    assert (message.kind, message.used, payload) == ("UNUSED", 0, b"")
+
+
+def test_buffers_are_no_mean():
+    """Who would count beside the lead, or pushes rounded values, is refused."""
+    job = Job(3, table=BUFFERED)
+    members = job.members
+    for kind in ("UNUSED", "JOINED"):
+        assert f"{kind} has weight 0" in refusal(job, 1, members[1].bare(kind, BUFFER, 0, weight=1.0))
+    rounded = members[1].data(BUFFER, 0, choice=Choice("dense", 16.0))
+    assert "dense at 32, got dense at 16.0" in refusal(job, 1, rounded)
+    job.push(0, members[0].data(BUFFER, 0))
+    job.push(1, members[1].data(BUFFER, 0))
+    (send,) = sends(job.push(2, members[2].bare("UNUSED", BUFFER, 0)))
+    assert isinstance(send.message, m.Refuse)
+    assert send.peers == (b"peer 0", b"peer 1", b"peer 2")
+    assert "several members pushed buffers" in send.message.reason
+    assert job.shard.records[0, BUFFER].round == -1
+
+
 # ---------------------------------------------------------------- plans
 
 
 LIGHT, HEAVY = Choice("topk", 0.1), Choice("topk", 0.01)
+PLANNED = [
+    ["SKIP", "DATA"],
+    ["UNUSED", "UNUSED"],
+    ["EMPTY", "UNUSED"],
+    ["EMPTY", "DATA"],
+    ["JOINED", "DATA"],
+    ["JOINED", "JOINED"],
+    ["EMPTY", "JOINED"],
+]
+"""Rounds that carry a plan: all but those that are the end."""
 
 
 def test_a_plan_travels_once_and_only_with_key_zero():
@@ -383,9 +572,9 @@ def test_only_a_higher_version_replaces_a_plan():
     assert job.shard.records[0, SMALL].plan == 3
 
 
-@pytest.mark.parametrize("kinds", [["SKIP", "DATA"], ["UNUSED", "UNUSED"], ["EMPTY", "UNUSED"], ["EMPTY", "DATA"]], ids="-".join)
+@pytest.mark.parametrize("kinds", PLANNED, ids="-".join)
 def test_a_plan_travels_with_any_result_but_the_end(kinds):
-    """Also without a payload: a skipped round brings it too, and it is not sent again afterwards."""
+    """Also without a payload: a skipped round brings it too, and a JOIN; it is not sent again afterwards."""
     job = Job()
     plan = plan_bytes(1, HEAVY)
     job.shard.on_plan(0, 1, plan)
@@ -461,6 +650,7 @@ def changed(pushed: Pushed, **fields) -> Pushed:
         ({"kind": "SKIP"}, "no payload"),
         ({"kind": "EMPTY"}, "no payload"),
         ({"kind": "UNUSED"}, "no payload"),
+        ({"kind": "JOINED"}, "no payload"),
     ],
     ids=str,
 )
@@ -474,7 +664,8 @@ def test_an_empty_push_counts_for_nothing():
     """A finished worker with a weight would shrink everybody's mean."""
     job = Job()
     assert "EMPTY has weight 0, got 1.0" in refusal(job, 0, changed(job.members[0].bare("EMPTY", HALF, 0), weight=1.0))
-    assert "no used bits" in refusal(job, 0, changed(job.members[0].bare("UNUSED", HALF, 0), used=1))
+    for kind in ("UNUSED", "JOINED"):
+        assert "no used bits" in refusal(job, 0, changed(job.members[0].bare(kind, HALF, 0), used=1))
 
 
 def test_damaged_payloads_are_refused_or_harmless():

@@ -1,8 +1,11 @@
 """The product's first promise: every replica holds the same bits, and they are the bits that a replay in numpy gives."""
 
+import numpy as np
 import pytest
-from recorded import CODECS, ROUNDS, assert_replay_agrees, assert_replicas_agree, run
+from recorded import CODECS, ROUNDS, TABLE, assert_replay_agrees, assert_replicas_agree, gradient, run, train, used
 from replay import plan_log
+
+from ps_accordion.layout import Tensor
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -22,3 +25,43 @@ def test_the_exactness_runs_do_change_levels(tmp_path):
     in_force = {version for round_, version in carried.items() if round_ < ROUNDS - 1}
     levels = [level for version in in_force for _, level in plans[version].values()]
     assert {0.1, 0.01} <= set(levels)
+
+
+BUFFERED = [*TABLE, Tensor("*buffers*", (5000,), "float32", buffer=True)]
+BUFFERS = len(TABLE)
+
+
+def values_of(rank, round_, tensor):
+    """Return a gradient as ever, and buffers that differ between workers; one gradient is not finite."""
+    if tensor == BUFFERS:
+        return np.random.default_rng((rank, round_, 9)).standard_normal(5000).astype(np.float32)
+    vector = gradient(rank, round_, tensor)
+    if (rank, round_, tensor) == (1, 6, 0):
+        vector[17] = np.nan
+    return vector
+
+
+def has(rank, round_, tensor):
+    return round_ % 3 != 2 if tensor == BUFFERS else used(rank, round_, tensor)
+
+
+def weight_of(rank, round_):
+    return (0.3, 32.0, 5.0)[(rank + round_) % 3]
+
+
+@pytest.mark.parametrize("codec", ["topk", "random_block"])
+def test_weights_and_buffers_have_the_bits_of_a_replay_too(tmp_path, codec):
+    """Weights that change from round to round, buffers of the lead in all workers, and a skipped round in between."""
+
+    def work(session):
+        return train(session, BUFFERED, gradient=values_of, used=has, weight=weight_of)
+
+    results, settings = run(tmp_path, 3, 2, codec, work)
+    assert_replicas_agree(results)
+    assert_replay_agrees(tmp_path, settings, results[0][0], weight=weight_of)
+    for round_, (kind, _, means) in enumerate(results[2][1]):
+        if kind == "SKIP" or not has(0, round_, BUFFERS):
+            assert np.isnan(means[BUFFERS]).all()
+        else:
+            assert means[BUFFERS].tobytes() == values_of(0, round_, BUFFERS).tobytes()
+    assert [round_ for round_, (kind, *_) in enumerate(results[0][1]) if kind == "SKIP"] == [6]

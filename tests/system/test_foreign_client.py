@@ -140,6 +140,7 @@ def test_the_other_examples_are_what_our_code_gives():
     """Layout, seed and plan in docs/wire.md."""
     shapes = {"first.weight": (600, 600), "first.bias": (600,), "out.weight": (10, 600), "out.bias": (10,)}
     table = [Tensor(name, shape, "float32") for name, shape in shapes.items()]
+    table.append(Tensor("*buffers*", (1220,), "float32", buffer=True))
     layout = Layout(table, num_shards=2, partition_elements=1 << 18)
     assert f"`{layout.digest}`" in DOCUMENT
     for key in layout.keys:

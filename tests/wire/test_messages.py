@@ -86,8 +86,8 @@ def test_headers_of_a_round_stay_under_512_bytes() -> None:
     """With every field at its largest; a usual one takes a tenth of that."""
     word, seed, name = (1 << 32) - 1, (1 << 64) - 1, "n" * 64
     coding = (name, 1e-300, word, word, seed, [word] * 16)
-    push = m.Push(word, word, (1 << 48) - 1, (1 << 16) - 1, word, "UNUSED", 1e9, word, True, *coding)
-    result = m.Result(word, word, (1 << 48) - 1, word, "UNUSED", word, *coding, word)
+    push = m.Push(word, word, (1 << 48) - 1, (1 << 16) - 1, word, "JOINED", 1e9, word, True, *coding)
+    result = m.Result(word, word, (1 << 48) - 1, word, "UNUSED", word, (1 << 16) - 1, *coding, word)
     assert [framing.unpack(framing.pack(each))[0] for each in (push, result)] == [push, result]
     assert max(len(framing.pack(each)[0]) for each in (push, result)) < 512
     usual = m.Push(0, 45, 1234, 1, 2, "DATA", 1.0, 1, False, "topk", 0.04, 262_144, 10_486, 0, [41_964])

@@ -103,16 +103,16 @@ def test_a_slice_without_a_gradient_keeps_its_residual():
 
 
 def test_pushes_without_a_payload_leave_the_residual():
-    """UNUSED and SKIP count in the mean, EMPTY does not."""
+    """UNUSED, SKIP and JOINED count in the mean as much as they are told, EMPTY does not."""
     of = coder()
     encode(of, gaussian(2048, 1))
     before = residual(of)
-    weights = {}
-    for kind in ("UNUSED", "SKIP", "EMPTY"):
+    for kind in ("UNUSED", "SKIP", "JOINED", "EMPTY"):
         push = of.without_payload(kind, round_=3, previous_skipped=True)
         assert (push.kind, push.round, push.slot, push.incarnation, push.used, push.previous_skipped) == (kind, 3, 1, 2, 0, True)
-        weights[kind] = push.weight
-    assert weights == {"UNUSED": 1.0, "SKIP": 1.0, "EMPTY": 0.0}
+        weights = [push.weight]
+        weights += [of.without_payload(kind, round_=3, previous_skipped=True, weight=weight).weight for weight in (0.0, 2.5)]
+        assert weights == ([0.0, 0.0, 0.0] if kind == "EMPTY" else [1.0, 0.0, 2.5])
     assert residual(of).tobytes() == before.tobytes()
 
 
@@ -129,6 +129,20 @@ def test_the_rule_for_switches_holds_when_compression_turns_lighter(rule):
     assert loss == pytest.approx(expected, rel=1e-3)
     assert encode(of, gaussian(2048, 31), 31, choice=light).loss == 0.0
     assert encode(of, gaussian(2048, 32), 32, choice=heavy).loss == 0.0
+
+
+def test_a_weight_stands_in_the_header_and_changes_no_bit_of_the_payload():
+    """The shard multiplies; this worker's residual is in units of its own gradient."""
+    light, heavy = coder(), coder()
+    for round_ in range(3):
+        gradient = gaussian(2048, round_)
+        one = encode(light, gradient, round_)
+        other = heavy.encode(gradient, round_=round_, used=1, choice=CHOICES[0], previous_skipped=False, weight=32.0)
+        assert (one.message.weight, other.message.weight) == (1.0, 32.0)
+        assert one.payload.tobytes() == other.payload.tobytes()
+    assert residual(light).tobytes() == residual(heavy).tobytes()
+    skipped = heavy.encode(gradient * np.nan, round_=3, used=1, choice=CHOICES[0], previous_skipped=False, weight=32.0)
+    assert (skipped.message.kind, skipped.message.weight) == ("SKIP", 32.0)
 
 
 def test_members_draw_the_same_block_and_different_rounds_another():

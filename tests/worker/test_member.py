@@ -44,6 +44,30 @@ def kinds(sent) -> list[str]:
     return [type(message).__name__ for _, message in sent]
 
 
+def test_what_a_worker_is_busy_with_is_said_at_once():
+    """Not with the next sign of life, which others would wait for; and again with each, until it goes on."""
+    job = Job().inside()
+    job.later(1.1)
+    assert job.later(0.01) == []
+
+    def heard(seconds):
+        return [message.busy for _, message in job.later(seconds) if isinstance(message, m.Alive)]
+
+    job.membership.say_busy("evaluation")
+    assert [heard(0.01), heard(0.01), heard(1.1)] == [["evaluation"], [], ["evaluation"]]
+    job.membership.say_busy("")
+    assert [heard(0.01), heard(1.1)] == [[""], [""]]
+
+
+def test_being_busy_before_the_welcome_waits_for_it():
+    """Nobody would know who says so."""
+    job = Job()
+    job.membership.say_busy("loading")
+    assert kinds(job.later()) == ["Join"]
+    job.welcome()
+    assert [message.busy for _, message in job.later(0.01)] == ["loading"]
+
+
 def test_a_join_is_repeated_until_the_welcome():
     """Ten times a second, the same request; then signs of life take its place, under the name that was given."""
     job = Job(slot=-1)

@@ -21,7 +21,7 @@ class Run:
 
     def __init__(self, file=None) -> None:
         self.client = SimpleNamespace(transport=SimpleNamespace(sent_bytes=0, received_bytes=0), state_bytes=0)
-        self.rounds = SimpleNamespace(finished=False)
+        self.rounds = SimpleNamespace(idle=None)
         self.exchange = SimpleNamespace(layout=LAYOUT, number=0, rounds=self.rounds)
         self.meter = Meter(self.client)
         self.round = 0
@@ -72,18 +72,35 @@ def test_state_that_others_fetch_late_is_start_up_too():
 
 
 def test_lines_add_up_to_the_counters(tmp_path):
-    """Bytes, rounds and skips; a line for every round but the END."""
+    """Bytes, rounds and skips; a line for every round but a JOIN and the END."""
     run = Run(tmp_path / "m.jsonl")
     run.meter.start()
-    for number, kind in enumerate(["DATA", "SKIP", "DATA", "END"]):
-        run.move(100 + number, 50)
+    for kind, sent in (("DATA", 100), ("SKIP", 101), ("JOIN", 0), ("DATA", 102), ("END", 0)):
+        run.move(sent, 50 if sent else 0)
         run.decide(kind)
     lines, counters = run.lines(), run.meter.counters
-    assert [(line["round"], line["kind"]) for line in lines] == [(0, "DATA"), (1, "SKIP"), (2, "DATA")]
+    assert [(line["round"], line["kind"]) for line in lines] == [(0, "DATA"), (1, "SKIP"), (3, "DATA")]
     assert [line["push_bytes"] for line in lines] == [100, 101, 102]
     for name in ("push_bytes", "pull_bytes", "dense_bytes"):
         assert sum(line[name] for line in lines) == getattr(counters, name)
     assert (counters.rounds, counters.skipped_rounds) == (3, 1)
+
+
+@pytest.mark.parametrize("idle", ["JOINED", "EMPTY"])
+def test_rounds_of_others_are_not_counted(tmp_path, idle):
+    """A worker that waits for the others makes no steps; what passed meanwhile stands in its next line."""
+    run = Run(tmp_path / "m.jsonl")
+    run.meter.start()
+    run.decide()
+    run.rounds.idle = idle
+    for _ in range(3):
+        run.move(7, 5)
+        run.decide()
+    run.rounds.idle = None
+    run.move(100, 50)
+    run.decide()
+    assert [(line["round"], line["push_bytes"]) for line in run.lines()] == [(0, 0), (4, 121)]
+    assert (run.meter.counters.rounds, run.meter.counters.pull_bytes) == (2, 65)
 
 
 def test_what_the_script_says_goes_with_the_round_before(tmp_path):

@@ -296,7 +296,7 @@ def test_different_models_are_refused_with_both_shapes():
     [
         (nn.Linear(4, 4, dtype=torch.complex64), {}, "complex"),
         (nn.SyncBatchNorm(4), {}, "SyncBatchNorm"),
-        (nn.Linear(4, 4), {"process_group": None}, "process_group"),
+        (nn.Linear(4, 4), {"process_group": object()}, "process_group"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(module, options, said):
@@ -348,10 +348,10 @@ def test_parameters_that_the_parent_ignores_are_left_out():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(3):
             step_of(model, optimizer, step, session.rank)
-        return [tensor.name for tensor in model._tracked.exchange.layout.tensors]
+        return [tensor.name for tensor in model._gradients.tracked.layout.tensors]
 
     for names in run(EXACT, work):
-        assert names == ["trunk.weight", "trunk.bias", "right.weight", "right.bias"]
+        assert names == ["trunk.weight", "trunk.bias", "right.weight", "right.bias", "*buffers*"]
 
 
 def test_gradients_that_are_no_views_of_buckets_get_the_aggregate_too():
@@ -381,7 +381,7 @@ def test_a_failure_between_two_models_of_one_backward_ends_it():
     def work(session):
         first = DistributedModel(nn.Linear(20, 32), session=session)
         second = DistributedModel(nn.Linear(20, 16), session=session)
-        exchange = second._tracked.exchange
+        exchange = second._gradients.tracked.exchange
         exchange.on_result = lambda result, frames: session.client.fail(TrueCause("the true cause"))
         x, _ = batch(0, session.rank)
         (first(x).sum() + second(x).sum()).backward()

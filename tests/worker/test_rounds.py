@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import BOOT, Member, layout_of, plan_bytes, sends, settings_of, view_of
+from machines import BOOT, BUFFERED, Member, layout_of, plan_bytes, sends, settings_of, view_of
 
-from ps_accordion.errors import TooManySkips, WireError
+from ps_accordion.errors import TooManySkips, UsageError, WireError
 from ps_accordion.regimes import Choice
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
@@ -22,9 +22,9 @@ NOW = 50.0
 class Job:
     """One worker of two, with real shards and a second member behind the results."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, *, table=None, **options) -> None:
         self.settings = settings_of(**options)
-        self.layout = layout_of(self.settings)
+        self.layout = layout_of(self.settings, table)
         self.members = [Member(slot, self.settings, self.layout) for slot in (0, 1)]
         self.shards = [Shard(number, BOOT, self.settings) for number in range(self.settings.num_shards)]
         self.rounds = Rounds(0, self.layout, self.settings)
@@ -33,8 +33,8 @@ class Job:
             shard.on_layout(0, self.layout)
             shard.on_view(self.rounds.view)
 
-    def push(self, *, kinds=("DATA", "DATA", "DATA"), theirs=("DATA", "DATA", "DATA")) -> dict:
-        """Push every key of the round; return the results, by key: (message, frames)."""
+    def push(self, *, kinds=("DATA",) * 5, theirs=("DATA",) * 5) -> dict:
+        """Push every key of the round, a kind a key; return the results, by key: (message, frames)."""
         round_, skipped, results = self.rounds.round, self.rounds.previous_skipped, {}
         for key in self.layout.keys:
             shard = self.shards[key.shard]
@@ -53,10 +53,10 @@ class Job:
             results[key.number] = send.message, [bytes(frame) for frame in send.payload]
         return results
 
-    def hand_in(self, results: dict, order=KEYS) -> Decide | None:
+    def hand_in(self, results: dict, order=None) -> Decide | None:
         """Hand results in, decode each at once, and decide; only the last may decide the round."""
         decision = None
-        for key in order:
+        for key in results if order is None else order:
             assert decision is None
             take_in(self.rounds, *results[key])
             decision = self.rounds.decide()
@@ -315,6 +315,113 @@ def test_a_finished_worker_goes_on_until_all_have():
     assert job.rounds.tick(NOW + 1000) == []
 
 
+ALL = {kind: (kind,) * 5 for kind in ("DATA", "UNUSED", "SKIP", "JOINED", "EMPTY")}
+"""A kind for every key."""
+
+
+@pytest.mark.parametrize("theirs", ["JOINED", "EMPTY"])
+def test_a_round_in_which_all_wait_is_a_join(theirs):
+    """Nothing is applied or taken back, the next round is open, and then training goes on as before."""
+    job = Job()
+    job.play()
+    for _ in range(2):
+        decision = job.play(kinds=ALL["JOINED"], theirs=ALL["DATA"])
+        assert (decision.kind, decision.used) == ("DATA", (0b11, 1, 1))
+    decision = job.play(kinds=ALL["JOINED"], theirs=ALL[theirs])
+    assert (decision.round, decision.kind, decision.used, decision.take_back) == (3, "JOIN", (0, 0, 0), ())
+    assert (job.rounds.round, job.rounds.ended, job.rounds.previous_skipped) == (4, False, False)
+    assert job.play(theirs=ALL["DATA" if theirs == "JOINED" else "EMPTY"]).kind == "DATA"
+    assert job.play(kinds=ALL["EMPTY"], theirs=ALL["EMPTY"]).kind == "END"
+
+
+def test_a_join_after_a_skipped_round_passes_the_skip_on_and_ends_the_count():
+    """Its pushes say that the round before was skipped, the next ones that the JOIN was not."""
+    job = Job(skip_limit=2)
+    assert job.play(theirs=ALL["SKIP"]).kind == "SKIP"
+    results = job.push(kinds=ALL["JOINED"], theirs=ALL["JOINED"])
+    assert all(sent.push.previous_skipped for sent in job.rounds._sent.values())
+    assert job.hand_in(results).kind == "JOIN"
+    assert (job.rounds.previous_skipped, job.rounds.skipped_in_a_row) == (False, 0)
+    assert job.play(theirs=ALL["SKIP"]).kind == "SKIP"
+    assert job.play().kind == "DATA"
+
+
+def test_a_worker_that_waits_sees_the_others_skips():
+    """It counts them, so that all give up in the same round."""
+    job = Job(skip_limit=2)
+    assert job.play(kinds=ALL["JOINED"], theirs=ALL["SKIP"]).take_back == ()
+    with pytest.raises(TooManySkips, match="rounds 0 to 1"):
+        job.play(kinds=ALL["JOINED"], theirs=ALL["SKIP"])
+
+
+def test_the_lead_is_the_donor_first_and_then_whom_results_name():
+    """Every worker knows it alike: it says whose buffers count, and from whom others may fetch."""
+    job = Job()
+    rounds = Rounds(0, job.layout, job.settings)
+    assert rounds.lead == -1
+    rounds.view = view_of(job.settings, slots=[1], donor=1)
+    assert rounds.lead == 1
+    leads = [job.rounds.lead]
+    for mine, theirs in (("DATA", "DATA"), ("JOINED", "UNUSED"), ("JOINED", "SKIP"), ("JOINED", "JOINED"), ("SKIP", "DATA")):
+        job.play(kinds=ALL[mine], theirs=ALL[theirs])
+        leads.append(job.rounds.lead)
+    assert leads == [0, 0, 1, 1, 1, 0]
+
+
+def test_a_worker_that_left_with_the_last_state_is_told():
+    """Others wait in join() for steps that it made alone: without it they could not go on, and would wait in vain."""
+    job = Job()
+    job.play(theirs=ALL["JOINED"])
+    with pytest.raises(UsageError, match=r"worker 0 has left its session, and others wait in join\(\)"):
+        job.play(kinds=ALL["EMPTY"], theirs=ALL["JOINED"])
+    both = Job()
+    both.play()
+    assert both.play(kinds=ALL["EMPTY"], theirs=ALL["JOINED"]).kind == "JOIN"  # worker 1 made the same steps
+    assert both.rounds.lead == 1
+
+
+# ---------------------------------------------------------------- batches and buffers
+
+
+def test_the_batch_grows_and_shrinks_with_the_plan():
+    """One batch before a plan holds, in the round that brings it, and after it has expired; workers change in the same round."""
+    job = Job()
+    carry(job, 1, plan_bytes(1, HEAVY, expires_round=3, batch_multiplier=8))
+    batches = []
+    for kinds in ("DATA", "SKIP", "JOINED", "DATA", "DATA"):
+        batches.append(job.rounds.batch_multiplier)
+        job.play(kinds=ALL[kinds], theirs=ALL[kinds])
+    assert batches == [1, 8, 8, 8, 1]
+
+
+def test_a_plan_comes_with_a_join_too():
+    """It is in force when training goes on."""
+    job = Job()
+    carry(job, 1, plan_bytes(1, HEAVY))
+    assert job.play(kinds=ALL["JOINED"], theirs=ALL["JOINED"]).plan is None
+    assert job.rounds.choice(job.layout.keys[1]) == HEAVY
+    assert job.play(kinds=ALL["JOINED"], theirs=ALL["JOINED"]).plan.version == 1
+
+
+def test_buffers_are_exact_whatever_the_plan_says():
+    """All workers must have the same bits as the lead."""
+    job = Job(table=BUFFERED, codec_small_bits=16)
+    carry(job, 1, plan_bytes(1, HEAVY, tensors=len(BUFFERED)))
+    for _ in range(2):
+        choices = {key.number: job.rounds.choice(key) for key in job.layout.keys}
+        assert [choices[key.number] for key in job.layout.keys if key.buffer] == [Choice("dense", 32.0)] * 2
+        job.play(theirs=("UNUSED", "UNUSED", "DATA", "DATA", "DATA"))
+    assert choices[3] == HEAVY
+
+
+def test_buffers_of_a_skipped_round_are_not_taken_back():
+    """They are values, not something to be added to those of the next round; the gradients of that round are."""
+    job = Job(table=BUFFERED)
+    decision = job.play(theirs=("UNUSED", "UNUSED", "DATA", "SKIP", "DATA"))
+    assert decision.kind == "SKIP"
+    assert [push.key for push, _ in decision.take_back] == [2, 3, 4]
+
+
 # ---------------------------------------------------------------- what does not fit
 
 
@@ -364,7 +471,8 @@ def test_a_damaged_payload_is_an_error_or_safe(position, flip):
 class World:
     """Workers and shards with a network between them that loses, doubles and reorders, and a clock."""
 
-    ROUNDS = 6
+    STEPS = ((4, 3, 2), (1, 3, 0))
+    """Steps that each worker has data for, before the first join and before the second; then all finish, worker 2 at once."""
 
     def __init__(self, seed: int, *, loss: float, double: float, **options) -> None:
         self.settings = settings_of(workers_count=3, servers_count=2, timeouts_resend=0.2, **options)
@@ -382,6 +490,7 @@ class World:
         for rounds in self.rounds:
             rounds.view = view
         self.pushed = [-1, -1, -1]
+        self.joins, self.steps = [0, 0, 0], [0, 0, 0]
         self.log: list[list] = [[], [], []]
         self.now = 0.0
         self.flying: list[tuple] = []
@@ -395,20 +504,25 @@ class World:
                 self.flying += [(source, peer, each.message, frames)] * copies
 
     def push_round(self, slot: int) -> None:
-        """Push every key of a worker's round: some of it not used, some not finite, and nothing when it has finished."""
+        """Push every key of a worker's round: some of it not used, some not finite, and nothing when it has no data."""
         rounds, member = self.rounds[slot], self.members[slot]
         self.pushed[slot] = round_ = rounds.round
+        join = self.joins[slot]
+        finished = join == len(self.STEPS) or (slot == 2 and join == 1)
+        waits = not finished and self.steps[slot] >= self.STEPS[join][slot]
+        self.steps[slot] += 1
         for key in self.layout.keys:
-            if round_ >= self.ROUNDS - slot:  # workers finish one after the other
-                kind = "EMPTY"
+            if finished or waits:
+                kind = "EMPTY" if finished else "JOINED"
             elif (slot + key.number + round_) % 5 == 0:
                 kind = "UNUSED"
             else:
-                kind = "SKIP" if (slot, round_, key.number) in ((1, 2, 2), (0, 3, 1)) else "DATA"
+                kind = "SKIP" if (slot, round_, key.number) in ((1, 2, 1), (0, 3, 1)) else "DATA"
             if kind == "DATA":
                 message, frames = member.data(key.number, round_, skipped=rounds.previous_skipped, choice=rounds.choice(key))
             else:
-                message, frames = member.bare(kind, key.number, round_, skipped=rounds.previous_skipped)
+                weight = 0.0 if slot == 0 else 2.5  # what a missing gradient counts for is up to the worker
+                message, frames = member.bare(kind, key.number, round_, skipped=rounds.previous_skipped, weight=weight)
             payload = np.frombuffer(frames[0], np.uint8) if frames else None
             self.send(slot, rounds.pushed(message, payload, self.now))
 
@@ -431,7 +545,9 @@ class World:
             decision = rounds.decide()
             if decision is not None:
                 entry = [(key, results[key].kind, results[key].used, results[key].count) for key in sorted(results)]
-                self.log[slot].append((decision.round, decision.kind, decision.used, entry, rounds.plan_version))
+                self.log[slot].append((decision.round, decision.kind, decision.used, entry, rounds.lead, rounds.plan_version))
+                if decision.kind == "JOIN":
+                    self.joins[slot], self.steps[slot] = self.joins[slot] + 1, 0
                 for push, payload in decision.take_back:
                     self.members[slot].coders[push.key].take_back(push, payload)
 
@@ -458,15 +574,15 @@ class World:
 
 @pytest.mark.parametrize("codec", ["topk", "random_block"])
 def test_a_bad_network_changes_no_bit(codec):
-    """A fifth lost, a tenth doubled, all reordered; with skips, unused keys, a plan, and workers that finish early.
+    """A fifth lost, a tenth doubled, all reordered; with skips, unused keys, a plan, joins, and a worker that finishes early.
 
     Every worker decides the same rounds in the same way, nobody hangs, and every residual has the same bits in the end.
     """
     clean = World(0, loss=0.0, double=0.0, codec_name=codec).play()
     assert clean.log[0] == clean.log[1] == clean.log[2]
     kinds = [kind for _, kind, *_ in clean.log[0]]
-    assert {"DATA", "SKIP"} < set(kinds)
-    assert kinds.index("END") == len(kinds) - 1
+    assert kinds == ["DATA", "DATA", "SKIP", "SKIP", "JOIN", "DATA", "DATA", "DATA", "JOIN", "END"]
+    assert [lead for *_, lead, _ in clean.log[0]] == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]
     assert clean.log[0][-1][-1] == 1  # the plan has arrived
     for seed in range(8):
         bad = World(seed, loss=0.2, double=0.1, codec_name=codec).play()

@@ -9,7 +9,8 @@ import pytest
 from ps_accordion.errors import UsageError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.regimes import parse_span
-from ps_accordion.worker.window import FULL_BELOW, RUN, SAMPLED, WindowStatistics
+from ps_accordion.worker.sums import FULL_BELOW, RUN, SAMPLED
+from ps_accordion.worker.window import WindowStatistics
 
 SMALL = Layout(
     [Tensor("w", (40, 50), "float32"), Tensor("b", (40,), "float32")],
@@ -110,7 +111,7 @@ def test_samples_are_fixed_runs_spread_over_the_tensor():
     for _ in range(2):
         statistics = WindowStatistics(layout, parse_span("1 step"))
         feed(statistics, 0, [np.arange(elements, dtype=np.float32)])
-        watched.append(statistics._staged[0].astype(np.int64))
+        watched.append(statistics._sums.staged[0].astype(np.int64))
     np.testing.assert_array_equal(*watched)
     runs = watched[0].reshape(-1, RUN)
     assert len(runs) == SAMPLED // RUN

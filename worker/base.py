@@ -1,0 +1,346 @@
+"""What a training script may ask of its session, with servers or without."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+import torch
+
+from ps_accordion.config import Settings
+from ps_accordion.errors import UsageError
+from ps_accordion.layout import Layout, Tensor
+
+from .joining import joined
+from .memory import Gradient
+from .meter import Counters
+from .rounds import Decide
+from .training import Training
+from .transfer import StateBytes
+
+if TYPE_CHECKING:
+    from .gradients import Gradients
+    from .local import LocalGroup
+
+__all__ = ["BaseSession", "Exchanging", "MicroBatches"]
+
+MIN_WEIGHT, MAX_WEIGHT = 1e-9, 1e9
+"""Far inside what float32 holds: the mean is computed in it."""
+Batch = TypeVar("Batch")
+
+
+class Exchanging(Protocol):
+    """One layout of a session, as the wrapper sees it.
+
+    Attributes:
+        layout: The layout.
+        settled: Says whether what was decided has reached its place.
+        takes_tensors: Whether gradients are handed over as tensors, where they lie, or as float32 arrays of the host.
+    """
+
+    layout: Layout
+    takes_tensors: bool
+    settled: Callable[[], bool]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker's buffers are the ones for all."""
+
+    @property
+    def batch_multiplier(self) -> int:
+        """Batches that the next step takes, as the plan says."""
+
+    def add(self, tensor: int, gradient: Gradient, *, used: bool = True) -> None:
+        """Hand over a gradient; see `Exchange.add`."""
+
+    def wait(self) -> str:
+        """Wait until the round is decided; return DATA or SKIP."""
+
+    def follow(self, batch_multiplier: int) -> None:
+        """Take over what the leader of this host says of the next step; only where this process follows one."""
+
+    def weigh(self, weight: float) -> None:
+        """Let this worker's gradients count that much, from the next round on."""
+
+    def join(self, *, divide_by_initial_world_size: bool) -> None:
+        """Take no part in the rounds to come, but go through them, until all others do the same."""
+
+    def wait_for_join(self) -> int | None:
+        """Wait for that; return the slot whose state this worker must take over, or None if its own is up to date."""
+
+
+class MicroBatches(Generic[Batch]):
+    """The batches of one optimizer step. While one iterates, models synchronise in the last batch's backward only."""
+
+    def __init__(self, batches: list[Batch], models: list[Gradients]) -> None:
+        self._batches = batches
+        self._models = models
+
+    def __len__(self) -> int:
+        """Return how many batches the step takes."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches."""
+        with contextlib.ExitStack() as alone:
+            for model in self._models:
+                alone.enter_context(model.no_sync())
+            yield from self._batches[:-1]
+        yield from self._batches[-1:]
+
+
+class BaseSession(ABC):
+    """One worker's place in a run. A context manager; closing twice is harmless.
+
+    Attributes:
+        rank: This worker's rank, 0 to world_size - 1.
+        world_size: Number of workers.
+        slot: This worker's place among those that push.
+        training: What the script steps with.
+    """
+
+    rank: int
+    slot: int
+    world_size: int
+
+    def __init__(self) -> None:
+        self.training = Training(self.begin_epoch)
+        self.closed = False
+        """Whether this worker has left the run."""
+        self.local: LocalGroup | None = None
+        """Processes of this host that act as one worker with this one; None where it is a worker of its own."""
+        self._models: list[weakref.ref[Gradients]] = []
+        self._weight = 1.0
+
+    # ------------------------------------------------------------ about the run
+
+    @property
+    @abstractmethod
+    def settings(self) -> Settings:
+        """The settings of the job, with the terms that the coordinator gave."""
+
+    @property
+    @abstractmethod
+    def run_directory(self) -> Path | None:
+        """Where this run leaves its records; None where it leaves none."""
+
+    @property
+    @abstractmethod
+    def counters(self) -> Counters:
+        """What this worker has moved and done so far."""
+
+    @property
+    @abstractmethod
+    def exchanges(self) -> list[Exchanging]:
+        """The layouts of this session, by number."""
+
+    # ------------------------------------------------------------ what a script says
+
+    def track(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        scheduler: Any = None,
+        scaler: torch.amp.GradScaler | None = None,
+        sampler: Any = None,
+    ) -> None:
+        """Let the run see what the script steps with.
+
+        Args:
+            optimizer: Its learning rate tells the policy when a drop makes every tensor critical. After `join`, workers that
+                ran out of data take over its state.
+            scheduler: The scheduler that sets the rate. It is read when a step begins, after `scheduler.step()`.
+            scaler: The GradScaler of its loss. Gradients are unscaled before they leave; an overflow in one worker skips the
+                round in all of them, and every scale backs off alike.
+            sampler: A sampler with `set_epoch`; each call then marks the beginning of an epoch, as `begin_epoch` does.
+
+        Raises:
+            UsageError: The scheduler is another optimizer's, or the sampler has no epochs.
+        """
+        self.training.track(optimizer, scheduler=scheduler, scaler=scaler, sampler=sampler)
+
+    @abstractmethod
+    def begin_epoch(self, epoch: int) -> None:
+        """Mark the beginning of an epoch: where a window of the regime is counted in epochs, it ends here."""
+
+    @abstractmethod
+    def log(self, **values: float) -> None:
+        """Attach numbers to the metrics of the step that was just made: `session.log(loss=loss.item(), accuracy=0.97)`."""
+
+    def weigh(self, weight: float) -> None:
+        """Let this worker's gradients count `weight` in the mean, from the next round on.
+
+        With `session.weigh(len(batch))` before each backward, and a loss that is the mean over the batch, workers with batches of
+        different sizes get the mean over all samples. Without it every worker counts 1, as under DistributedDataParallel.
+
+        Args:
+            weight: 1e-9 to 1e9. Only proportions between workers matter.
+
+        Raises:
+            UsageError: The weight is out of range.
+        """
+        if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+            raise UsageError(
+                f"expected a weight from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, got {weight!r}; a worker without data uses join()"
+            )
+        self._weight = float(weight) * (1 if self.local is None else self.local.size)
+        for exchange in self.exchanges:
+            exchange.weigh(self._weight)
+
+    @contextlib.contextmanager
+    def busy(self, what: str = "busy") -> Iterator[None]:
+        """Say that this worker does something else for a while: `with session.busy("evaluation"): ...`.
+
+        The others wait for it meanwhile, and the run's progress line says for whom and why.
+
+        Args:
+            what: One or two words; more than 64 characters are cut off.
+        """
+        self._say_busy(what[:64] or "busy")
+        try:
+            yield
+        finally:
+            self._say_busy("")
+
+    @abstractmethod
+    def _say_busy(self, what: str) -> None:
+        """Tell the coordinator; an empty text means that this worker goes on."""
+
+    @contextlib.contextmanager
+    def join(self, *, divide_by_initial_world_size: bool = True) -> Iterator[None]:
+        """Let workers have different numbers of batches: put the training loop into this context.
+
+        A worker that leaves the block waits there until all have. The others go on without it; then those that left early take
+        over parameters, buffers and the state of known optimizers from one of the last, so that all go on alike.
+
+        Args:
+            divide_by_initial_world_size: Whether a missing gradient counts as zero in the mean (as it does by default under
+                DistributedDataParallel), or not at all.
+        """
+        yield
+        if self.local is not None:
+            raise UsageError("join() does not know local groups; give every process of a host the same number of batches")
+        joined(self, self.models, self.exchanges, divide_by_initial_world_size=divide_by_initial_world_size)
+
+    # ------------------------------------------------------------ loops
+
+    def steps(self, total: int | None = None) -> Iterator[int]:
+        """Yield the numbers of the steps that this worker has to make, from where the run stands.
+
+        Args:
+            total: Number of steps of the whole run; None never ends.
+        """
+        first = self.first_step
+        yield from itertools.count(first) if total is None else range(first, total)
+
+    @property
+    def first_step(self) -> int:
+        """The step at which this worker begins; 0 unless it takes up a run that others, or an earlier process, have begun."""
+        return 0
+
+    def accumulate(self, loader: Iterable[Batch]) -> Iterator[MicroBatches[Batch]]:
+        """Yield what each optimizer step takes: as many batches as the plan says.
+
+        One while the regime is critical, `regime.batch_multiplier` elsewhere (Accordion's mode for batch sizes). While the
+        optimizer steps, its learning rate is multiplied by the number of batches: the linear scaling rule.
+
+            for batches in session.accumulate(loader):
+                optimizer.zero_grad()
+                for x, y in batches:  # gradients travel with the last one only
+                    (loss_of(model(x), y) / len(batches)).backward()
+                optimizer.step()
+
+        Args:
+            loader: Yields batches. What is left at its end makes a shorter step, and a lower rate.
+        """
+        batches = iter(loader)
+        while chunk := list(itertools.islice(batches, self.batch_multiplier)):
+            self.training.multiplier = len(chunk)
+            try:
+                yield MicroBatches(chunk, self.models)
+            finally:
+                self.training.multiplier = 1
+
+    @property
+    def batch_multiplier(self) -> int:
+        """Batches that the next optimizer step takes, as the plan in force says."""
+        return max((exchange.batch_multiplier for exchange in self.exchanges), default=1)
+
+    # ------------------------------------------------------------ what the wrapper asks
+
+    @property
+    def models(self) -> list[Gradients]:
+        """The models of this session that are alive."""
+        return [model for ref in self._models if (model := ref()) is not None]
+
+    def add_model(self, model: Gradients) -> None:
+        """Note a model of this session, as long as it lives."""
+        self._models.append(weakref.ref(model))
+
+    @abstractmethod
+    def open_layout(
+        self,
+        table: list[Tensor],
+        *,
+        decided: Callable[[Decide], None] | None = None,
+        state: StateBytes | None = None,
+        device: torch.device | None = None,
+    ) -> Exchanging:
+        """Declare a layout together with all other workers, and return its exchange.
+
+        Args:
+            table: The tensors, in order of registration.
+            decided: Called, on the socket's thread, when a round is decided in which this worker trained.
+            state: Memory that all workers shall start from as the lowest slot has it; filled when this returns.
+            device: Where the gradients will lie; None for arrays of the host.
+
+        Raises:
+            UsageError: There are too many layouts, or the device is none that gradients can be on.
+            CodecError: The codec of the job has no form for the device.
+            JoinRefused: Another worker declared other tensors.
+        """
+
+    @property
+    @abstractmethod
+    def is_donor(self) -> bool:
+        """Whether this worker's parameters and buffers are the ones that all start from."""
+
+    @property
+    @abstractmethod
+    def failure(self) -> BaseException | None:
+        """Why the run has failed, if it has."""
+
+    @abstractmethod
+    def on_failure(self, callback: Callable[[BaseException], None]) -> None:
+        """Call `callback`, on another thread, when the run fails, or at once if it has."""
+
+    @abstractmethod
+    def hand_out(self, exchange: int, blob: bytes) -> None:
+        """Keep `blob` for those who ask for the state after the join that was just decided."""
+
+    @abstractmethod
+    def fetch(self, exchange: int, donor: int) -> bytes:
+        """Return what `donor` handed out after the join that was just decided."""
+
+    # ------------------------------------------------------------ the end
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the run."""
+
+    @abstractmethod
+    def close(self, error: BaseException | None = None) -> None:
+        """Leave the run. Without an error this waits until every worker has finished."""
+
+    @abstractmethod
+    def push_pull(self, tensor: torch.Tensor, *, name: str) -> torch.Tensor:
+        """Replace `tensor` by its mean over all workers; see `Session.push_pull`."""

@@ -1,0 +1,142 @@
+"""What a training script steps with: optimizers, schedulers, scalers and samplers, as far as the run must know them."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ps_accordion.errors import UsageError
+
+__all__ = ["Stepper", "Training"]
+
+
+@dataclass
+class Stepper:
+    """An optimizer with what belongs to it.
+
+    Attributes:
+        optimizer: The optimizer.
+        scheduler: What sets its learning rate, or None.
+        scaler: What scales the loss of its parameters, or None.
+    """
+
+    optimizer: Optimizer
+    scheduler: Any = None
+    scaler: torch.amp.GradScaler | None = None
+
+
+class Training:
+    """The optimizers of one session.
+
+    An optimizer that steps parameters of our models is known from its first step on, even if nobody has tracked it: its learning
+    rate then counts from the step after. `track` makes it known at once, and with it what only the script can say.
+
+    Args:
+        begin_epoch: Called with the number of an epoch when a tracked sampler begins one.
+    """
+
+    def __init__(self, begin_epoch: Callable[[int], None]) -> None:
+        self.steppers: list[Stepper] = []
+        self.multiplier = 1
+        """Batches that make up the step in progress: learning rates are that many times as high while an optimizer steps."""
+        self._begin_epoch = begin_epoch
+        self._parameters: set[int] = set()
+        self._scalers: dict[int, torch.amp.GradScaler] = {}
+        self._rates: list[tuple[Optimizer, list[Any]]] = []
+        me = weakref.ref(self)
+        self._watch = register_optimizer_step_pre_hook(lambda optimizer, *_: _notice(me, optimizer))
+        self._scaling: list[Any] = []
+
+    def trains(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Note that a model of this session has these parameters."""
+        self._parameters.update(map(id, parameters))
+
+    def track(
+        self, optimizer: Optimizer, *, scheduler: Any = None, scaler: torch.amp.GradScaler | None = None, sampler: Any = None
+    ) -> None:
+        """Take note of an optimizer; see `BaseSession.track`.
+
+        Raises:
+            UsageError: The scheduler is another optimizer's, or the sampler has no epochs.
+        """
+        if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
+            raise UsageError("expected a scheduler of the tracked optimizer, got one of another optimizer")
+        if sampler is not None and not callable(getattr(sampler, "set_epoch", None)):
+            raise UsageError(
+                f"expected a sampler with set_epoch, got {type(sampler).__name__}; call session.begin_epoch(epoch) instead"
+            )
+        self.steppers = [known for known in self.steppers if known.optimizer is not optimizer]
+        self.steppers.append(Stepper(optimizer, scheduler, scaler))
+        self._hook(optimizer)
+        if scaler is not None and scaler.is_enabled():
+            for group in optimizer.param_groups:
+                self._scalers.update((id(parameter), scaler) for parameter in group["params"])
+        if sampler is not None:
+            self._mark_epochs(sampler)
+
+    def _mark_epochs(self, sampler: Any) -> None:
+        inner = sampler.set_epoch
+
+        def set_epoch(epoch: int) -> None:
+            inner(epoch)
+            self._begin_epoch(epoch)
+
+        sampler.set_epoch = set_epoch
+
+    def scaler_of(self, parameter: nn.Parameter) -> torch.amp.GradScaler | None:
+        """Return the enabled scaler that scales this parameter's gradient, if one was tracked."""
+        return self._scalers.get(id(parameter))
+
+    def rate(self) -> float:
+        """Return the learning rate that the next step uses (the largest of all groups), NaN where no optimizer is known."""
+        rates = [float(group["lr"]) for stepper in self.steppers for group in stepper.optimizer.param_groups]
+        return max(rates, default=math.nan)
+
+    def notice(self, optimizer: Optimizer) -> None:
+        """Take note of an optimizer that is about to step, if it steps a model of this session."""
+        if all(known.optimizer is not optimizer for known in self.steppers) and any(
+            id(parameter) in self._parameters for group in optimizer.param_groups for parameter in group["params"]
+        ):
+            self.steppers.append(Stepper(optimizer))
+            self._hook(optimizer)
+            self._raise(optimizer)  # this step has begun already
+
+    def _hook(self, optimizer: Optimizer) -> None:
+        self._scaling += [
+            optimizer.register_step_pre_hook(lambda optimizer, *_: self._raise(optimizer)),
+            optimizer.register_step_post_hook(lambda optimizer, *_: self._lower(optimizer)),
+        ]
+
+    def _raise(self, optimizer: Optimizer) -> None:
+        if self.multiplier == 1 or any(known is optimizer for known, _ in self._rates):
+            return
+        self._rates.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * self.multiplier
+
+    def _lower(self, optimizer: Optimizer) -> None:
+        for known, rates in self._rates:
+            if known is optimizer:
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
+        self._rates = [(known, rates) for known, rates in self._rates if known is not optimizer]
+
+    def close(self) -> None:
+        """Forget the optimizers: theirs hooks are removed."""
+        self._watch.remove()
+        for handle in self._scaling:
+            handle.remove()
+
+
+def _notice(me: weakref.ref[Training], optimizer: Optimizer) -> None:
+    training = me()
+    if training is not None:
+        training.notice(optimizer)
