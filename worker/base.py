@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -227,6 +227,27 @@ class BaseSession(ABC):
         if self.local is not None:
             raise UsageError("join() does not know local groups; give every process of a host the same number of batches")
         joined(self, self.models, self.exchanges, divide_by_initial_world_size=divide_by_initial_world_size)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what this worker keeps beside the model: its residuals, as `<layout>.<tensor>`, float32 on the CPU; copies.
+
+        To be saved with the model, by every worker its own, between two steps. Empty where nothing was left out so far.
+
+        Raises:
+            UsageError: A round is open.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` returned, after the same models were wrapped in the same order.
+
+        The number of servers may be another.
+
+        Raises:
+            UsageError: It does not fit the models of this session, or a round is open.
+        """
+        if state:
+            raise UsageError(f"expected an empty state, got {len(state)} residuals: this process sends nothing, so it keeps none")
 
     # ------------------------------------------------------------ loops
 

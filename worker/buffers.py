@@ -3,8 +3,8 @@
 They travel as one exact vector in the round's results, from the worker that leads. After each round all workers have the same,
 also after a skipped one, which leaves what the round before left.
 
-These are the floating-point buffers of the `state_dict` that are finite when the model is wrapped. Others are copied when training
-starts and when it joins: those that are not persistent are constants made anew, and integers count the same everywhere.
+These are the floating-point buffers of the `state_dict` that are finite when the model is wrapped. Others are copied when
+training starts and when it joins: those that are not persistent are constants made anew, and integers count the same everywhere.
 """
 
 from __future__ import annotations

@@ -104,6 +104,14 @@ class KeyCoder:
         weight = 0.0 if kind == "EMPTY" else weight
         return m.Push(self.layout, self.key.number, round_, self._slot, self._incarnation, kind, weight, 0, previous_skipped)
 
+    def host_residual(self) -> FloatVector | None:
+        """Return a copy of the residual, float32[key.elements], or None if there is none."""
+        return None if self.residual is None else self.residual.copy()
+
+    def set_residual(self, residual: FloatVector) -> None:
+        """Take over a residual, float32[key.elements]; it is copied."""
+        self.residual = residual.copy()
+
     def take_back(self, push: m.Push, payload: Payload) -> None:
         """Add a pushed payload to the residual again, because its round was skipped: delayed, not lost."""
         coding = coding_of(push)

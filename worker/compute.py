@@ -40,6 +40,14 @@ class CodecThreads:
         """Run `task` on the thread that owns `key`, after all that was submitted for it before."""
         self._queues[key % len(self._queues)].put(task)
 
+    def drain(self) -> None:
+        """Wait until everything that was submitted before is done."""
+        reached = [threading.Event() for _ in self._queues]
+        for tasks, event in zip(self._queues, reached, strict=True):
+            tasks.put(event.set)
+        for event in reached:
+            event.wait()
+
     def close(self) -> None:
         """End the threads when they have done what is queued."""
         for tasks in self._queues:

@@ -204,6 +204,11 @@ class DeviceCoder:
             self._settle_debts(self.residual.device)
         return None if self.residual is None else self.residual.cpu().numpy().copy()
 
+    def set_residual(self, residual: FloatVector) -> None:
+        """Take over a residual, float32[n]; it is copied. The device it belongs on is known with the first gradient."""
+        self._owed.clear()
+        self.residual = torch.from_numpy(residual.copy())
+
     @staticmethod
     @torch.no_grad()
     def host_gradient(gradients: Sequence[Part]) -> FloatVector:
@@ -219,6 +224,8 @@ class DeviceCoder:
     def _residual_on(self, device: torch.device) -> torch.Tensor:
         if self.residual is None:
             self.residual = torch.zeros(self.key.elements, dtype=torch.float32, device=device)
+        elif self.residual.device != device:
+            self.residual = self.residual.to(device)
         return self.residual
 
     def _streams_of(self, device: torch.device) -> Streams:

@@ -68,6 +68,12 @@ class Coder(Protocol):
 
     key: Key
 
+    def host_residual(self) -> FloatVector | None:
+        """Return a copy of the residual, float32[key.elements], or None if there is none."""
+
+    def set_residual(self, residual: FloatVector) -> None:
+        """Take over a residual, float32[key.elements]; it is copied."""
+
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push of kind UNUSED, SKIP, JOINED or EMPTY."""
 

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +25,7 @@ from .base import BaseSession, Exchanging
 from .client import Client
 from .interrupt import Interrupts
 from .meter import Counters, Meter
+from .own_state import load_residuals, residuals_of
 from .record import Record
 from .rounds import Decide
 from .tracked import Tracked
@@ -144,6 +145,31 @@ class Session(BaseSession):
             flat.fill(float("nan"))
         return tensor
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what this worker keeps beside the model; see `BaseSession.state_dict`."""
+        self._refuse_open_rounds("state_dict() was called")
+        self._client.codecs.drain()
+        return {
+            f"{tracked.exchange.number}.{name}": residual
+            for tracked in self._exchanges
+            for name, residual in residuals_of(tracked.exchange).items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` returned; see `BaseSession.load_state_dict`."""
+        self._refuse_open_rounds("load_state_dict() was called")
+        self._client.codecs.drain()
+        parts: dict[int, dict[str, torch.Tensor]] = {tracked.exchange.number: {} for tracked in self._exchanges}
+        for key, residual in state.items():
+            number, _, name = key.partition(".")
+            if not number.isdecimal() or int(number) not in parts:
+                raise UsageError(
+                    f"expected residuals of {len(parts)} models, got {key!r}; wrap the models before you load their state"
+                )
+            parts[int(number)][name] = residual
+        for tracked in self._exchanges:
+            load_residuals(tracked.exchange, parts[tracked.exchange.number])
+
     # ------------------------------------------------------------ what the wrapper asks
 
     def open_layout(
@@ -258,7 +284,7 @@ class Session(BaseSession):
             if error is None:
                 if client.error is not None:
                     raise client.error
-                self._refuse_open_rounds()
+                self._refuse_open_rounds("the session was left")
                 for tracked in self._exchanges:
                     client.call(tracked.exchange.finish)
                 client.wait(lambda: all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
@@ -271,11 +297,11 @@ class Session(BaseSession):
         finally:
             self._end(error)
 
-    def _refuse_open_rounds(self) -> None:
+    def _refuse_open_rounds(self, when: str) -> None:
         for tracked in self._exchanges:
             if tracked.exchange.is_open or not tracked.settled():
                 raise UsageError(
-                    f"the session was left in the middle of round {tracked.exchange.rounds.round}: "
+                    f"{when} in the middle of round {tracked.exchange.rounds.round}: "
                     "a backward began and did not end; was its exception caught and dropped?"
                 )
 

@@ -559,3 +559,48 @@ def test_an_error_of_one_worker_ends_a_join_in_all():
     with pytest.raises((ZeroDivisionError, RunAborted), match="the true cause"):
         ring.run(work)
     assert all("the true cause" in str(error) for error in ring.errors)
+
+
+# ---------------------------------------------------------------- our own state
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+def test_residuals_are_saved_and_loaded_onto_another_number_of_servers(servers):
+    """What compression has left out stands in the worker's own state, by tensor, and counts again where it is loaded."""
+    saved = {}
+
+    def first(session):
+        model = DistributedModel(network(), session=session)
+        for step in range(3):
+            loss_of(model, step, session.rank).backward()
+            model.zero_grad()
+        saved[session.rank] = session.state_dict()
+
+    def second(session):
+        DistributedModel(network(), session=session)
+        assert session.state_dict() == {}
+        session.load_state_dict(saved[session.rank])
+        return session.state_dict()
+
+    run(TOPK, first)
+    loaded = run(TOPK | {"servers.count": servers}, second)
+    for rank, state_ in enumerate(loaded):
+        assert set(state_) == set(saved[rank])
+        assert "0.0.weight" in state_
+        assert all(torch.equal(tensor, saved[rank][name]) for name, tensor in state_.items())
+    assert not torch.equal(loaded[0]["0.0.weight"], loaded[1]["0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "state_", [{"7.0.weight": torch.zeros(1)}, {"0.0.weight": torch.zeros(3)}, {"0.no": torch.zeros(3)}, {"x": torch.zeros(1)}]
+)
+def test_a_state_of_another_model_is_refused(state_):
+    """With the name that does not fit."""
+
+    def work(session):
+        DistributedModel(network(), session=session)
+        session.load_state_dict(state_)
+
+    ring = Ring({"workers.count": 1, "servers.count": 1} | TOPK)
+    with pytest.raises((UsageError, RunAborted), match=next(iter(state_)).partition(".")[2] or "x"):
+        ring.run(work)

@@ -1,0 +1,97 @@
+"""An exchange of gradients that lie on a torch device; `device.py` says what each thread does there.
+
+Unlike on the host, a key is encoded even if another one has turned out not to be finite: when the host learns of that, the others
+are on their way. What they pushed is taken back when the round is skipped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ps_accordion.codecs import registry
+from ps_accordion.codecs.base import FloatVector, Payload
+from ps_accordion.codecs.device import twin_of
+from ps_accordion.layout import Key, Layout
+from ps_accordion.wire import messages as m
+
+from .device import DeviceCoder, Part, Pending
+from .exchange import Exchange, Open, Timing
+from .memory import Gradient
+from .rounds import Decide, Decode
+
+if TYPE_CHECKING:
+    from .client import Client
+
+__all__ = ["DeviceExchange"]
+
+
+class DeviceExchange(Exchange):
+    """An exchange whose gradients are tensors of one device; see `Exchange`.
+
+    Raises:
+        CodecError: The codec of the job has no form for accelerators.
+    """
+
+    takes_tensors = True
+
+    def __init__(self, client: Client, number: int, layout: Layout, decided: Callable[[Decide, Timing], None]) -> None:
+        super().__init__(client, number, layout, decided)
+        twin_of(registry.get(client.settings.codec.name))  # Now, not in the middle of the first backward.
+        slot, incarnation = client.membership.slot, client.membership.incarnation
+        self._coders = [DeviceCoder(number, key, client.settings, slot=slot, incarnation=incarnation) for key in layout.keys]
+        self._records = client.settings.run.record_gradients
+
+    @property
+    def coders(self) -> Sequence[DeviceCoder]:
+        """The coders, by key."""
+        return self._coders
+
+    def residuals(self) -> Iterable[tuple[int, FloatVector | None]]:
+        """See `Exchange.residuals`. Copies; none where the run keeps no records, for it waits for the device."""
+        return [(coder.key.number, coder.host_residual()) for coder in self._coders] if self._records else []
+
+    def add(self, tensor: int, gradient: Gradient, *, used: bool = True) -> None:
+        """Hand over a gradient; see `Exchange.add`. The host waits for nothing. Buffers may come as an array of the host."""
+        super().add(tensor, torch.from_numpy(gradient) if isinstance(gradient, np.ndarray) else gradient, used=used)
+
+    def _begin(self, key: Key, current: Open) -> None:
+        began = time.perf_counter()
+        rounds, coder, parts = self.rounds, self._coders[key.number], _parts(key, current)
+        used, weight = current.part_of(key)
+        if used and self._records:
+            self.client.record.gradient(self.number, rounds.round, key.number, used, coder.host_gradient(parts))
+        pending = coder.begin(
+            parts,
+            round_=rounds.round,
+            used=used,
+            choice=rounds.choice(key),
+            previous_skipped=rounds.previous_skipped,
+            weight=weight,
+        )
+        self.client.codecs.submit(key.number, self._finishing(pending, time.perf_counter() - began))
+
+    def _take_back(self, push: m.Push, payload: Payload) -> None:
+        # At once: it is only noted, and backward's thread looks for it as soon as the round is decided.
+        self._coders[push.key].take_back(push, payload)
+
+    # ------------------------------------------------------------ codec threads
+
+    def _finishing(self, pending: Pending, seconds: float) -> Callable[[], None]:
+        def finish() -> None:
+            pushed = pending.pushed()
+            self.client.call(lambda: self._on_pushed(pushed, seconds))
+
+        return finish
+
+    def _decode(self, key: Key, decode: Decode, current: Open) -> None:
+        self._coders[key.number].decode(decode.result, decode.payload, _parts(key, current))
+
+
+def _parts(key: Key, current: Open) -> list[Part]:
+    gradients: dict[int, torch.Tensor] = current.gradients
+    return [(part, gradients[part.tensor][part.start : part.start + part.length]) for part in key.slices]
