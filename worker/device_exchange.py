@@ -1,8 +1,4 @@
-"""An exchange of gradients that lie on a torch device; `device.py` says what each thread does there.
-
-Unlike on the host, a key is encoded even if another one has turned out not to be finite: when the host learns of that, the others
-are on their way. What they pushed is taken back when the round is skipped.
-"""
+"""An exchange of gradients that lie on a torch device; `device.py` says what each thread does there."""
 
 from __future__ import annotations
 

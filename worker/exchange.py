@@ -52,8 +52,6 @@ class Open:
     weight: float
     gradients: dict[int, Any] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
-    skipping: bool = False
-    """Whether a gradient here was not finite."""
 
     def part_of(self, key: Key) -> tuple[int, float]:
         """Return which of a key's slices have a gradient, as bits, and what they count for in the mean."""

@@ -274,7 +274,8 @@ class Gradients:
             if parameter.grad is not None:
                 self._handed_out.add(index)
         if self._buffers is not None:
-            self._buffers.spread(len(self.parameters) in current.used)
+            moved = current.decision.kind == "DATA" and len(self.parameters) in current.used
+            self._buffers.spread(moved)
 
     # ------------------------------------------------------------ the thread that owns the sockets
 

@@ -65,13 +65,13 @@ class HostExchange(Exchange):
     def _encode(self, key: Key, current: Open) -> Pushed:
         rounds, coder = self.rounds, self._coders[key.number]
         used, weight = current.part_of(key)
-        if not used or current.skipping:
-            kind: m.PushKind = "SKIP" if current.skipping else "UNUSED"
-            push = coder.without_payload(kind, round_=rounds.round, previous_skipped=rounds.previous_skipped, weight=weight)
+        if not used:
+            push = coder.without_payload("UNUSED", round_=rounds.round, previous_skipped=rounds.previous_skipped, weight=weight)
             return Pushed(push, None, 0.0)
         vector = self._gathered(key, current.gradients)
         self.client.record.gradient(self.number, rounds.round, key.number, used, vector)
-        pushed = coder.encode(
+        # Also when another key has turned out not to be finite: this one's gradient comes back when the round is skipped.
+        return coder.encode(
             vector,
             round_=rounds.round,
             used=used,
@@ -79,9 +79,6 @@ class HostExchange(Exchange):
             previous_skipped=rounds.previous_skipped,
             weight=weight,
         )
-        if pushed.message.kind == "SKIP":
-            current.skipping = True
-        return pushed
 
     def _gathered(self, key: Key, gradients: dict[int, FloatVector]) -> FloatVector:
         """Return the key's vector: a view of the gradient, or a copy where small tensors are fused."""
