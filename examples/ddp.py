@@ -1,4 +1,4 @@
-"""Train a small network to tell ten noisy pictures apart, in several processes: `torchrun --nproc-per-node 2 ddp.py`."""
+"""Train a small network to tell ten noisy pictures apart, in processes that torchrun has started."""
 
 import torch
 import torch.distributed as dist

@@ -1,12 +1,11 @@
-"""Train a small network to tell ten noisy pictures apart, in several processes: ddp.py with three lines changed."""
+"""Train a small network to tell ten noisy pictures apart, in processes that torchrun has started."""
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-
 from ps_accordion.worker import DistributedModel as DDP, connect
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 EPOCHS, BATCH = 4, 32
 

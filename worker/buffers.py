@@ -9,6 +9,7 @@ training starts and when it joins: those that are not persistent are constants m
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection
 from typing import cast
 
@@ -52,7 +53,7 @@ class Buffers:
         self._from_moving = _views(self._side(self.moving), self._tensors)
         self._from_agreed = _views(self._side(self._agreed), self._tensors)
         # What is loaded from a checkpoint between two rounds must not be taken back by a skipped one.
-        module.register_load_state_dict_post_hook(lambda *_: self.agree())  # type: ignore[no-untyped-call]  # no hints in torch
+        module.register_load_state_dict_post_hook(_Loaded(weakref.ref(self)))  # type: ignore[no-untyped-call]  # no hints in torch
 
     @property
     def _tensors(self) -> list[torch.Tensor]:
@@ -91,6 +92,21 @@ class Buffers:
 
     def _side(self, flat: FloatVector) -> torch.Tensor:
         return torch.from_numpy(flat) if self._beside is None else self._beside
+
+
+class _Loaded:
+    """Tells the buffers' owner, as long as there is one, that a state was loaded. A copied or pickled module has no owner."""
+
+    def __init__(self, owner: weakref.ref[Buffers] | None = None) -> None:
+        self._owner = owner
+
+    def __call__(self, *_: object) -> None:
+        owner = self._owner() if self._owner is not None else None
+        if owner is not None:
+            owner.agree()
+
+    def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
+        return _Loaded, ()
 
 
 def _moves(buffer: torch.Tensor) -> bool:

@@ -24,9 +24,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ps_accordion.errors import RunAborted, UsageError
+from ps_accordion.errors import RunAborted
 from ps_accordion.layout import Tensor
 
+from .accumulation import Accumulation
 from .base import BaseSession
 from .buffers import Buffers
 from .local import LocalGroup
@@ -71,10 +72,6 @@ class Gradients:
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._round = _Round()
-        self._bases: dict[int, torch.Tensor] = {}
-        self._handed_out: set[int] = set()
-        """Parameters whose `grad` is, or comes from, the mean of an earlier round."""
-        self._used: set[int] | None = set() if ddp.find_unused_parameters or ddp.static_graph else None
         me = weakref.ref(self)
         self.tracked = session.open_layout(
             rows, decided=lambda decision: _call(me, "_on_decided", decision), state=state, device=device_of(named)
@@ -83,9 +80,7 @@ class Gradients:
             session.local.share(tensor.detach() for tensor in (*ddp.module.parameters(), *ddp.module.buffers()))
         if self._buffers is not None:
             self._buffers.agree()
-        for index, parameter in enumerate(self.parameters):
-            # Parameters keep their hooks for good: these must not keep us.
-            parameter.register_hook(_Note(me, index))
+        self._accumulation = Accumulation(ddp, self.parameters)
         self.tracked.settled = lambda: _is_settled(me)
         session.on_failure(lambda error: _call(me, "_on_failure", error))
         session.training.trains(self.parameters)
@@ -111,49 +106,17 @@ class Gradients:
 
     # ------------------------------------------------------------ backward's thread
 
-    def note(self, index: int) -> None:
-        """Note that backward is about to add to a parameter's gradient."""
-        if self._used is not None:
-            self._used.add(index)
-        if index in self._handed_out:
-            self._set_aside(index)
-
-    def _set_aside(self, index: int) -> None:
-        """Keep the mean of an earlier round apart from the local gradient that is about to be added to it."""
-        held = self.parameters[index].grad
-        if held is None:
-            self._handed_out.discard(index)
-            return
-        ddp = self._ddp()
-        if ddp is not None and not ddp.require_backward_grad_sync:
-            self._refuse_mixture()
-            return
-        self._handed_out.discard(index)
-        self._bases[index] = held.clone()
-        with torch.no_grad():
-            held.zero_()
-
-    def _refuse_mixture(self) -> None:
-        """Refuse local gradients on top of the mean of an earlier round, unless that was set to zero."""
-        held = [grad for index in self._handed_out if (grad := self.parameters[index].grad) is not None]
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm(held, float("inf"))])
-        if norms.any():
-            raise UsageError(
-                "a backward under no_sync() found the mean gradient of an earlier round in p.grad, and would mix local gradients "
-                "into it: call optimizer.zero_grad() after the step, before the first backward under no_sync()"
-            )
-        self._handed_out.clear()
-
     def hand_over(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
         """Hand a bucket's gradients to the session; the future holds when the round is decided."""
         future = _future_on(bucket.buffer().device)
         current, local = self._round, self._session.local
         indices = [self._index[id(parameter)] for parameter in bucket.parameters()]
-        used = [self._used is None or index in self._used for index in indices]
+        reached = self._accumulation.used
+        used = [reached is None or index in reached for index in indices]
         if local is not None:
             # Whatever has failed elsewhere: the processes of this host stay in step.
             local.mean(bucket.buffer())
-            used = used if self._used is None else local.any(used, bucket.buffer().device)
+            used = used if reached is None else local.any(used, bucket.buffer().device)
         with self._lock:
             failure = self._failure or self._session.failure
             if failure is None:
@@ -170,10 +133,7 @@ class Gradients:
         pushes = local is None or local.leads
         flat, start = bucket.buffer().detach(), 0
         for index, used_by_us, view in zip(indices, used, bucket.gradients(), strict=True):
-            grad = self.parameters[index].grad
-            if self._used is not None and index not in self._used and grad is not None:
-                # Nothing was added to it, but the aggregate may be written over it.
-                self._bases[index] = grad.clone()
+            self._accumulation.keep_unused(index)
             current.views[index] = view
             factor = self._unscaling(index, current)
             if pushes:
@@ -244,13 +204,9 @@ class Gradients:
     def _set_gradients(self) -> None:
         """Make `p.grad` what the module promises, in every worker."""
         current, self._round = self._round, _Round()
-        used_here = None if self._used is None else self._used.copy()
-        bases, self._bases = self._bases, {}
-        if self._used is not None:
-            self._used.clear()
+        used_here, bases = self._accumulation.finish()
         if current.decision is None:
             return
-        self._handed_out.clear()
         for index, parameter in enumerate(self.parameters):
             view = current.views[index]
             if parameter.grad is None and not self._as_views:
@@ -272,7 +228,7 @@ class Gradients:
                 if index in bases:
                     parameter.grad.add_(bases[index])
             if parameter.grad is not None:
-                self._handed_out.add(index)
+                self._accumulation.hand_out(index)
         if self._buffers is not None:
             moved = current.decision.kind == "DATA" and len(self.parameters) in current.used
             self._buffers.spread(moved)
@@ -314,19 +270,6 @@ class _Round:
         self.scaled: dict[int, torch.Tensor] = {}
         self.used: set[int] = set()
         self.decision: Decide | None = None
-
-
-class _Note:
-    """Tells the gradients' owner, as long as there is one, which parameter a backward reaches."""
-
-    def __init__(self, owner: weakref.ref[Gradients], index: int) -> None:
-        self._owner = owner
-        self._index = index
-
-    def __call__(self, gradient: torch.Tensor) -> None:
-        owner = self._owner()
-        if owner is not None:
-            owner.note(self._index)
 
 
 def _hook(

@@ -158,6 +158,7 @@ class Membership:
     def declare(self, number: int, layout: Layout) -> None:
         """Announce a layout, until the coordinator says that all hold it."""
         self.layouts[number] = _Declared(layout)
+        self._repeat = 0.0  # now
 
     def say_busy(self, what: str) -> None:
         """Say what this worker does instead of training; it travels with the next sign of life, which is due now."""

@@ -91,6 +91,7 @@ class Tracked:
         self._rate = math.nan
         self._loss = math.nan
         self._begun = False
+        self._said_skipped = False
         self._joined_at = -1
         session.client.on_failure(lambda _: self.done.set())
         session.client.on_failure(lambda _: self.joined.set())
@@ -205,6 +206,8 @@ class Tracked:
         if self._begun:
             self._begun = False
             skipped = decision.kind == "SKIP"
+            if skipped:
+                self._say_skipped(decision.round)
             report = self._statistics.finish_round(decision.round, rate=self._rate, loss=self._loss, skipped=skipped)
             self._report(report)
             if decision.round == UNMARKED_ROUNDS and self._statistics.waits_for_epoch:
@@ -225,6 +228,18 @@ class Tracked:
         )
         send = Send((COORDINATOR,), message, (report.norms.tobytes(),))
         self._session.client.call(lambda: self._reports.__setitem__(report.window, (send, 0.0)))
+
+    def _say_skipped(self, round_: int) -> None:
+        """Say once that rounds are skipped: who scales the loss without our knowledge should hear of it here, not from torch."""
+        if self._said_skipped or self._session.training.scales:
+            return
+        self._said_skipped = True
+        print(
+            f"ps-accordion: round {round_} was skipped by all workers, because some gradient was not finite; nothing was "
+            "changed. If a GradScaler scales the loss, let us know: session.track(optimizer, scaler=scaler)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _warn_of_epochs(self) -> None:
         settings = self._session.settings.regime

@@ -91,6 +91,11 @@ class Training:
 
         sampler.set_epoch = set_epoch
 
+    @property
+    def scales(self) -> bool:
+        """Whether some tracked scaler scales a loss."""
+        return bool(self._scalers)
+
     def scaler_of(self, parameter: nn.Parameter) -> torch.amp.GradScaler | None:
         """Return the enabled scaler that scales this parameter's gradient, if one was tracked."""
         return self._scalers.get(id(parameter))

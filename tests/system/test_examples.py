@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
+DIFFERENCES = [("plain.py", "train.py", 5), ("ddp.py", "from_ddp.py", 3)]
+"""(before, after, how many lines may change)."""
 SECONDS = 100
 """More than it takes on a busy machine with cold kernels; reached only when something hangs."""
 
@@ -47,11 +51,24 @@ def test_the_example_trains_under_launch_as_well_as_alone(tmp_path):
     assert abs(accuracy(said[0]) - accuracy(output)) < 0.01
 
 
-def test_the_readme_shows_the_real_difference():
-    """The diff in the README is the diff of the files, and changes at most five lines."""
-    plain, train = ((EXAMPLES / name).read_text(encoding="utf-8").splitlines() for name in ("plain.py", "train.py"))
-    difference = list(difflib.unified_diff(plain, train, "examples/plain.py", "examples/train.py", lineterm="", n=1))
+@pytest.mark.parametrize(("before", "after", "most"), DIFFERENCES)
+def test_the_readme_shows_the_real_difference(before, after, most):
+    """The diffs in the README are those of the files, and change as few lines as it says."""
+    texts = ((EXAMPLES / name).read_text(encoding="utf-8").splitlines() for name in (before, after))
+    lines = list(difflib.unified_diff(*texts, f"examples/{before}", f"examples/{after}", lineterm="", n=1))
     shown = re.findall(r"^```diff\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert shown == ["\n".join(difference) + "\n"]
-    written = [line for line in difference if re.match(r"\+(?!\+\+ )", line) and line != "+"]
-    assert len(written) <= 5
+    assert "\n".join(lines) + "\n" in shown
+    assert len(shown) == len(DIFFERENCES)
+    assert changed(lines[2:]) <= most
+
+
+def changed(lines):
+    """Count the lines of a diff that are new, gone, or other than before; empty ones do not count."""
+    kinds = "".join(line[0] for line in lines if line[1:].strip())
+    return sum(max(block.count("+"), block.count("-")) for block in re.findall(r"-*\+*", kinds))
+
+
+def test_lines_that_change_are_counted():
+    """A line in another's place counts once, an addition and a removal each; context and empty lines do not."""
+    assert changed(["@@ -1 +1 @@", " a", "-b", "+c", "+", "+d", " e", "+f"]) == 3
+    assert changed(["-a", "-b", "-", "+c", "@@ -1 +1 @@", "+d"]) == 3

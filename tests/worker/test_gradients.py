@@ -1,5 +1,8 @@
 """What stands in `p.grad` after backward, and that replicas never differ by a bit: with real servers around the model."""
 
+import copy
+import io
+
 import pytest
 import torch
 from ring import Ring
@@ -604,3 +607,56 @@ def test_a_state_of_another_model_is_refused(state_):
     ring = Ring({"workers.count": 1, "servers.count": 1} | TOPK)
     with pytest.raises((UsageError, RunAborted), match=next(iter(state_)).partition(".")[2] or "x"):
         ring.run(work)
+
+
+def test_gradients_asked_for_in_between_change_nothing():
+    """`torch.autograd.grad` adds nothing to p.grad, so nothing is set aside for it."""
+
+    def work(session):
+        model = DistributedModel(network(), session=session)
+        loss_of(model, 0, session.rank).backward()
+        before = gradients(model)
+        torch.autograd.grad(loss_of(model, 1, session.rank), list(model.parameters()))
+        return same(before, gradients(model))
+
+    assert run(EXACT, work) == [True, True]
+
+
+@pytest.mark.parametrize("way", ["retained graph", "two forwards", "inner module"])
+def test_a_backward_that_nobody_else_would_know_of_is_refused_by_name(way):
+    """DistributedDataParallel keeps such gradients to itself, and replicas part in silence."""
+
+    def work(session):
+        model = DistributedModel(network(), session=session)
+        if way == "retained graph":
+            loss = loss_of(model, 0, session.rank)
+            loss.backward(retain_graph=True)
+            loss.backward()
+        elif way == "two forwards":
+            first, second = loss_of(model, 0, session.rank), loss_of(model, 1, session.rank)
+            first.backward()
+            second.backward()
+        else:
+            loss_of(model.module, 0, session.rank).backward()
+
+    ring = Ring({"workers.count": 1, "servers.count": 1} | EXACT)
+    with pytest.raises((UsageError, RunAborted), match="second synchronising backward"):
+        ring.run(work)
+
+
+def test_the_model_inside_can_be_copied_and_pickled():
+    """As an average of weights does it; the copy has nothing to do with the run."""
+
+    def work(session):
+        model = DistributedModel(network(norm=True), session=session)
+        loss_of(model, 0, session.rank).backward()
+        twin = copy.deepcopy(model.module)
+        buffer = io.BytesIO()
+        torch.save(model.module, buffer)
+        buffer.seek(0)
+        loaded = torch.load(buffer, weights_only=False)
+        loss_of(twin, 1, session.rank).backward()
+        twin.load_state_dict(loaded.state_dict())
+        return same(state(loaded), state(model.module))
+
+    assert run(EXACT, work) == [True, True]
