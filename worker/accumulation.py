@@ -49,6 +49,7 @@ class Accumulation:
         """Note that the model runs."""
         if ddp.require_backward_grad_sync:
             self._forward = "synchronised"
+            self.bases.clear()  # of a backward that was interrupted
         elif self._forward == "none":
             self._forward = "local"
 

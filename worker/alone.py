@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -134,6 +135,7 @@ class _Echo:
     def __init__(self, layout: Layout, decided: Callable[[Decide], None] | None, counters: Counters) -> None:
         self.layout = layout
         self.settled: Callable[[], bool] = lambda: True
+        self.rate: Callable[[], float] = lambda: math.nan
         self._decided = decided
         self._counters = counters
         self._round = 0

@@ -41,12 +41,14 @@ class Exchanging(Protocol):
     Attributes:
         layout: The layout.
         settled: Says whether what was decided has reached its place.
+        rate: Returns the learning rate of the next step, NaN where it is not known.
         takes_tensors: Whether gradients are handed over as tensors, where they lie, or as float32 arrays of the host.
     """
 
     layout: Layout
     takes_tensors: bool
     settled: Callable[[], bool]
+    rate: Callable[[], float]
 
     @property
     def leads(self) -> bool:
@@ -278,20 +280,32 @@ class BaseSession(ABC):
                 optimizer.step()
 
         Args:
-            loader: Yields batches. What is left at its end makes a shorter step, and a lower rate.
+            loader: Yields batches. What is left at its end and fills no step is left out, as with `drop_last`: rates must be the
+                same in every worker.
+
+        Raises:
+            UsageError: The loader has fewer batches than one step takes.
         """
-        batches = iter(loader)
-        while chunk := list(itertools.islice(batches, self.batch_multiplier)):
-            self.training.multiplier = len(chunk)
+        batches, steps = iter(loader), 0
+        while chunk := list(itertools.islice(batches, size := self.batch_multiplier)):
+            if len(chunk) < size and not steps:
+                raise UsageError(
+                    f"expected at least {size} batches, which one step takes now, and the loader has {len(chunk)}; "
+                    "lower regime.batch_multiplier"
+                )
+            if len(chunk) < size:
+                return
+            steps += 1
+            self.training.multiplier = size
             try:
                 yield MicroBatches(chunk, self.models)
             finally:
-                self.training.multiplier = 1
+                self.training.end_step()
 
     @property
     def batch_multiplier(self) -> int:
         """Batches that the next optimizer step takes, as the plan in force says."""
-        return max((exchange.batch_multiplier for exchange in self.exchanges), default=1)
+        return max((model.tracked.batch_multiplier for model in self.models), default=1)
 
     # ------------------------------------------------------------ what the wrapper asks
 

@@ -3,8 +3,9 @@
 They travel as one exact vector in the round's results, from the worker that leads. After each round all workers have the same,
 also after a skipped one, which leaves what the round before left.
 
-These are the floating-point buffers of the `state_dict` that are finite when the model is wrapped. Others are copied when
-training starts and when it joins: those that are not persistent are constants made anew, and integers count the same everywhere.
+These are the buffers of the `state_dict` of up to 32 floating-point bits that are finite when the model is wrapped. Others are
+copied when training starts and when it joins: those that are not persistent are constants made anew, and integers count the same
+everywhere.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter as _preserve_versions
 
 from ps_accordion.codecs.base import FloatVector
 from ps_accordion.layout import Tensor
@@ -53,7 +55,8 @@ class Buffers:
         self._from_moving = _views(self._side(self.moving), self._tensors)
         self._from_agreed = _views(self._side(self._agreed), self._tensors)
         # What is loaded from a checkpoint between two rounds must not be taken back by a skipped one.
-        module.register_load_state_dict_post_hook(_Loaded(weakref.ref(self)))  # type: ignore[no-untyped-call]  # no hints in torch
+        for owner in {id(owner): owner for owner, _ in self._places}.values():  # a part of the model may be loaded alone
+            owner.register_load_state_dict_post_hook(_Loaded(weakref.ref(self)))  # type: ignore[no-untyped-call]  # no hints there
 
     @property
     def _tensors(self) -> list[torch.Tensor]:
@@ -82,13 +85,20 @@ class Buffers:
         return not np.array_equal(self.moving, self._agreed)
 
     @torch.no_grad()
-    def spread(self, moved: bool) -> None:
-        """Set the buffers to what all workers agree on; with `moved` that is what `moving` holds now."""
+    def spread(self, *, moved: bool) -> None:
+        """Set the buffers to what all workers agree on; with `moved` that is what `moving` holds now.
+
+        A graph that is kept may hold a buffer that training reads only: writing it here is no change to that graph.
+        """
         if moved:
             self._agreed[:] = self.moving
+        if not self.gather():
+            return
+        tensors = tuple(self._tensors)
         if self._beside is not None:
             self._beside.copy_(torch.from_numpy(self._agreed))
-        torch._foreach_copy_(self._tensors, self._from_agreed)
+        with _preserve_versions(tensors):
+            torch._foreach_copy_(tensors, self._from_agreed)
 
     def _side(self, flat: FloatVector) -> torch.Tensor:
         return torch.from_numpy(flat) if self._beside is None else self._beside
@@ -110,8 +120,10 @@ class _Loaded:
 
 
 def _moves(buffer: torch.Tensor) -> bool:
+    if not buffer.is_floating_point() or buffer.dtype == torch.float64 or not buffer.numel():
+        return False  # rounds carry float32: what holds more would come back rounded
     # What holds an infinity from the start is a constant, such as the mask of an attention; no round could carry it.
-    return buffer.is_floating_point() and buffer.numel() > 0 and bool(torch.isfinite(buffer).all())
+    return bool(torch.isfinite(buffer).all())
 
 
 def _views(flat: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

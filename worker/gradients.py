@@ -14,6 +14,7 @@ This module has no postponed annotations: torch reads those of the hook.
 """
 
 import contextlib
+import math
 import threading
 import weakref
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ps_accordion.errors import RunAborted
+from ps_accordion.errors import RunAborted, UsageError
 from ps_accordion.layout import Tensor
 
 from .accumulation import Accumulation
@@ -64,6 +65,7 @@ class Gradients:
         self._ddp = weakref.ref(ddp)
         self._as_views = bool(ddp.gradient_as_bucket_view)
         self._session = session
+        _refuse_shared(named, session.models)
         self._index = {id(parameter): index for index, parameter in enumerate(self.parameters)}
         self._buffers = buffers if buffers is not None and buffers.elements else None
         rows = [_row(name, parameter) for name, parameter in named]
@@ -84,6 +86,7 @@ class Gradients:
         self.tracked.settled = lambda: _is_settled(me)
         session.on_failure(lambda error: _call(me, "_on_failure", error))
         session.training.trains(self.parameters)
+        self.tracked.rate = lambda: _rate_of(me)
         session.add_model(self)
         # The parent's C++ half keeps the hook alive, out of sight of the garbage collector: it must not keep us.
         ddp.register_comm_hook(me, _hook)
@@ -93,6 +96,14 @@ class Gradients:
         """The model itself, as long as it lives."""
         ddp = self._ddp()
         return ddp.module if ddp is not None else None
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Forget what may differ between workers that come to a join: gradients, and buffers that no round has carried."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        if self._buffers is not None:
+            self._buffers.spread(moved=False)
 
     def agree(self) -> None:
         """Take the buffers as they are now for what all workers have."""
@@ -231,7 +242,7 @@ class Gradients:
                 self._accumulation.hand_out(index)
         if self._buffers is not None:
             moved = current.decision.kind == "DATA" and len(self.parameters) in current.used
-            self._buffers.spread(moved)
+            self._buffers.spread(moved=moved)
 
     # ------------------------------------------------------------ the thread that owns the sockets
 
@@ -285,6 +296,21 @@ def _is_settled(me: weakref.ref[Gradients]) -> bool:
     """Whether every backward that handed over gradients has come to its end."""
     gradients = me()
     return gradients is None or not gradients._round.views
+
+
+def _refuse_shared(named: list[tuple[str, nn.Parameter]], others: "list[Gradients]") -> None:
+    taken = {id(parameter) for other in others for parameter in other.parameters}
+    name = next((name for name, parameter in named if id(parameter) in taken), None)
+    if name is not None:
+        raise UsageError(
+            f"parameter {name!r} belongs to another wrapped model of this session, whose rounds would overwrite its gradient; "
+            "wrap one module that holds both models"
+        )
+
+
+def _rate_of(me: weakref.ref[Gradients]) -> float:
+    gradients = me()
+    return math.nan if gradients is None else gradients._session.training.rate(gradients._index)
 
 
 def _call(me: weakref.ref[Gradients], method: str, argument: object) -> None:

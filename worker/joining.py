@@ -33,6 +33,8 @@ def joined(
     """
     for exchange in exchanges:
         exchange.join(divide_by_initial_world_size=divide_by_initial_world_size)
+    for model in models:
+        model.settle()
     donors = {id(exchange): exchange.wait_for_join() for exchange in exchanges}
     for model in models:
         module, donor = model.module, donors[id(model.tracked)]

@@ -8,6 +8,7 @@ goes through the servers. To the run this is one worker, whose gradients count a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -178,6 +179,7 @@ class _Following:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.settled: Callable[[], bool] = lambda: True
+        self.rate: Callable[[], float] = lambda: math.nan
         self.batch_multiplier = 1
 
     def follow(self, batch_multiplier: int) -> None:

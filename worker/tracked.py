@@ -85,6 +85,7 @@ class Tracked:
         self.joined = threading.Event()
         self.settled: Callable[[], bool] = lambda: True
         """Whether what was decided has reached its place; a wrapper knows."""
+        self.rate: Callable[[], float] = session.training.rate
         self._session = session
         self._decided = decided
         self._statistics = WindowStatistics(layout, parse_span(session.settings.regime.window), sums)
@@ -113,7 +114,7 @@ class Tracked:
         self._begun = True
         self.done.clear()
         self._session.meter.start()
-        rate = self._session.training.rate()
+        rate = self.rate()
         if rate != self._rate and not math.isnan(rate):
             # The scheduler has stepped by now, so the policy hears of a drop before the first push that uses it.
             self._rate = rate
@@ -218,6 +219,9 @@ class Tracked:
             if self._decided is not None:
                 self._decided(decision)
             self.done.set()
+        elif decision.kind != "END":
+            # Windows are counted in rounds of the run: this worker has none to add, but the round has passed.
+            self._report(self._statistics.finish_round(decision.round, rate=self._rate, loss=self._loss, skipped=True))
 
     def _report(self, report: Report | None) -> None:
         if report is None:

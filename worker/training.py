@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +73,12 @@ class Training:
             raise UsageError(
                 f"expected a sampler with set_epoch, got {type(sampler).__name__}; call session.begin_epoch(epoch) instead"
             )
-        self.steppers = [known for known in self.steppers if known.optimizer is not optimizer]
-        self.steppers.append(Stepper(optimizer, scheduler, scaler))
-        self._hook(optimizer)
+        known = next((known for known in self.steppers if known.optimizer is optimizer), None)
+        if known is None:
+            self.steppers.append(Stepper(optimizer, scheduler, scaler))
+            self._hook(optimizer)
+        else:
+            known.scheduler, known.scaler = scheduler or known.scheduler, scaler or known.scaler
         if scaler is not None and scaler.is_enabled():
             for group in optimizer.param_groups:
                 self._scalers.update((id(parameter), scaler) for parameter in group["params"])
@@ -100,9 +103,18 @@ class Training:
         """Return the enabled scaler that scales this parameter's gradient, if one was tracked."""
         return self._scalers.get(id(parameter))
 
-    def rate(self) -> float:
-        """Return the learning rate that the next step uses (the largest of all groups), NaN where no optimizer is known."""
-        rates = [float(group["lr"]) for stepper in self.steppers for group in stepper.optimizer.param_groups]
+    def rate(self, parameters: Container[int] | None = None) -> float:
+        """Return the learning rate that the next step uses (the largest of all groups), NaN where no optimizer is known.
+
+        Args:
+            parameters: Ids of the parameters that count; None counts all.
+        """
+        rates = []
+        for stepper in self.steppers:
+            raised = next((rates for known, rates in self._rates if known is stepper.optimizer), None)
+            for number, group in enumerate(stepper.optimizer.param_groups):
+                if parameters is None or any(id(parameter) in parameters for parameter in group["params"]):
+                    rates.append(float(group["lr"] if raised is None else raised[number]))
         return max(rates, default=math.nan)
 
     def notice(self, optimizer: Optimizer) -> None:
@@ -134,8 +146,14 @@ class Training:
                     group["lr"] = rate
         self._rates = [(known, rates) for known, rates in self._rates if known is not optimizer]
 
+    def end_step(self) -> None:
+        """End a step of several batches: rates are what they were, even if the optimizer failed."""
+        self.multiplier = 1
+        for optimizer, _ in list(self._rates):
+            self._lower(optimizer)
+
     def close(self) -> None:
-        """Forget the optimizers: theirs hooks are removed."""
+        """Forget the optimizers: their hooks are removed."""
         self._watch.remove()
         for handle in self._scaling:
             handle.remove()
