@@ -7,7 +7,7 @@ This module has no postponed annotations: torch reads those of hooks.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,16 +25,18 @@ class Accumulation:
     Args:
         ddp: The model, wrapped.
         parameters: Its parameters that are exchanged, in order.
+        over: Says whether the session has ended: then whatever backward does is this process's own affair.
 
     Attributes:
         used: Parameters that were reached since the last round; None where every round reaches all.
         bases: Means of earlier rounds that were set aside, by parameter.
     """
 
-    def __init__(self, ddp: DistributedDataParallel, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, ddp: DistributedDataParallel, parameters: Sequence[nn.Parameter], over: Callable[[], bool]) -> None:
         self.used: set[int] | None = set() if ddp.find_unused_parameters or ddp.static_graph else None
         self.bases: dict[int, torch.Tensor] = {}
         self._parameters = parameters
+        self._over = over
         self._handed_out: set[int] = set()
         """Parameters whose `grad` is, or comes from, the mean of an earlier round."""
         self._forward: Literal["none", "local", "synchronised"] = "none"
@@ -59,6 +61,8 @@ class Accumulation:
         Raises:
             UsageError: It must not: nobody would know of that gradient.
         """
+        if self._over():
+            return
         if self._forward == "none":
             raise UsageError(
                 "a second synchronising backward, or one without a forward of the wrapped model: its gradients would stay in "

@@ -82,7 +82,7 @@ class Gradients:
             session.local.share(tensor.detach() for tensor in (*ddp.module.parameters(), *ddp.module.buffers()))
         if self._buffers is not None:
             self._buffers.agree()
-        self._accumulation = Accumulation(ddp, self.parameters)
+        self._accumulation = Accumulation(ddp, self.parameters, over=lambda: session.closed)
         self.tracked.settled = lambda: _is_settled(me)
         session.on_failure(lambda error: _call(me, "_on_failure", error))
         session.training.trains(self.parameters)

@@ -101,6 +101,7 @@ def join_with_a_rank_without_data(wrap: Wrap) -> dict[str, Tensor]:
     """It takes over what the other has learned; then both train on."""
     notes, model = Notes(), wrap.model(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    wrap.track(optimizer)
     for epoch in range(2):
         with model.join():
             for step in range(5 if wrap.rank == epoch else 0):

@@ -673,6 +673,20 @@ def test_a_backward_that_nobody_else_would_know_of_is_refused_by_name(way):
         ring.run(work)
 
 
+def test_after_the_session_the_model_is_the_scripts_own():
+    """Who goes on with it alone may."""
+
+    def work(session):
+        model = DistributedModel(network(), session=session)
+        loss_of(model, 0, session.rank).backward()
+        return model
+
+    (model,) = run(EXACT, work, workers=1)
+    before = model.module[0].bias.grad.clone()
+    loss_of(model.module, 1, 0).backward()
+    assert not torch.equal(before, model.module[0].bias.grad)
+
+
 def test_the_model_inside_can_be_copied_and_pickled():
     """As an average of weights does it; the copy has nothing to do with the run."""
 
