@@ -82,7 +82,8 @@ class Buffers:
         torch._foreach_copy_(self._from_moving, self._tensors)
         if self._beside is not None:
             torch.from_numpy(self.moving).copy_(self._beside)
-        return not np.array_equal(self.moving, self._agreed)
+        # Bits, not values: zeros have a sign, and what is not a number equals nothing.
+        return not np.array_equal(self.moving.view(np.uint32), self._agreed.view(np.uint32))
 
     @torch.no_grad()
     def spread(self, *, moved: bool) -> None:

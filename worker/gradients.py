@@ -167,11 +167,11 @@ class Gradients:
         scaler = self._session.training.scaler_of(self.parameters[index])
         if scaler is None:
             return None
-        scale = current.scales.get(id(scaler))
-        if scale is None:
-            scale = current.scales[id(scaler)] = scaler.scale(torch.ones((), device=self.parameters[index].device))
-        current.scaled[index] = scale
-        return scale.reciprocal()
+        if id(scaler) not in current.scales:
+            scale = scaler.scale(torch.ones((), device=self.parameters[index].device))
+            current.scales[id(scaler)] = scale, scale.reciprocal()
+        current.scaled[index], factor = current.scales[id(scaler)]
+        return factor
 
     def _after_backward(self) -> None:
         # Callbacks run in the order in which they were queued, and the parent queues its own, which hands out the gradients,
@@ -194,7 +194,8 @@ class Gradients:
         used = [index in current.used for index in range(len(self.parameters) + buffers)]
         which, multiplier, *flags = local.tell([KINDS.index(kind), self.tracked.batch_multiplier, *used])
         if KINDS[which] == "FAILED":
-            self._on_failure(RunAborted("the process of this host that pushes has failed; its own output says why"))
+            if not local.leads:  # who does has the true cause already
+                self._on_failure(RunAborted("the process of this host that pushes has failed; its own output says why"))
             return
         if not local.leads:
             self.tracked.follow(multiplier)
@@ -277,7 +278,8 @@ class _Round:
         self.buckets: list[torch.Tensor] = []
         self.views: dict[int, torch.Tensor] = {}
         self.hosts: list[HostGradient] = []
-        self.scales: dict[int, torch.Tensor] = {}
+        self.scales: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Scale of each scaler's loss, and one over it."""
         self.scaled: dict[int, torch.Tensor] = {}
         self.used: set[int] = set()
         self.decision: Decide | None = None

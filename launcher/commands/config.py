@@ -49,8 +49,8 @@ def _documents(section: type[Section], prefix: str = "") -> Iterator[tuple[str, 
     (source,) = ast.parse(inspect.getsource(section)).body
     texts = {}
     for field, text in pairwise(source.body if isinstance(source, ast.ClassDef) else ()):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            texts[ast.unparse(field.target)] = ast.literal_eval(text.value)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            texts[ast.unparse(field.target)] = str(text.value.value)
     for name, kind in kinds(section).items():
         if isinstance(kind, type) and issubclass(kind, Section):
             yield prefix + name, " ".join((kind.__doc__ or "").split())

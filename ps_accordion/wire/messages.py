@@ -338,10 +338,7 @@ class Refuse(Message, tag="refuse", frozen=True):
 
 
 class Get(Message, tag="get", frozen=True):
-    """Joiner to a server, which passes it on to the donor: send me this part of the state.
-
-    `round` says which state: -1 the one that training starts from, else the one after the join in that round.
-    """
+    """Joiner to a server, which asks the donor: send me a part of the state after the join of `round`; -1 is the start."""
 
     slot: Slot
     incarnation: Count

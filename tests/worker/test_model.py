@@ -19,14 +19,7 @@ DRAWING = threading.Lock()
 TOPK = {"codec.name": "topk", "codec.light": 0.1, "regime.policy": "static"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    # Where torch notes the model whose forward runs. Forwards in several threads leave one of them there.
-    DistributedDataParallel._active_ddp_module = None
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Branches(nn.Module):
