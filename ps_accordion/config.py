@@ -58,6 +58,8 @@ class WorkerSettings(Section):
 
     count: Annotated[int, Meta(ge=1, le=1024)] = 2
     """How many workers the run waits for, and whose gradients make a round."""
+    minimum: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """The run goes on as long as so many workers are in it. With fewer it waits for others to come, up to `timeouts.join`."""
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     """Threads a worker encodes and decodes with; 0 chooses from the cores of the machine."""
 
@@ -149,10 +151,13 @@ class Timeouts(Section):
     """How long a process waits for the coordinator's answer and for all others to join."""
     dead: Seconds = 10.0
     """A process that has sent nothing for this long is taken for dead."""
+    stuck: Seconds = 30.0
+    """A worker that computes for this long, and ten times as long as a step takes, while others wait for it is taken out of the
+    run; `session.busy()` allows it more."""
     lost: Seconds = 60.0
     """A run goes on for this long without its coordinator."""
-    heartbeat: Seconds = 1.0
-    """How often every process tells the coordinator that it lives."""
+    heartbeat: Seconds = 0.4
+    """How often every process tells the coordinator that it lives. One whose connection breaks has half as long again."""
     resend: Seconds = 1.0
     """A push without a result is asked after when this has passed; doubles up to ten times as much."""
     grace: Seconds = 5.0
@@ -295,7 +300,7 @@ def load(
 
 
 _ROLE_VARIABLES = frozenset(
-    ENVIRONMENT_PREFIX + name for name in ("CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    ENVIRONMENT_PREFIX + name for name in ("CONFIG", "RESTART", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 )
 """Variables with our prefix that say which process this is, not how the job is set."""
 

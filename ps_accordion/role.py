@@ -10,14 +10,22 @@ from collections.abc import Callable
 from .config import ENVIRONMENT_PREFIX
 from .errors import PsAccordionError
 
-__all__ = ["CONFIG_VARIABLE", "config_file", "guarded"]
+__all__ = ["CONFIG_VARIABLE", "RESTART_VARIABLE", "config_file", "guarded", "restart_number"]
 
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+RESTART_VARIABLE = ENVIRONMENT_PREFIX + "RESTART"
+"""Set by the launcher in a process that it starts again: how often it has done so."""
 
 
 def config_file() -> str | None:
     """Return the config file named by the environment, or None."""
     return os.environ.get(CONFIG_VARIABLE) or None
+
+
+def restart_number() -> int:
+    """Return how often the launcher has started this process again after a death; 0 where nobody says."""
+    text = os.environ.get(RESTART_VARIABLE, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def guarded(role: str, main: Callable[[], int]) -> int:

@@ -28,11 +28,10 @@ from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
 from .relay import Relay
-from .shard import Shard
+from .shard import COORDINATOR, Shard
 
 __all__ = ["Server", "ShardThread", "run"]
 
-COORDINATOR = "coordinator"
 GARBAGE_LIMIT = 3
 """Unreadable messages in a row that one member may send: a checksum fails by chance once in years, three times never."""
 Task = Callable[[Shard], list[Action]]
@@ -199,6 +198,8 @@ class Server:
                 self.view = max(self.view, message.p)
                 self._to_all(lambda shard: shard.on_view(message))
                 self._alive()
+            case m.Freeze():
+                self._to_all(lambda shard: shard.on_freeze(message))
             case m.NewLayout() if message.layout not in self._layouts and payload:
                 layout = Layout.from_table(
                     b"".join(payload),

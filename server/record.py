@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -122,6 +123,12 @@ class KeyRecord:
         self.current_before, self.current = self.current, current
         self.result = finished
         self.open = {}
+
+    def admit(self, members: Collection[int], new: set[int], *, donor: int) -> None:
+        """Note that a view has changed the members: who is new takes over the donor's state before it pushes."""
+        if self.current is not None:
+            has_state = self.current - new
+            self.current = frozenset(slot for slot in has_state | (new if donor in has_state else set()) if slot in members)
 
     def undo(self, cut: int, previous_epoch: int) -> None:
         """Take back round `cut`, if it is finished: a view says that it does not count."""

@@ -33,8 +33,10 @@ from ps_accordion.wire.framing import join_frames
 
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
 
-__all__ = ["Shard"]
+__all__ = ["COORDINATOR", "Shard"]
 
+COORDINATOR = "coordinator"
+"""What a server calls its link to the coordinator."""
 EXACT = ("dense", 32.0)
 """Codec and level of buffers: all workers must have the lead's bits."""
 
@@ -55,6 +57,8 @@ class Shard:
         self.records: dict[tuple[int, int], KeyRecord] = {}
         self.members: dict[int, int] = {}
         self.epoch = -1
+        self.promise = -1
+        """Number of the last view that was promised: while it is above `epoch`, no round is finished."""
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
         self._codecs = registry.suite(values=settings.codec.values)
@@ -73,15 +77,32 @@ class Shard:
                 self._scratch = np.zeros(largest, np.float32)
         return []
 
-    def on_view(self, view: m.View) -> list[Action]:
-        """Obey a view that is newer than ours and names our boot."""
-        if view.p <= self.epoch or (self.number, self.boot) not in [(number, boot) for number, boot, _ in view.shards]:
+    def on_freeze(self, freeze: m.Freeze) -> list[Action]:
+        """Promise to finish nothing before a view of that number, and say which rounds are finished."""
+        if freeze.p <= self.epoch:
             return []
-        self.members = dict(view.members)
+        self.promise = max(self.promise, freeze.p)
+        done = []
+        for layout in self._layouts:
+            # Where no key of a layout is ours, nothing here holds it back: the others say how far it is.
+            last = min(((record.round, record.epoch) for (of, _), record in self.records.items() if of == layout), default=None)
+            if last is not None:
+                done.append((layout, *last))
+        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done))]
+
+    def on_view(self, view: m.View) -> list[Action]:
+        """Obey a view that is newer than ours, no older than what was promised, and names our boot."""
+        if view.p <= self.epoch or view.p < self.promise:
+            return []
+        if (self.number, self.boot) not in [(number, boot) for number, boot, _ in view.shards]:
+            return []
+        before, self.members = self.members, dict(view.members)
         self.epoch = view.p
+        new = {slot for slot, incarnation in self.members.items() if before.get(slot) != incarnation} if before else set()
         actions: list[Action] = [Note("view", {"shard": self.number, "p": view.p, "cuts": view.cuts})]
         for (layout, _), record in self.records.items():
             record.undo(*view.cut_of(layout))
+            record.admit(self.members.keys(), new, donor=view.donor)
             record.open = {slot: held for slot, held in record.open.items() if self._is_member(held.message)}
         for (layout, _), record in list(self.records.items()):
             actions += self._try_finish(layout, record)
@@ -184,7 +205,7 @@ class Shard:
     # ------------------------------------------------------------ finishing a round
 
     def _try_finish(self, layout: int, record: KeyRecord) -> list[Action]:
-        if not self.members or len(record.open) < len(self.members):
+        if self.promise > self.epoch or not self.members or len(record.open) < len(self.members):
             return []
         held = [record.open[slot] for slot in sorted(record.open)]
         if len({each.message.previous_skipped for each in held}) > 1:

@@ -135,6 +135,8 @@ class _Echo:
     def __init__(self, layout: Layout, decided: Callable[[Decide], None] | None, counters: Counters) -> None:
         self.layout = layout
         self.settled: Callable[[], bool] = lambda: True
+        self.take: Callable[[], bytes] = lambda: b""
+        self.apply: Callable[[bytes], None] = lambda _: None
         self.rate: Callable[[], float] = lambda: math.nan
         self._decided = decided
         self._counters = counters

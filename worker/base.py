@@ -41,6 +41,8 @@ class Exchanging(Protocol):
     Attributes:
         layout: The layout.
         settled: Says whether what was decided has reached its place.
+        take: Returns the model's state after the last round, as bytes, for a worker that joins.
+        apply: Takes over what `take` returned in another worker.
         rate: Returns the learning rate of the next step, NaN where it is not known.
         takes_tensors: Whether gradients are handed over as tensors, where they lie, or as float32 arrays of the host.
     """
@@ -48,6 +50,8 @@ class Exchanging(Protocol):
     layout: Layout
     takes_tensors: bool
     settled: Callable[[], bool]
+    take: Callable[[], bytes]
+    apply: Callable[[bytes], None]
     rate: Callable[[], float]
 
     @property
@@ -250,6 +254,14 @@ class BaseSession(ABC):
         """
         if state:
             raise UsageError(f"expected an empty state, got {len(state)} residuals: this process sends nothing, so it keeps none")
+
+    def take_part(self) -> None:
+        """Come into the run's rounds where they stand, if this worker came late or was taken out; else do nothing.
+
+        A wrapped model calls this before its forward, and `steps` before the first step. It may wait for a place, and puts the
+        state of a worker that trains in the place of that of the models here and of what steps them.
+        """
+        return
 
     # ------------------------------------------------------------ loops
 

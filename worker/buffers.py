@@ -41,11 +41,8 @@ class Buffers:
 
     def __init__(self, module: nn.Module, ignored: Collection[str]) -> None:
         kept = module.state_dict(keep_vars=True)
-        self._places = [
-            (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
-            for name, buffer in module.named_buffers()
-            if name in kept and name not in ignored and _moves(buffer)
-        ]
+        self._names = [name for name, buffer in module.named_buffers() if name in kept and name not in ignored and _moves(buffer)]
+        self._places = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in self._names]
         self.elements = sum(buffer.numel() for buffer in self._tensors)
         self.moving: FloatVector = np.zeros(self.elements, np.float32)
         self._agreed = np.zeros(self.elements, np.float32)
@@ -67,6 +64,11 @@ class Buffers:
     def row(self) -> Tensor:
         """Their row in the tensor table."""
         return Tensor(ROW_NAME, (self.elements,), "float32", buffer=True)
+
+    @property
+    def agreed(self) -> dict[str, torch.Tensor]:
+        """What all workers agree on, by name in the module: views that the next round writes to."""
+        return dict(zip(self._names, self._from_agreed, strict=True))
 
     def agree(self) -> None:
         """Take what the buffers hold now for what all workers have."""

@@ -42,11 +42,19 @@ class Client:
         slot: The rank to ask for; -1 for any.
         threads: Codec threads.
         transport: Sockets to use; closed at the end. None makes new ones.
+        restart: How often whoever started this process has started it again.
     """
 
-    def __init__(self, settings: Settings, *, slot: int, threads: int, transport: Transport | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, slot: int, threads: int, transport: Transport | None = None, restart: int = 0
+    ) -> None:
         self.membership = Membership(
-            settings, terms=settings.explicit_terms(), slot=slot, token=secrets.token_hex(16), now=time.monotonic()
+            settings,
+            terms=settings.explicit_terms(),
+            slot=slot,
+            token=secrets.token_hex(16),
+            now=time.monotonic(),
+            restart=restart,
         )
         self.error: BaseException | None = None
         self.exchanges: dict[int, Exchange] = {}
@@ -61,6 +69,7 @@ class Client:
         """Bytes of the model's initial state that this worker has handed to others: start-up, whenever they ask."""
         self._on_tick: list[Callable[[], None]] = []
         self._on_heard: list[Callable[[m.Heard], None]] = []
+        self._on_wanted: list[Callable[[m.Get], None]] = []
         self._on_failure: list[Callable[[BaseException], None]] = []
         self._changed = threading.Condition()
         self._waiting = 0
@@ -73,6 +82,11 @@ class Client:
     def settings(self) -> Settings:
         """The settings of the job; complete once the worker has joined."""
         return self.membership.settings
+
+    @property
+    def behind(self) -> bool:
+        """Whether this worker has to take over where the others stand, before it can take part in a round."""
+        return not self.membership.member or any(exchange.behind for exchange in list(self.exchanges.values()))
 
     # ------------------------------------------------------------ any thread
 
@@ -101,6 +115,14 @@ class Client:
     def on_heard(self, callback: Callable[[m.Heard], None]) -> None:
         """Call `callback`, on the socket's thread, when the coordinator has heard a report."""
         self._on_heard.append(callback)
+
+    def on_wanted(self, callback: Callable[[m.Get], None]) -> None:
+        """Call `callback`, on the socket's thread, when a state is asked for that nobody has handed out yet."""
+        self._on_wanted.append(callback)
+
+    def ask_in(self) -> None:
+        """Ask for a place in the next view."""
+        self.call(lambda: self.membership.ask_in(secrets.token_hex(16), time.monotonic()))
 
     def wait(self, condition: Callable[[], bool], what: str, timeout: float | None = None) -> None:
         """Wait until `condition` holds; Ctrl-C gets through.
@@ -140,6 +162,7 @@ class Client:
 
         def declare() -> None:
             exchange.rounds.view = membership.view
+            exchange.rounds.out = not membership.member
             self.exchanges[number] = exchange
             membership.declare(number, layout)
 
@@ -149,6 +172,8 @@ class Client:
             "all workers to declare the same model",
             self.settings.timeouts.join,
         )
+        if membership.layouts[number].begun or not membership.member:
+            exchange.behind = True
 
     def close(self) -> None:
         """End the threads and close the sockets. Closing twice is harmless."""
@@ -241,25 +266,44 @@ class Client:
                     heard(message)
             case m.Refuse():
                 raise WireError(f"{arrival.peer!r} refused what this worker sent: {message.reason}")
-            case m.Get() if message.layout in self.donors:
-                before = self.transport.sent_bytes
-                self.carry(self.donors[message.layout].on_get(arrival.peer, message))
-                self.state_bytes += self.transport.sent_bytes - before
+            case m.Get():
+                self._on_get(arrival.peer, message)
             case m.State() if message.layout in self.joiners:
                 self.joiners[message.layout].on_state(message, join_frames(arrival.payload, message.frames))
             case m.Abort():
                 self.transport.send(COORDINATOR, m.Bye(f"worker {self.membership.slot}"))
                 self.carry(self.membership.handle(arrival.peer, message, arrival.payload, now))
             case _ if message is not None:
-                self.carry(self.membership.handle(arrival.peer, message, arrival.payload, now))
-                for exchange in self.exchanges.values():
-                    exchange.rounds.view = self.membership.view
+                self._to_membership(arrival, message, now)
+
+    def _to_membership(self, arrival: Arrival, message: m.Message, now: float) -> None:
+        membership, before = self.membership, self.membership.view
+        self.carry(membership.handle(arrival.peer, message, arrival.payload, now))
+        view = membership.view
+        if view is None or view is before:
+            return
+        self.events.write(event="view", p=view.p, members=view.members, cuts=view.cuts, member=membership.member)
+        for joiner in self.joiners.values():
+            joiner.donor = view.donor
+        for exchange in self.exchanges.values():
+            exchange.on_view(view, now, member=membership.member)
+
+    def _on_get(self, peer: Peer, get: m.Get) -> None:
+        donor = self.donors.get(get.layout)
+        if donor is None or donor.round != get.round:
+            for wanted in self._on_wanted:
+                wanted(get)
+            return
+        before = self.transport.sent_bytes
+        self.carry(donor.on_get(peer, get))
+        self.state_bytes += self.transport.sent_bytes - before
 
     def _tick(self) -> None:
         now = time.monotonic()
         self.membership.progress = [
             (number, exchange.rounds.round, exchange.rounds.plan_version) for number, exchange in self.exchanges.items()
         ]
+        self.membership.waits = next((number for number, exchange in self.exchanges.items() if exchange.rounds.waits), -1)
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
         if self.error is None:
@@ -267,6 +311,8 @@ class Client:
                 self.carry(exchange.rounds.tick(now))
             for joiner in self.joiners.values():
                 self.carry(joiner.tick(now))
-            self.membership.synced = all(joiner.complete for joiner in self.joiners.values())
+            self.membership.synced = all(joiner.complete for joiner in self.joiners.values()) and not any(
+                exchange.behind or exchange.starting or exchange.rounds.idle for exchange in self.exchanges.values()
+            )
             for callback in self._on_tick:
                 callback()

@@ -52,8 +52,9 @@ class KeyCoder:
         self.residual: FloatVector | None = None
         self._settings = settings
         self._codecs = registry.suite(values=settings.codec.values)
+        self.incarnation = incarnation
+        """A worker that was taken out of the run comes back under another."""
         self._slot = slot
-        self._incarnation = incarnation
         self._bound = 0
 
     def encode(
@@ -94,7 +95,7 @@ class KeyCoder:
         self._bound = bound
         payload = out[: encoded.nbytes]
         message = m.Push(
-            self.layout, key.number, round_, self._slot, self._incarnation, "DATA", weight, used, previous_skipped,
+            self.layout, key.number, round_, self._slot, self.incarnation, "DATA", weight, used, previous_skipped,
             codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
         )  # fmt: skip
         return Pushed(message, payload, loss)
@@ -102,7 +103,7 @@ class KeyCoder:
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push of kind UNUSED, SKIP, JOINED or EMPTY, whose weight is 0. The residual is untouched."""
         weight = 0.0 if kind == "EMPTY" else weight
-        return m.Push(self.layout, self.key.number, round_, self._slot, self._incarnation, kind, weight, 0, previous_skipped)
+        return m.Push(self.layout, self.key.number, round_, self._slot, self.incarnation, kind, weight, 0, previous_skipped)
 
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""

@@ -68,7 +68,13 @@ def connect(
     else:
         settings = settings if settings is not None else config.load(role.config_file())
         threads = settings.workers.threads or default_threads(here.local_size)
-        session = Session(settings, rank=here.rank if rank is None else rank, threads=threads, transport=transport)
+        session = Session(
+            settings,
+            rank=here.rank if rank is None else rank,
+            threads=threads,
+            transport=transport,
+            restart=role.restart_number(),
+        )
     _current = weakref.ref(session)
     return session
 

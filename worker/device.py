@@ -197,6 +197,15 @@ class DeviceCoder:
         """Return a push without a payload, as `KeyCoder.without_payload` does. The residual is untouched."""
         return self._host.without_payload(kind, round_=round_, previous_skipped=previous_skipped, weight=weight)
 
+    @property
+    def incarnation(self) -> int:
+        """Of this worker, in the headers of its pushes."""
+        return self._host.incarnation
+
+    @incarnation.setter
+    def incarnation(self, incarnation: int) -> None:
+        self._host.incarnation = incarnation
+
     @torch.no_grad()
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[n], with what was taken back, or None if there is none. Waits for the device."""

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from typing_extensions import Buffer
 
 from ps_accordion.codecs.base import FloatVector, Payload
-from ps_accordion.errors import TooManySkips, UsageError
+from ps_accordion.errors import RunAborted, TooManySkips, UsageError
 from ps_accordion.layout import Key, Layout, Slice
 from ps_accordion.wire import messages as m
 
 from .coder import Pushed
 from .memory import Gradient
-from .rounds import Decide, Decode, Rounds
+from .rounds import Decide, Decode, Rounds, Standing
 
 if TYPE_CHECKING:
     from .client import Client
@@ -52,6 +52,8 @@ class Open:
     weight: float
     gradients: dict[int, Any] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
+    out: bool = False
+    """Whether this worker was out of the run when it began: nothing is encoded, and the step is lost."""
 
     def part_of(self, key: Key) -> tuple[int, float]:
         """Return which of a key's slices have a gradient, as bits, and what they count for in the mean."""
@@ -65,6 +67,8 @@ class Coder(Protocol):
     """What every coder of a key has, wherever the gradients lie."""
 
     key: Key
+    incarnation: int
+    """Of this worker, in the headers of its pushes."""
 
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""
@@ -94,6 +98,11 @@ class Exchange(ABC):
         self.number = number
         self.layout = layout
         self.rounds = Rounds(number, layout, client.settings)
+        self.behind = False
+        """Whether this worker has to take over where the others stand before it can take part in a round."""
+        self.starting = False
+        """Whether it has yet to fetch the parameters that training starts from."""
+        self._decodes = 0
         self._decided = decided
         self._keys_of: dict[int, list[tuple[Key, Slice]]] = {index: [] for index in range(len(layout.tensors))}
         for key in layout.keys:
@@ -145,7 +154,7 @@ class Exchange(ABC):
         """
         now = time.perf_counter()
         if self._open is None:
-            self._open = Open([len(key.slices) for key in self.layout.keys], self.weight)
+            self._open = Open([len(key.slices) for key in self.layout.keys], self.weight, out=self.rounds.out or self.behind)
             self._timing = Timing()
         current = self._open
         if tensor in current.gradients:
@@ -154,6 +163,10 @@ class Exchange(ABC):
         if used:
             current.used.add(tensor)
         self._timing.last_gradient = now
+        if current.out:
+            if len(current.gradients) == len(self.layout.tensors):
+                self.client.call(self._step_over)
+            return
         for key, _ in self._keys_of[tensor]:
             current.waiting[key.number] -= 1
             if not current.waiting[key.number]:
@@ -166,7 +179,7 @@ class Exchange(ABC):
             began = time.perf_counter()
             self._decode(key, decode, current)
             seconds = time.perf_counter() - began
-            self.client.call(lambda: self._on_decoded(key.number, seconds))
+            self.client.call(lambda: self._on_decoded(decode, seconds))
 
         return work
 
@@ -184,6 +197,8 @@ class Exchange(ABC):
                 why="switch",
             )
         self.client.carry(self.rounds.pushed(pushed.message, pushed.payload, time.monotonic()))
+        if self.rounds.out:
+            self._try_decide()
 
     def on_result(self, result: m.Result, frames: Sequence[Buffer]) -> None:
         """Take in a result."""
@@ -193,18 +208,22 @@ class Exchange(ABC):
             return
         self.client.record.result(decode.result, decode.payload)
         if self._open is None:  # idle: nobody wants the aggregate
-            self.rounds.decoded(decode.key)
+            self.rounds.decoded(decode)
             self._try_decide()
             return
+        self._decodes += 1
         key = self.layout.keys[decode.key]
         self.client.codecs.submit(decode.key, self._decoding(key, decode, self._open))
 
-    def _on_decoded(self, key: int, seconds: float) -> None:
+    def _on_decoded(self, decode: Decode, seconds: float) -> None:
+        self._decodes -= 1
         self._timing.decode += seconds
-        self.rounds.decoded(key)
+        self.rounds.decoded(decode)
         self._try_decide()
 
     def _try_decide(self) -> None:
+        if self.rounds.out and self._decodes:
+            return  # what is still being written belongs to a round that is lost to us: not into the gradients of the next
         round_ = self.rounds.round
         try:
             decision = self.rounds.decide()
@@ -217,12 +236,52 @@ class Exchange(ABC):
             self._take_back(push, payload)
         if decision.kind == "SKIP":
             self._note_skip(round_)
+        self._end(decision)
+
+    def _end(self, decision: Decide) -> None:
         self._open = None
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
         self._decided(decision, self._timing)
         if self.rounds.idle is not None and not self.rounds.ended:
             self._push_idle()
+
+    def _step_over(self) -> None:
+        """End a round that began when this worker was out already."""
+        self._end(Decide(self.rounds.round, "SKIP", (0,) * len(self.layout.keys), (), None, out=True))
+
+    # ------------------------------------------------------------ views
+
+    def on_view(self, view: m.View, now: float, *, member: bool) -> None:
+        """Obey a view.
+
+        Args:
+            view: Newer than the last one.
+            now: The time.
+            member: Whether it names this worker.
+
+        Raises:
+            RunAborted: It does not, while this worker waits in `join`.
+        """
+        was_out = self.rounds.out
+        self.rounds.on_view(view, now, member=member)
+        if member or was_out:
+            return
+        self.behind = True
+        if self.rounds.idle == "JOINED":
+            raise RunAborted("this worker was taken out of the run while it waited in join(), and cannot come back into that")
+        if self.rounds.idle == "EMPTY":
+            self.rounds.ended = True  # it had finished: there is nothing that it would come back for
+        else:
+            self._try_decide()
+
+    def admit(self, standing: Standing, incarnation: int) -> None:
+        """Go on where the others stand; see `Rounds.admit`."""
+        for push, payload in self.rounds.admit(standing, incarnation):
+            self._take_back(push, payload)
+        for coder in self.coders:
+            coder.incarnation = incarnation
+        self.behind = False
 
     def _note_skip(self, round_: int) -> None:
         self.client.events.write(event="skip", layout=self.number, round=round_)

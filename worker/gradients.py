@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ps_accordion.errors import RunAborted, UsageError
 from ps_accordion.layout import Tensor
 
+from . import snapshot
 from .accumulation import Accumulation
 from .base import BaseSession
 from .buffers import Buffers
@@ -71,6 +72,7 @@ class Gradients:
         rows = [_row(name, parameter) for name, parameter in named]
         if self._buffers is not None:
             rows.append(self._buffers.row)
+        self._before_forward: dict[str, torch.Tensor] | None = None
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._round = _Round()
@@ -84,6 +86,8 @@ class Gradients:
             self._buffers.agree()
         self._accumulation = Accumulation(ddp, self.parameters, over=lambda: session.closed)
         self.tracked.settled = lambda: _is_settled(me)
+        self.tracked.take = lambda: _take(me)
+        self.tracked.apply = lambda state: _call(me, "_apply", state)
         session.on_failure(lambda error: _call(me, "_on_failure", error))
         session.training.trains(self.parameters)
         self.tracked.rate = lambda: _rate_of(me)
@@ -109,6 +113,22 @@ class Gradients:
         """Take the buffers as they are now for what all workers have."""
         if self._buffers is not None:
             self._buffers.agree()
+
+    def entering(self) -> None:
+        """Take part in the run, before a forward that trains; remember what the forward is about to change."""
+        self._session.take_part()
+        module = self.module
+        if self._before_forward is None and module is not None:
+            # Counters of batches, say. Whoever joins in this round runs a forward of its own.
+            moving = self._buffers.agreed if self._buffers is not None else {}
+            self._before_forward = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in moving}
+
+    def _apply(self, state: bytes) -> None:
+        """Take over the state that another worker has, with which the open round begins."""
+        if self.module is not None:
+            self.settle()
+            snapshot.apply(state, self.module, self._session.training)
+            self.agree()
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which backward keeps its gradients here."""
@@ -215,7 +235,7 @@ class Gradients:
     @torch.no_grad()
     def _set_gradients(self) -> None:
         """Make `p.grad` what the module promises, in every worker."""
-        current, self._round = self._round, _Round()
+        current, self._round, self._before_forward = self._round, _Round(), None
         used_here, bases = self._accumulation.finish()
         if current.decision is None:
             return
@@ -308,6 +328,18 @@ def _refuse_shared(named: list[tuple[str, nn.Parameter]], others: "list[Gradient
             f"parameter {name!r} belongs to another wrapped model of this session, whose rounds would overwrite its gradient; "
             "wrap one module that holds both models"
         )
+
+
+def _take(me: weakref.ref[Gradients]) -> bytes:
+    """Return the state after the last round, also in the middle of the next."""
+    gradients = me()
+    module = gradients.module if gradients is not None else None
+    if gradients is None or module is None:
+        return b""
+    instead = dict(gradients._before_forward or {})
+    if gradients._buffers is not None:
+        instead |= gradients._buffers.agreed
+    return snapshot.take(module, gradients._session.training, instead=instead)
 
 
 def _rate_of(me: weakref.ref[Gradients]) -> float:

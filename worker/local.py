@@ -179,6 +179,8 @@ class _Following:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.settled: Callable[[], bool] = lambda: True
+        self.take: Callable[[], bytes] = lambda: b""
+        self.apply: Callable[[bytes], None] = lambda _: None
         self.rate: Callable[[], float] = lambda: math.nan
         self.batch_multiplier = 1
 

@@ -1,7 +1,10 @@
 """How a worker becomes a member and stays one: a state machine.
 
-    joining ──welcome──> waiting for the view ──view──> greeting the servers ──all answered──> in
-       └── refused, aborted, or nobody answers ──> failed
+    joining ──welcome──> waiting for a view ──view──> greeting the servers ──all answered──> in ──a view without it──> out
+       └── refused, aborted, or nobody answers ──> failed                                       ^──view──  joining anew <──┘
+
+A worker that comes when the run has begun sees a view that does not name it, and asks for a place when its script is about to
+train. One that was taken out, because it was silent for too long, does the same under a new incarnation.
 
 Every step is repeated until the other side shows that it knows.
 """
@@ -42,6 +45,7 @@ class Connect:
 class _Declared:
     layout: Layout
     ready: bool = False
+    begun: bool = False
 
 
 class Membership:
@@ -53,9 +57,10 @@ class Membership:
         slot: The rank that it asks for; -1 for any.
         token: Tells this process from all others.
         now: The time.
+        restart: How often whoever started this process has started it again.
     """
 
-    def __init__(self, settings: Settings, *, terms: dict[str, Any], slot: int, token: str, now: float) -> None:
+    def __init__(self, settings: Settings, *, terms: dict[str, Any], slot: int, token: str, now: float, restart: int = 0) -> None:
         self.settings = settings
         self.slot = slot
         self.incarnation = -1
@@ -64,18 +69,25 @@ class Membership:
         self.progress: list[tuple[int, int, int]] = []
         """Round and plan version by layout, for the sign of life; the loop keeps it current."""
         self.synced = True
-        """Whether this worker has the parameters that it is to start from; the loop keeps it current."""
+        """Whether this worker has the state after the last round; the loop keeps it current."""
+        self.waits = -1
+        """Layout whose round has been pushed and is awaited; the loop keeps it current."""
+        self.wants_in = False
+        """Whether the script is about to train, and this worker is in no view."""
         self.busy = ""
         """What this worker does instead of training; empty while it trains."""
         self.leaving: m.Leave | None = None
         self.gone = False
         self._terms = terms
         self._token = token
+        self._restart = restart
         self._born = now
         self._heard = now
         self._repeat = now
         self._beat = now
         self._to_greet: set[str] = set()
+        self._links: dict[str, str] = {}
+        self._was_member = False
 
     @property
     def joined(self) -> bool:
@@ -84,8 +96,13 @@ class Membership:
 
     @property
     def inside(self) -> bool:
-        """Whether a view names it and all servers have answered."""
+        """Whether it knows a view, and all servers have answered."""
         return self.view is not None and not self._to_greet
+
+    @property
+    def member(self) -> bool:
+        """Whether the last view names it."""
+        return self.view is not None and self.joined and (self.slot, self.incarnation) in self.view.members
 
     # ------------------------------------------------------------ in
 
@@ -112,6 +129,7 @@ class Membership:
             case m.Ready() if message.layout in self.layouts:
                 declared = self.layouts[message.layout]
                 declared.ready = declared.layout.digest == message.digest
+                declared.begun = message.begun
             case m.Abort():
                 self.gone = True
                 if self.leaving is None:
@@ -141,13 +159,13 @@ class Membership:
     def _on_view(self, view: m.View) -> list[Send | Connect]:
         if self.view is not None and view.p <= self.view.p:
             return []
-        first = self.view is None
         self.view = view
+        self._was_member = self._was_member or self.member
         links = {server_name(number, self.settings): address for number, _, address in view.shards}
-        if not first:
-            return []
-        self._to_greet = set(links)
-        return [Connect(name, address) for name, address in links.items()]
+        moved = {name: address for name, address in links.items() if self._links.get(name) != address}
+        self._links = links
+        self._to_greet = self._to_greet & links.keys() | moved.keys()
+        return [Connect(name, address) for name, address in moved.items()]
 
     def _bye(self) -> list[Send | Connect]:
         # It may be lost: the coordinator then waits a little longer before it ends.
@@ -159,6 +177,21 @@ class Membership:
         """Announce a layout, until the coordinator says that all hold it."""
         self.layouts[number] = _Declared(layout)
         self._repeat = 0.0  # now
+
+    def ask_in(self, token: str, now: float) -> None:
+        """Ask for a place in the next view; as a new incarnation, if this one was taken out.
+
+        Args:
+            token: Tells this attempt from all others.
+            now: The time.
+        """
+        self.wants_in = True
+        self._beat = 0.0
+        if self._was_member and not self.member:
+            self._was_member = False
+            self.incarnation, self._token, self._born = -1, token, now
+            self._repeat = 0.0
+            self._to_greet = set(self._links)  # servers tell members apart by what they were greeted as
 
     def say_busy(self, what: str) -> None:
         """Say what this worker does instead of training; it travels with the next sign of life, which is due now."""
@@ -185,13 +218,18 @@ class Membership:
         if self.joined and now >= self._beat:
             self._beat = now + self.settings.timeouts.heartbeat
             view = self.view.p if self.view is not None else -1
-            alive = m.Alive(self.slot, self.incarnation, view, self.progress, self.synced, self.leaving is not None, self.busy)
+            if self.member:
+                self.wants_in = False
+            alive = m.Alive(
+                self.slot, self.incarnation, view, self.progress, self.synced, self.leaving is not None, self.busy,
+                self.wants_in, self.waits,
+            )  # fmt: skip
             out.append(Send((COORDINATOR,), alive))
         return out
 
     def _repeats(self) -> list[Send]:
         if not self.joined:
-            return [Send((COORDINATOR,), m.Join(self._token, self.slot, self._terms))]
+            return [Send((COORDINATOR,), m.Join(self._token, self.slot, self._terms, self._restart))]
         if self.leaving is not None:
             return [Send((COORDINATOR,), self.leaving)]
         greetings = tuple(sorted(self._to_greet))

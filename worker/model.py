@@ -7,6 +7,7 @@ nothing; a communication hook hands every bucket to the session. What becomes of
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,6 +96,7 @@ class DistributedModel(DistributedDataParallel):
         """Run the model."""
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._parameter_set.check()
+            self._gradients.entering()
         return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]  # torch has no hints here
 
     @contextlib.contextmanager
@@ -150,7 +152,23 @@ def attach(model: DistributedDataParallel, *, session: BaseSession | None = None
     if not isinstance(model, DistributedDataParallel):
         raise UsageError(f"expected a DistributedDataParallel, got {type(model).__name__}; wrap the model with DistributedModel")
     refuse_models(model.module, own_group=True)
+    session = session if session is not None else current()
     # The model keeps it alive; it holds the model weakly.
-    object.__setattr__(
-        model, "_ps_accordion", Gradients(model, session if session is not None else current(), state=None, buffers=None)
-    )
+    gradients = Gradients(model, session, state=None, buffers=None)
+    object.__setattr__(model, "_ps_accordion", gradients)
+    model.register_forward_pre_hook(_Entering(gradients))
+
+
+class _Entering:
+    """Takes part before a forward that trains. A class, because a model that is copied or pickled takes its hooks along."""
+
+    def __init__(self, gradients: Gradients | None = None) -> None:
+        self._gradients = weakref.ref(gradients) if gradients is not None else None
+
+    def __call__(self, *_: object) -> None:
+        gradients = self._gradients() if self._gradients is not None else None
+        if gradients is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients.entering()
+
+    def __reduce__(self) -> tuple[type[_Entering], tuple[()]]:
+        return _Entering, ()

@@ -9,6 +9,7 @@ to the end of their data, and EMPTY where it has finished, round after round, un
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,17 +22,19 @@ from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, TooManySkips, UsageError, WireError
 from ps_accordion.layout import Key, Layout
 from ps_accordion.regimes.base import Choice, Plan
-from ps_accordion.regimes.plan import decode_plan
+from ps_accordion.regimes.plan import decode_plan, encode_plan
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 from ps_accordion.wire.framing import join_frames
 
 from .coder import coding_of
 
-__all__ = ["Decide", "Decode", "Rounds", "server_name"]
+__all__ = ["Decide", "Decode", "Rounds", "Standing", "server_name"]
 
 ASK_BACKOFF, ASK_MOST = 2.0, 10.0
 """A worker that waits for a slow one asks less and less often: after 1, 2, 4, 8, 10, 10 ... times `timeouts.resend`."""
+SKIPS_KEPT = 64
+"""Skipped rounds that are remembered, for workers that come back: who was out for longer has no open push any more."""
 EXACT_BITS = 32.0
 """Who asks for dense float32 wants sums without rounding, in small tensors too."""
 
@@ -60,6 +63,7 @@ class Decide:
         used: Used bits of each key: what any worker had a gradient for.
         take_back: Pushes whose payload returns to the residual, because the round was skipped.
         plan: The plan that held in this round; None where none did.
+        out: Whether this worker was taken out of the run before it knew what became of the round: to it alone it is a SKIP.
     """
 
     round: int
@@ -67,6 +71,28 @@ class Decide:
     used: tuple[int, ...]
     take_back: tuple[tuple[m.Push, Payload], ...]
     plan: Plan | None = None
+    out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a layout's rounds stand, beside the model: what whoever joins in the middle must know.
+
+    Attributes:
+        round: The open round.
+        previous_skipped: Whether the round before was skipped.
+        skipped_in_a_row: How many were, up to that one.
+        lead: Lowest slot that trained in the round before.
+        skipped: Numbers of rounds that were skipped lately.
+        plan: The plan in force, as bytes; empty where there is none.
+    """
+
+    round: int = 0
+    previous_skipped: bool = False
+    skipped_in_a_row: int = 0
+    lead: int | None = None
+    skipped: tuple[int, ...] = ()
+    plan: bytes = b""
 
 
 @dataclass
@@ -97,6 +123,10 @@ class Rounds:
         self.idle: Literal["JOINED", "EMPTY"] | None = None
         """What this worker pushes in every round from now on, because it has no gradients; None while it trains."""
         self.ended = False
+        self.out = False
+        """Whether this worker has been taken out of the run, and has not been let in again."""
+        self.skipped: collections.deque[int] = collections.deque(maxlen=SKIPS_KEPT)
+        self._left: list[tuple[m.Push, Payload | None]] = []
         self._lead: int | None = None
         self.view: m.View | None = None
         self._sent: dict[int, _Sent] = {}
@@ -143,14 +173,21 @@ class Rounds:
         """Send a push and keep it until its result is there."""
         wait = self.settings.timeouts.resend
         self._sent[push.key] = _Sent(push, payload, now + wait, wait)
-        return [self._send(self._sent[push.key])]
+        return [] if self.out else [self._send(self._sent[push.key])]
 
     def _send(self, sent: _Sent) -> Send:
         shard = self.layout.keys[sent.push.key].shard
         return Send((server_name(shard, self.settings),), sent.push, () if sent.payload is None else (sent.payload.data,))
 
+    @property
+    def waits(self) -> bool:
+        """Whether everything of the open round has been pushed, and its results are awaited."""
+        return len(self._sent) == len(self.layout.keys) and not self.ended
+
     def tick(self, now: float) -> list[Send]:
         """Ask after pushes that have had no result for too long."""
+        if self.out:
+            return []
         late: dict[int, list[int]] = {}
         longest = ASK_MOST * self.settings.timeouts.resend
         example: m.Push | None = None
@@ -172,7 +209,7 @@ class Rounds:
 
     def on_missing(self, missing: m.Missing, now: float) -> list[Send]:
         """Send again what a shard says it lacks."""
-        if missing.round != self.round:
+        if missing.round != self.round or self.out:
             return []
         again = [self._sent[key] for key in missing.keys if key in self._sent and key not in self._results]
         for sent in again:
@@ -187,7 +224,7 @@ class Rounds:
         Raises:
             WireError: The result does not fit the layout, or its payload is not safe to decode.
         """
-        if self.ended or result.round != self.round or result.key not in self._sent or result.key in self._results:
+        if self.ended or self.out or result.round != self.round or result.key not in self._sent or result.key in self._results:
             return None
         if not self._may_count(result):
             return None
@@ -217,9 +254,66 @@ class Rounds:
         cut, previous_epoch = self.view.cut_of(self.number)
         return result.epoch == (self.view.p if self.round >= cut else previous_epoch)
 
-    def decoded(self, key: int) -> None:
-        """Note that a key's result has been decoded."""
-        self._decoded.add(key)
+    def decoded(self, decode: Decode) -> None:
+        """Note that a key's result has been decoded, unless a view has taken that result back meanwhile."""
+        if self._results.get(decode.key) is decode.result:
+            self._decoded.add(decode.key)
+
+    # ------------------------------------------------------------ views
+
+    def on_view(self, view: m.View, now: float, *, member: bool) -> None:
+        """Obey a view: results that do not count under it are dropped, and what has no result is asked after at once.
+
+        Args:
+            view: The view, newer than the last one.
+            now: The time.
+            member: Whether it names this worker.
+        """
+        self.view = view
+        if not member:
+            self.out = True
+            return
+        for key in [key for key, result in self._results.items() if not self._may_count(result)]:
+            del self._results[key]
+            self._decoded.discard(key)
+            if key == 0:
+                self._next_plan = None
+        for key, sent in self._sent.items():
+            if key not in self._results:
+                sent.due, sent.wait = now, self.settings.timeouts.resend
+
+    @property
+    def standing(self) -> Standing:
+        """Where this worker stands, for one that joins."""
+        plan = b"" if self.plan is None else encode_plan(self.plan)
+        return Standing(self.round, self.previous_skipped, self.skipped_in_a_row, self.lead, tuple(self.skipped), plan)
+
+    def admit(self, standing: Standing, incarnation: int) -> tuple[tuple[m.Push, Payload], ...]:
+        """Go on where the others stand, in a view that names this worker.
+
+        Args:
+            standing: What the donor said.
+            incarnation: Of this worker now.
+
+        Returns:
+            Payloads that return to the residual: what this worker pushed when it was taken out, and nobody counted.
+        """
+        assert self.view is not None
+        self.round, self.previous_skipped = standing.round, standing.previous_skipped
+        self.skipped_in_a_row, self._lead = standing.skipped_in_a_row, standing.lead
+        self.skipped = collections.deque(standing.skipped, maxlen=SKIPS_KEPT)
+        self.plan = decode_plan(standing.plan, len(self.layout.tensors)) if standing.plan else None
+        cuts = {(slot, then): cut for slot, then, layout, cut in self.view.removed if layout == self.number}
+        back = tuple(
+            (push, payload)
+            for push, payload in self._left
+            if payload is not None
+            and (push.round >= cuts.get((push.slot, push.incarnation), 0) or push.round in self.skipped)
+            and not self.layout.keys[push.key].buffer
+        )
+        self._left, self._next_plan, self.out = [], None, False
+        self._sent, self._results, self._decoded = {}, {}, set()
+        return back
 
     def decide(self) -> Decide | None:
         """Decide the round if every key's result is in hand, and go on to the next.
@@ -228,6 +322,8 @@ class Rounds:
             TooManySkips: More rounds in a row were skipped than `skip.limit` allows.
             UsageError: Others wait for the state that only this worker has, and it has left its session.
         """
+        if self.out:
+            return self._step_out()
         if self.ended or len(self._decoded) < len(self.layout.keys):
             return None
         kinds = {result.kind for result in self._results.values()}
@@ -253,6 +349,8 @@ class Rounds:
         decision = Decide(self.round, kind, used, take_back, self._plan_in_force())
         if self._next_plan is not None:
             self.plan, self._next_plan = self._next_plan, None
+        if skip:
+            self.skipped.append(self.round)
         self.previous_skipped = skip
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skip else 0
         if self.skipped_in_a_row >= self.settings.skip.limit:
@@ -264,3 +362,11 @@ class Rounds:
         self.round += 1
         self._sent, self._results, self._decoded = {}, {}, set()
         return decision
+
+    def _step_out(self) -> Decide | None:
+        """End the open round of a worker that is out, once backward has handed over all of it."""
+        if not self.waits:
+            return None
+        self._left += [(sent.push, sent.payload) for sent in self._sent.values()]
+        self._sent, self._results, self._decoded, self._next_plan = {}, {}, set(), None
+        return Decide(self.round, "SKIP", (0,) * len(self.layout.keys), (), self._plan_in_force(), out=True)

@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
-from ps_accordion.errors import PsAccordionError, UsageError
+from ps_accordion.errors import PsAccordionError, RunAborted, UsageError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
@@ -23,11 +24,13 @@ from ps_accordion.wire.transport import Transport
 
 from .base import BaseSession, Exchanging
 from .client import Client
+from .handover import packed, unpacked
 from .interrupt import Interrupts
+from .member import Membership
 from .meter import Counters, Meter
 from .own_state import load_residuals, residuals_of
 from .record import Record
-from .rounds import Decide
+from .rounds import Decide, Standing
 from .tracked import Tracked
 from .transfer import START, Blob, Donor, Joiner, StateBytes
 
@@ -45,19 +48,23 @@ class Session(BaseSession):
         rank: The rank to ask for; -1 for any.
         threads: Codec threads.
         transport: Sockets to use, for tests; None makes new ones.
+        restart: How often whoever started this process has started it again.
 
     Raises:
         Unreachable: No coordinator answered, or others did not join, within `timeouts.join`.
         JoinRefused: The coordinator said no.
     """
 
-    def __init__(self, settings: Settings, *, rank: int, threads: int, transport: Transport | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, rank: int, threads: int, transport: Transport | None = None, restart: int = 0
+    ) -> None:
         super().__init__()
-        self._client = Client(settings, slot=rank, threads=threads, transport=transport)
+        self._client = Client(settings, slot=rank, threads=threads, transport=transport, restart=restart)
         self.meter = Meter(self._client)
         self._exchanges: list[Tracked] = []
         self._client.on_tick(self._tick)
         self._client.on_heard(self._heard)
+        self._client.on_wanted(self._wanted)
         self._names: dict[str, Tracked] = {}
         self._interrupts = Interrupts(self._client)
         try:
@@ -136,9 +143,11 @@ class Session(BaseSession):
                 f"push_pull({name!r}): expected a contiguous float32 tensor on the CPU, got {tensor.dtype} on {tensor.device} "
                 f"with strides {tensor.stride()}; call .float().cpu().contiguous()"
             )
+        self.take_part()
         tracked = self._names.get(name)
         if tracked is None:
             tracked = self._names[name] = self.open_layout([Tensor(name, tuple(tensor.shape), "float32")])
+            self.take_part()
         flat = tensor.detach().reshape(-1).numpy()
         tracked.add(0, flat)
         if tracked.wait() == "SKIP":
@@ -203,13 +212,16 @@ class Session(BaseSession):
         if state is not None and self.is_donor:
             # Before the others can know that the layout is ready, and ask.
             self._offer(Donor(number, START, state), number)
+        tracked.exchange.starting = state is not None and not self.is_donor
         self._client.open(number, layout, tracked.exchange)
+        tracked.start = state if tracked.exchange.behind else None
         self._exchanges.append(tracked)
-        if state is not None and not self.is_donor:
+        if state is not None and not self.is_donor and not tracked.exchange.behind:
             view = self._client.membership.view
             assert view is not None
             self._fetch(number, START, state, view.donor)
             state.write_back()
+        tracked.exchange.starting = False
         return tracked
 
     @property
@@ -229,26 +241,96 @@ class Session(BaseSession):
 
     def hand_out(self, exchange: int, blob: bytes) -> None:
         """Keep `blob` for those who ask for the state after the join that was just decided, until the next round is."""
-        self._offer(Donor(exchange, self._exchanges[exchange].last_round, Blob(blob)), exchange)
+        tracked = self._exchanges[exchange]
+        state = Blob(packed(tracked.exchange.rounds.standing, blob))
+        self._offer(Donor(exchange, tracked.last_round, state), exchange)
 
     def fetch(self, exchange: int, donor: int) -> bytes:
         """Return what `donor` handed out after the join that was just decided."""
         blob = Blob()
         self._fetch(exchange, self._exchanges[exchange].last_round, blob, donor)
-        return blob.bytes()
+        return unpacked(blob.bytes())[1]
 
     def _offer(self, donor: Donor, number: int) -> None:
         self._client.call(lambda: self._client.donors.__setitem__(number, donor))
 
-    def _fetch(self, number: int, round_: int, state: StateBytes | Blob, donor: int) -> None:
+    def _fetch(self, number: int, round_: int, state: StateBytes | Blob, donor: int) -> bool:
+        """Fetch a state; return whether all of it has come, before this worker was taken out of the run."""
         client = self._client
-        joiner = Joiner(number, round_, state, self.settings, (self.slot, client.membership.incarnation), donor)
+        membership = client.membership
+        incarnation = membership.incarnation
+        joiner = Joiner(number, round_, state, self.settings, (self.slot, incarnation), donor)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
-        while progress := joiner.progress:
+        while (progress := joiner.progress) and membership.member:
             # Every part that comes is a sign of life: a large model over a slow link may take longer in all.
-            moved = functools.partial(_has_moved, joiner, progress)
+            moved = functools.partial(_has_moved, joiner, progress, membership)
             client.wait(moved, f"the next part of worker {donor}'s parameters", self.settings.timeouts.join)
         client.call(lambda: client.joiners.__delitem__(number))
+        return not joiner.progress
+
+    def take_part(self) -> None:
+        """Come into the run's rounds where they stand, if this worker came late or was taken out; see `BaseSession.take_part`."""
+        client = self._client
+        if self.closed or not client.behind:
+            return
+        if self.local is not None:
+            raise RunAborted("this worker was taken out of the run, and workers of several processes cannot come back yet")
+        began = time.monotonic()
+        while client.behind:
+            if not client.membership.member:
+                client.ask_in()
+            client.wait(lambda: client.membership.member and client.membership.inside, "a place in the run")
+            for tracked in self._exchanges:
+                if tracked.exchange.behind:
+                    self._catch_up(tracked)
+        rounds = [tracked.exchange.rounds.round for tracked in self._exchanges]
+        waited = round(time.monotonic() - began, 3)
+        client.events.write(event="took part", incarnation=client.membership.incarnation, rounds=rounds, waited_s=waited)
+
+    def _catch_up(self, tracked: Tracked) -> None:
+        """Take over the state of one layout, and go on in the round with which this worker's view begins.
+
+        Nothing has happened where this worker was taken out of the run again meanwhile.
+        """
+        client, exchange = self._client, tracked.exchange
+        membership = client.membership
+        incarnation, view = membership.incarnation, membership.view
+        assert view is not None
+        cut, _ = view.cut_of(exchange.number)
+        standing = Standing()
+        if cut > 0:
+            blob = Blob()
+            if not self._fetch(exchange.number, cut - 1, blob, view.donor):
+                return
+            standing, model = unpacked(blob.bytes())
+            tracked.apply(model)
+        elif tracked.start is not None:
+            if not self._fetch(exchange.number, START, tracked.start, view.donor):
+                return
+            tracked.start.write_back()
+        tracked.start = None
+
+        def admit() -> None:
+            # The view may have changed while the state came, but who is still in it has missed no round.
+            if membership.member and membership.incarnation == incarnation:
+                exchange.admit(standing, incarnation)
+            admitted.set()
+
+        admitted = threading.Event()
+        client.call(admit)
+        while not admitted.wait(1.0):
+            if client.error is not None:
+                raise client.error
+
+    @property
+    def first_step(self) -> int:
+        """The step at which this worker begins: the open round of its first model, where the others stand."""
+        self.take_part()
+        return self._exchanges[0].exchange.rounds.round if self._exchanges else 0
+
+    def _wanted(self, get: m.Get) -> None:
+        if get.donor == self.slot and get.layout < len(self._exchanges):
+            self._exchanges[get.layout].wanted(get)
 
     def _tick(self) -> None:
         for tracked in self._exchanges:
@@ -351,5 +433,5 @@ class Session(BaseSession):
         self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)
 
 
-def _has_moved(joiner: Joiner, progress: tuple[int, ...]) -> bool:
-    return joiner.progress != progress
+def _has_moved(joiner: Joiner, progress: tuple[int, ...], membership: Membership) -> bool:
+    return joiner.progress != progress or not membership.member

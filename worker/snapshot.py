@@ -7,7 +7,7 @@ no tensor stands in it as JSON, as far as `plain.py` can carry it; functions and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,17 +24,18 @@ __all__ = ["apply", "take"]
 VALUES = "values"
 
 
-def take(module: nn.Module, training: Training) -> bytes:
+def take(module: nn.Module, training: Training, *, instead: Mapping[str, torch.Tensor] | None = None) -> bytes:
     """Return the state of a model and of what steps it, as bytes.
 
     Args:
         module: The model.
         training: All that the session knows of; optimizers of other models are left out.
+        instead: Tensors that stand for buffers of these names, which may be about to change.
     """
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
     for name, tensor in _named(module):
-        tensors[f"model.{name}"] = tensor
+        tensors[f"model.{name}"] = (instead or {}).get(name, tensor)
     for number, stepper in _steppers(module, training):
         for name, value in _optimizer_entries(stepper):
             key = f"optimizer.{number}.{name}"

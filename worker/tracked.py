@@ -18,12 +18,14 @@ from ps_accordion.wire.actions import Send
 
 from .device_exchange import DeviceExchange
 from .exchange import Exchange, Timing
+from .handover import packed
 from .host_exchange import HostExchange
 from .member import COORDINATOR
 from .memory import Gradient
 from .rounds import Decide
 from .streams import streams_of
 from .sums import DeviceSums, HostSums, Sums
+from .transfer import START, Blob, Donor, StateBytes
 from .window import Report, WindowStatistics
 
 if TYPE_CHECKING:
@@ -86,6 +88,15 @@ class Tracked:
         self.settled: Callable[[], bool] = lambda: True
         """Whether what was decided has reached its place; a wrapper knows."""
         self.rate: Callable[[], float] = session.training.rate
+        self.start: StateBytes | None = None
+        """Memory that holds the model's state, where it is not handed over as a blob: before the first round."""
+        self.take: Callable[[], bytes] = lambda: b""
+        """Returns the state after the last round, as bytes, for a worker that joins; a wrapper knows."""
+        self.apply: Callable[[bytes], None] = lambda _: None
+        """Takes over what `take` returned in another worker."""
+        self.asked = START
+        """After which round somebody wants the state; this worker makes it when it has begun the next."""
+        self._making = False
         self._session = session
         self._decided = decided
         self._statistics = WindowStatistics(layout, parse_span(session.settings.regime.window), sums)
@@ -106,6 +117,7 @@ class Tracked:
         """Hand over a gradient; see `Exchange.add`."""
         if not self._begun:
             self._begin_round()
+            self.hand_out()
         if used and not self.layout.tensors[tensor].buffer:
             self._statistics.add(tensor, gradient)
         self.exchange.add(tensor, gradient, used=used)
@@ -207,7 +219,9 @@ class Tracked:
         if self._begun:
             self._begun = False
             skipped = decision.kind == "SKIP"
-            if skipped:
+            if decision.out:
+                self._say_out()
+            elif skipped:
                 self._say_skipped(decision.round)
             report = self._statistics.finish_round(decision.round, rate=self._rate, loss=self._loss, skipped=skipped)
             self._report(report)
@@ -232,6 +246,50 @@ class Tracked:
         )
         send = Send((COORDINATOR,), message, (report.norms.tobytes(),))
         self._session.client.call(lambda: self._reports.__setitem__(report.window, (send, 0.0)))
+
+    # ------------------------------------------------------------ state for who joins
+
+    def hand_out(self) -> None:
+        """Make the state that somebody asked for, if this worker stands right behind the round that it is to be from.
+
+        Called where nothing changes the model: when a round begins, and, on a thread of its own, while one is open. The round
+        cannot be decided without the joiner, which is a member already.
+        """
+        exchange = self.exchange
+        if self.asked <= START or self.asked != self.last_round or exchange.behind or self._making:
+            return
+        known = self._session.client.donors.get(exchange.number)
+        if known is not None and known.round == self.asked:
+            return
+        self._making = True
+        blob = Blob(packed(exchange.rounds.standing, self.take()))
+        donor = Donor(exchange.number, self.asked, blob)
+        self._session.client.call(lambda: self._handed_out(donor))
+
+    def _handed_out(self, donor: Donor) -> None:
+        self._making = False
+        if donor.round == self.last_round:
+            self._session.client.donors[self.exchange.number] = donor
+
+    def wanted(self, get: m.Get) -> None:
+        """Note that somebody asks for the state after a round; on the socket's thread."""
+        self.asked = get.round
+        if get.round == self.last_round and self.exchange.is_open and not self._making:
+            threading.Thread(target=self._hand_out_aside, name="ps-accordion-hand-out", daemon=True).start()
+
+    def _hand_out_aside(self) -> None:
+        try:
+            self.hand_out()
+        except BaseException as error:  # the joiner must not wait for a state that nobody makes
+            self._session.client.fail(error)
+
+    def _say_out(self) -> None:
+        print(
+            "ps-accordion: this worker was silent for too long, and the others have gone on without it; its last step is lost, "
+            "and it takes over their state with the next",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _say_skipped(self, round_: int) -> None:
         """Say once that rounds are skipped: who scales the loss without our knowledge should hear of it here, not from torch."""

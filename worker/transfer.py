@@ -176,16 +176,16 @@ class Donor:
     """
 
     def __init__(self, layout: int, round_: int, state: StateBytes | Blob) -> None:
+        self.round = round_
         self._layout = layout
-        self._round = round_
         self._state = state
 
     def on_get(self, peer: Peer, get: m.Get) -> list[Send]:
         """Answer a request, unless it asks for a state or a part that there is not."""
-        if get.round != self._round or get.part >= self._state.parts:
+        if get.round != self.round or get.part >= self._state.parts:
             return []
         data = self._state.read(get.part)
-        state = m.State(self._layout, self._round, get.part, self._state.parts, self._state.digest, [data.nbytes])
+        state = m.State(self._layout, self.round, get.part, self._state.parts, self._state.digest, [data.nbytes])
         return [Send((peer,), state, (data.data,))]
 
 
@@ -207,7 +207,8 @@ class Joiner:
         self._state = state
         self._settings = settings
         self._member = member
-        self._donor = donor
+        self.donor = donor
+        """Slot of the worker that is asked; a view may name another."""
         self._missing = set(range(state.parts))
         self._asked: dict[int, float] = {}
 
@@ -230,7 +231,7 @@ class Joiner:
         if message.round != self._round:
             return  # an answer to an earlier question
         known = self._state.parts
-        self._state.learn(message, self._donor, self._member[0])
+        self._state.learn(message, self.donor, self._member[0])
         self._missing.update(range(known, self._state.parts))
         if message.part in self._missing:
             self._state.write(message.part, data)
@@ -244,7 +245,7 @@ class Joiner:
         out = []
         for part in sorted(self._missing - self._asked.keys())[: IN_FLIGHT - len(self._asked)]:
             self._asked[part] = now
-            get = m.Get(*self._member, self._donor, self._layout, self._round, part)
+            get = m.Get(*self._member, self.donor, self._layout, self._round, part)
             # Parts go through all servers in turn, so that no one link carries them all.
             out.append(Send((server_name(part % self._settings.num_shards, self._settings),), get))
         return out

@@ -36,7 +36,7 @@ def run(settings: Settings, *, transport: Transport | None = None, listening: Ca
     transport = transport or Transport()
     events = JsonLines.of_role(settings.run.directory, "events", "coordinator")
     try:
-        resolved = transport.listen(address)
+        resolved = transport.listen(address, watch=True)
         if listening is not None:
             listening(resolved)
         events.write(event="start", address=resolved, workers=settings.workers.count, servers=settings.servers.count)
@@ -56,7 +56,9 @@ def _serve(machine: Coordinator, transport: Transport, events: JsonLines) -> int
     while True:
         actions: list[Action] = []
         for arrival in transport.poll(max(0.0, due - time.monotonic())):
-            if arrival.error is not None:
+            if arrival.lost:
+                actions += machine.lost(arrival.peer, time.monotonic())
+            elif arrival.error is not None:
                 actions += machine.garbage(arrival.peer, arrival.error)
             elif arrival.message is not None:
                 actions += machine.handle(arrival.peer, arrival.message, arrival.payload, time.monotonic())
@@ -86,5 +88,7 @@ def _say(note: Note) -> None:
     """Tell people what they would otherwise wait for without knowing."""
     if note.event == "waiting":
         print(f"coordinator: waiting for {note.fields['missing']}, {note.fields['since_s']} s so far", file=sys.stderr)
+    elif note.event == "gone":
+        print(f"coordinator: worker {note.fields['slot']} {note.fields['why']}", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

@@ -1,14 +1,14 @@
 """The coordinator as a state machine: messages and a time in, actions out.
 
-    gathering ──all are in──> running ──all workers left──> ended
-        └──────────── a failure, or somebody silent ──────> aborted
+    gathering ──all are in──> running ──a worker's rounds have ended──> ending ──all have left──> ended
+        └───────── a failure ────┴──────────> aborted
 
 Gathering admits workers and servers in any order; when all are there, view 1 names them and the rounds may begin.
-Every answer may be lost, so everything is repeated until the other side shows that it knows: a join until the welcome, a view
-until the sign of life that carries its number, a plan until every member reports its version.
+A worker that dies, falls silent or is stuck costs the run a new view without it, and the others go on; one that comes back, or
+another in its place, asks for a place and gets a view of its own. What cannot be survived ends the run for all, with its reason.
 
-In this release membership does not change while a run goes on: a process that fails ends the run for all, with its reason.
-The messages and the shards' records already carry views, incarnations and boots.
+Every answer may be lost, so everything is repeated until the other side shows that it knows: a join until the welcome, a freeze
+until the promise, a view until the sign of life that carries its number, a plan until every member reports its version.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from typing_extensions import Buffer
 
 from ..codecs import get
 from ..config import Settings
-from ..errors import LayoutError, RunAborted, WireError
-from ..layout import Layout
+from ..errors import ConfigError, RunAborted, WireError
 from ..regimes import check_settings
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send, Stop
-from ..wire.framing import split_frames
-from .planning import Planner
-from .roster import LayoutEntry, Server, Worker, disagreement
+from .clocks import Progress
+from .layouts import Layouts
+from .roster import Server, Worker, disagreement
+from .views import Views
 
 __all__ = ["Coordinator"]
 
 WAITING_NOTE_S = 10.0
 """How often the log says whom it still waits for."""
+LOST_BEATS = 1.5
+"""Heartbeats that a worker whose connection broke may take to be heard again. One that lives connects anew within 0.05 s."""
 
 
 class Coordinator:
@@ -44,7 +46,7 @@ class Coordinator:
         now: The time at the start, in seconds of any monotonic clock; all later times are of the same clock.
 
     Raises:
-        ConfigError: `[regime]` names no policy or no window.
+        ConfigError: `[regime]` names no policy or no window, or more workers are needed than there are.
         CodecError: `[codec]` names no codec, or a level that it does not have.
     """
 
@@ -53,22 +55,31 @@ class Coordinator:
         check_settings(settings.regime)
         for level in (settings.codec.light, settings.codec.heavy):
             get(settings.codec.name).check_level(level)
+        if settings.workers.minimum > settings.workers.count:
+            raise ConfigError(
+                f"workers.minimum is {settings.workers.minimum}; expected at most workers.count, {settings.workers.count}"
+            )
         self.settings = settings
         self.workers: dict[int, Worker] = {}
         self.servers: dict[int, Server] = {}
-        self.layouts: dict[int, LayoutEntry] = {}
-        self.view: m.View | None = None
+        self.layouts = Layouts(settings)
+        self.views = Views()
+        self.ending = False
+        """Whether some worker's rounds have ended: from here on views do not change."""
         self.over: m.Ended | m.Abort | None = None
         self._known: dict[str, Peer] = {}
         self._incarnations = 0
         self._born = now
         self._noted = now
+        self._short_since = math.inf
+        self._progress = Progress(settings.timeouts)
         self._stop_at = math.inf
         self._handlers: dict[type[m.Message], Callable[..., list[Action]]] = {
             m.Join: self._on_join,
             m.Declare: self._on_declare,
             m.Alive: self._on_alive,
             m.ServerAlive: self._on_server,
+            m.Frozen: self._on_frozen,
             m.Report: self._on_report,
             m.Rate: self._on_rate,
             m.Leave: self._on_leave,
@@ -78,10 +89,17 @@ class Coordinator:
 
     @property
     def phase(self) -> str:
-        """`gathering`, `running`, `ended` or `aborted`."""
+        """`gathering`, `running`, `ending`, `ended` or `aborted`."""
         if self.over is not None:
             return "ended" if isinstance(self.over, m.Ended) else "aborted"
+        if self.ending:
+            return "ending"
         return "gathering" if self.view is None else "running"
+
+    @property
+    def view(self) -> m.View | None:
+        """The last view; None before the first."""
+        return self.views.view
 
     # ------------------------------------------------------------ in
 
@@ -98,6 +116,13 @@ class Coordinator:
         """Take in frames that are no message of this protocol: say so to the sender, who sees both versions."""
         return [Note("garbage", {"reason": str(error)}), Send((peer,), m.Refused("", str(error)))]
 
+    def lost(self, peer: Peer, now: float) -> list[Action]:
+        """Note that a connection broke. A process that lives is heard again at once; a dead one is not."""
+        for worker in self.workers.values():
+            if worker.peer == peer:
+                worker.lost = now
+        return []
+
     def tick(self, now: float) -> list[Action]:
         """Look at the clock: who is silent, what has not happened, what is to be said again."""
         if self.over is not None:
@@ -105,38 +130,183 @@ class Coordinator:
                 return [self._stop()]
             return []
         limits = self.settings.timeouts
-        present: list[Worker | Server] = [*self.servers.values()]
-        present += [worker for worker in self.workers.values() if not worker.left]
-        for other in present:
-            if now - other.seen > limits.dead:
-                return self._abort(other.name, f"{other.name} has been silent for {limits.dead:g} s", now)
+        for server in self.servers.values():
+            if now - server.seen > limits.dead:
+                return self._abort(server.name, f"{server.name} has been silent for {limits.dead:g} s", now)
         if self.view is None:
-            missing = self._missing()
-            if now - self._born > limits.join:
-                return self._abort("coordinator", f"waited {limits.join:g} s for all to join; still missing {missing}", now)
-            if now - self._noted > WAITING_NOTE_S:
-                self._noted = now
-                return [Note("waiting", {"missing": missing, "since_s": round(now - self._born)})]
-        return self._pending_plans()
+            return self._gather(now)
+        notes = self._look(now)
+        return notes + self._next(now) + self._pending_plans()
+
+    def _gather(self, now: float) -> list[Action]:
+        limits = self.settings.timeouts
+        for worker in self.workers.values():
+            if now - worker.seen > limits.dead:
+                return self._abort(worker.name, f"{worker.name} has been silent for {limits.dead:g} s", now)
+        missing = self._missing()
+        if now - self._born > limits.join:
+            return self._abort("coordinator", f"waited {limits.join:g} s for all to join; still missing {missing}", now)
+        if now - self._noted > WAITING_NOTE_S:
+            self._noted = now
+            return [Note("waiting", {"missing": missing, "since_s": round(now - self._born)})]
+        return []
+
+    # ------------------------------------------------------------ views
+
+    def _look(self, now: float) -> list[Action]:
+        """Note who is taken for dead, and who is not any more."""
+        limits, notes = self.settings.timeouts, list[Action]()
+        stuck = self._progress.stuck(self._members(), now)
+        for worker in list(self.workers.values()):
+            silent = now - worker.seen
+            if silent > limits.dead:
+                gone = f"has been silent for {limits.dead:g} s"
+            elif now - worker.lost > LOST_BEATS * limits.heartbeat:
+                gone = "has closed its connection"
+            elif worker in stuck:
+                gone = (
+                    f"computes for more than {self._progress.limit(worker):.0f} s while others wait; session.busy() allows that"
+                )
+            else:
+                gone = ""
+            if worker.left or bool(gone) == bool(worker.gone):
+                continue
+            worker.gone = gone
+            if self._is_in(worker):
+                notes.append(
+                    Note("gone" if gone else "back", {"slot": worker.slot, "incarnation": worker.incarnation, "why": gone})
+                )
+            elif gone:
+                del self.workers[worker.slot]  # it has no part in the run yet, or has none any more
+                self.layouts.forget(worker.slot)
+                self._known.pop(worker.name, None)
+        return notes
+
+    def _members(self) -> list[Worker]:
+        """Return the processes that the view names, as far as they have not been replaced."""
+        return [worker for worker in self.workers.values() if self._is_in(worker)]
+
+    def _is_in(self, worker: Worker) -> bool:
+        return self.views.members.get(worker.slot) == worker.incarnation
+
+    def _wanted(self) -> dict[int, int]:
+        """Return who should be in: those who are and live, and who is ready, as long as somebody can hand out the state."""
+        kept = [worker for worker in self._members() if not worker.gone and not worker.left]
+        new = [worker for worker in self.workers.values() if worker.ready and not worker.gone and not self._is_in(worker)]
+        if not any(worker.synced for worker in kept):
+            new = []
+        return {worker.slot: worker.incarnation for worker in (*kept, *new)}
+
+    def _next(self, now: float) -> list[Action]:
+        """Make the next view, if the last one is not as it should be."""
+        if self.ending:
+            return self._all_left(now)
+        proposal, wanted = self.views.proposal, self._wanted()
+        if reason := self._progress.deadlock(self._members(), now):
+            return self._abort("coordinator", reason, now)
+        if wanted == (proposal.members if proposal is not None else self.views.members):
+            self._short_since = math.inf
+            return self._freeze() if proposal is not None else []
+        gone = [worker.name for worker in self._members() if worker.gone]
+        if not any(self.views.members.get(slot) == incarnation for slot, incarnation in wanted.items()):
+            if all(worker.left for worker in self._members()):
+                return self._all_left(now)
+            who = ", ".join(gone) or "every worker"
+            return self._abort(gone[0] if gone else "coordinator", f"{who} is gone, and nobody else has the model's state", now)
+        if self._is_starting(wanted):
+            who = ", ".join(gone)
+            return self._abort(gone[0], f"{who} is gone before all had the parameters that training starts from", now)
+        if len(wanted) < self.settings.workers.minimum:
+            return self._wait_for_more(len(wanted), gone, now)
+        self._short_since = math.inf
+        proposal = self.views.propose(wanted)
+        note = Note("proposal", {"p": proposal.p, "members": sorted(wanted.items())})
+        return [note, *self._freeze()]
+
+    def _is_starting(self, wanted: dict[int, int]) -> bool:
+        """Whether the donor of the first parameters of some model is gone while somebody still fetches them from it."""
+        assert self.view is not None
+        members = self._members()
+        donor = next((worker for worker in members if worker.slot == self.view.donor), None)
+        if donor is None or donor.slot in wanted or all(worker.synced for worker in members if worker.slot in wanted):
+            return False
+        return any(not any(worker.rounds.get(layout) for worker in members) for layout in self.layouts.entries)
+
+    def _wait_for_more(self, there: int, gone: list[str], now: float) -> list[Action]:
+        """Let the rounds stand still until there are workers enough; those that are gone stay in the view."""
+        limits, least = self.settings.timeouts, self.settings.workers.minimum
+        if math.isinf(self._short_since):
+            self._short_since, self._noted = now, -math.inf
+        since = now - self._short_since
+        if since > limits.join:
+            reason = f"only {there} workers for {since:.0f} s, and workers.minimum is {least}; gone: {', '.join(gone)}"
+            return self._abort(gone[0] if gone else "coordinator", reason, now)
+        if now - self._noted > WAITING_NOTE_S:
+            self._noted = now
+            return [Note("waiting", {"missing": f"{', '.join(gone)} (workers.minimum = {least})", "since_s": round(since)})]
+        return []
+
+    def _freeze(self) -> list[Action]:
+        """Ask the shards that have not promised yet."""
+        assert self.views.proposal is not None
+        per_server = self.settings.servers.shards_per_server
+        servers = sorted({number // per_server for number in self.views.missing(self._shards())})
+        return [Send(tuple(self.servers[number].peer for number in servers), m.Freeze(self.views.proposal.p))] if servers else []
+
+    def _on_frozen(self, _peer: Peer, frozen: m.Frozen, _: Sequence[Buffer], now: float) -> list[Action]:
+        self.views.promised(frozen)
+        proposal = self.views.proposal
+        if proposal is None or self.views.missing(self._shards()) or self.ending:
+            return []
+        kept = [worker for worker in self._members() if proposal.members.get(worker.slot) == worker.incarnation]
+        if proposal.members != self._wanted() or not kept:
+            return []  # somebody has come or gone meanwhile: the next look makes a proposal that knows
+        before = self.views.members
+        donor = min(kept, key=lambda worker: (not worker.synced, worker.slot)).slot
+        view = self.views.commit(self._shards(), donor=donor, layouts=self.layouts.opened)
+        removed = sorted(slot for slot, incarnation in before.items() if proposal.members.get(slot) != incarnation)
+        new = sorted(slot for slot, incarnation in proposal.members.items() if before.get(slot) != incarnation)
+        for worker in self._members():
+            worker.since = now
+            worker.ready = False
+        notes: list[Action] = []
+        for layout, cut, _epoch in view.cuts:
+            if new:  # whoever comes has other statistics, or none: all tensors are light until the next check
+                self.layouts.entries[layout].planner.rejoined(sorted(proposal.members), cut)
+                notes += self.layouts.plans(self.layouts.entries[layout], self._members(), self.servers)
+        fields = {"p": view.p, "members": view.members, "cuts": view.cuts, "removed": removed, "new": new, "donor": donor}
+        tell = Send(self._everybody(), view)
+        return [Note("view", fields), tell, *notes, *self.layouts.open(self.views.members, self.servers.values())]
+
+    def _shards(self) -> list[tuple[int, int, str]]:
+        return [(number, boot, server.address) for _, server in sorted(self.servers.items()) for number, boot in server.shards]
 
     # ------------------------------------------------------------ joining
 
     def _on_join(self, peer: Peer, join: m.Join, _: Sequence[Buffer], now: float) -> list[Action]:
         for worker in self.workers.values():
             if worker.token == join.token:
-                worker.peer = peer
-                worker.seen = now
+                worker.peer, worker.seen, worker.lost = peer, now, math.inf
                 return [Send((peer,), self._welcome(worker))]
         reason = self._refusal(join)
+        slot = join.slot if join.slot >= 0 else self._free_slot()
+        if not reason and slot is None:
+            reason = f"the run is full: workers.count = {self.settings.workers.count}, and all of them are in"
         if reason:
             return [Note("refused", {"slot": join.slot, "reason": reason}), _refused(join.token, peer, reason)]
-        free = (slot for slot in range(self.settings.workers.count) if slot not in self.workers)
-        slot = join.slot if join.slot >= 0 else next(free)
+        assert slot is not None
+        holder = self.workers.get(slot)
+        if holder is not None and self._is_suspect(holder, now) and not self._may_replace(holder, join):
+            return []  # it is silent, and may be dead: that turns out before the joiner gives up
+        if holder is not None and not self._may_replace(holder, join):
+            reason = f"rank {slot} is taken by another process of this run; start each worker with its own rank"
+            return [Note("refused", {"slot": join.slot, "reason": reason}), _refused(join.token, peer, reason)]
         self._incarnations += 1
-        worker = Worker(slot, self._incarnations, join.token, peer, now)
+        self.layouts.forget(slot)
+        worker = Worker(slot, self._incarnations, join.token, peer, now, restart=join.restart, since=now)
         self.workers[slot] = worker
         self._known[worker.name] = peer
-        joined: list[Action] = [Note("join", {"slot": slot, "incarnation": worker.incarnation})]
+        joined: list[Action] = [Note("join", {"slot": slot, "incarnation": worker.incarnation, "restart": join.restart})]
         return [*joined, Send((peer,), self._welcome(worker)), *self._begin(now)]
 
     def _refusal(self, join: m.Join) -> str:
@@ -146,11 +316,27 @@ class Coordinator:
             return reason
         if join.slot >= count:
             return f"expected a worker rank of 0 to {count - 1} (workers.count = {count}), got {join.slot}"
-        if join.slot in self.workers:
-            return f"rank {join.slot} is taken by another process of this run; start each worker with its own rank"
-        if self.view is not None or len(self.workers) >= count:
-            return f"the run is full: workers.count = {count}, and all of them are in"
+        if self.ending:
+            return "the run is ending: workers have finished already"
         return ""
+
+    def _free_slot(self) -> int | None:
+        """Return the lowest slot that nobody holds, or whose holder is out of the run for good."""
+        free = (
+            slot
+            for slot in range(self.settings.workers.count)
+            if (holder := self.workers.get(slot)) is None or self._is_out(holder)
+        )
+        return next(free, None)
+
+    def _is_out(self, worker: Worker) -> bool:
+        return self.views.was_removed(worker.slot, worker.incarnation)
+
+    def _is_suspect(self, worker: Worker, now: float) -> bool:
+        return bool(worker.gone) or worker.lost < now or now - worker.seen > 2 * self.settings.timeouts.heartbeat
+
+    def _may_replace(self, holder: Worker, join: m.Join) -> bool:
+        return self._is_out(holder) or bool(holder.gone) or join.restart > holder.restart
 
     def _welcome(self, worker: Worker) -> m.Welcome:
         return m.Welcome(worker.token, worker.slot, worker.incarnation, self.settings.terms())
@@ -180,13 +366,11 @@ class Coordinator:
             actions.append(Note("server", {"server": alive.server, "address": alive.address}))
         known.peer, known.seen = peer, now
         known.layouts = dict(alive.layouts)
-        for entry in self.layouts.values():
-            if not entry.held_by(known):
-                actions.append(self._new_layout(entry, (peer,)))
+        actions += self.layouts.missing_at(known)
         actions += self._begin(now)
         if self.view is not None and alive.view < self.view.p:
             actions.append(Send((peer,), self.view))
-        return actions + [action for entry in self.layouts.values() for action in self._ready(entry)]
+        return actions + self.layouts.open(self.views.members, self.servers.values())
 
     def _missing(self) -> str:
         settings = self.settings
@@ -199,97 +383,60 @@ class Coordinator:
         settings = self.settings
         if self.view is not None or len(self.workers) < settings.workers.count or len(self.servers) < settings.servers.count:
             return []
-        self.view = m.View(
-            p=1,
-            members=[(slot, self.workers[slot].incarnation) for slot in sorted(self.workers)],
-            cuts=[],
-            shards=[
-                (number, boot, server.address) for _, server in sorted(self.servers.items()) for number, boot in server.shards
-            ],
-            restore=[],
-            donor=min(self.workers),
-            removed=[],
-        )
-        note = Note("view", {"p": 1, "members": self.view.members, "waited_s": round(now - self._born, 3)})
-        return [note, Send(self._everybody(), self.view)]
+        view = self.views.first({slot: worker.incarnation for slot, worker in self.workers.items()}, self._shards())
+        note = Note("view", {"p": 1, "members": view.members, "waited_s": round(now - self._born, 3)})
+        return [note, Send(self._everybody(), view), *self.layouts.open(self.views.members, self.servers.values())]
 
     def _everybody(self) -> tuple[Peer, ...]:
         others: list[Worker | Server] = [*self.servers.values(), *self.workers.values()]
         return tuple(other.peer for other in others)
 
-    # ------------------------------------------------------------ layouts
-
     def _member(self, slot: int, incarnation: int) -> Worker | None:
+        """Return a process that was let in, as long as nobody else has its slot."""
         worker = self.workers.get(slot)
         return worker if worker is not None and worker.incarnation == incarnation else None
+
+    def _was_removed(self, said: m.Leave) -> bool:
+        return self.views.was_removed(said.slot, said.incarnation)
+
+    def _stranger(self, peer: Peer, slot: int, incarnation: int) -> list[Action]:
+        """Answer a process that has no part in the run: any more, which the view tells it, or at all."""
+        if self.view is not None and self.views.was_removed(slot, incarnation):
+            return [Send((peer,), m.Pulse()), Send((peer,), self.view)]
+        return [Send((peer,), m.Refused("", f"worker {slot} is not in this run"))]
 
     def _on_declare(self, peer: Peer, declare: m.Declare, payload: Sequence[Buffer], now: float) -> list[Action]:
         worker = self._member(declare.slot, declare.incarnation)
         if worker is None:
-            return [Send((peer,), m.Refused("", f"worker {declare.slot} is not in this run"))]
-        worker.seen = now
-        settings = self.settings
+            return self._stranger(peer, declare.slot, declare.incarnation)
+        worker.seen, worker.lost = now, math.inf
         try:
-            layout = Layout.from_table(
-                b"".join(payload),
-                num_shards=settings.num_shards,
-                partition_elements=settings.layout.partition_elements,
-            )
-        except LayoutError as error:
-            return [_refused("", peer, str(error))]
-        if declare.digest != layout.digest:
-            return [
-                _refused(
-                    "", peer, f"layout {declare.layout} has digest {declare.digest} at {worker.name} and {layout.digest} here, "
-                    "from the same table; install the same release everywhere"
-                )
-            ]  # fmt: skip
-        entry = self.layouts.get(declare.layout)
-        actions: list[Action] = []
-        if entry is None:
-            entry = LayoutEntry(declare.layout, layout, Planner.for_layout(declare.layout, layout, settings))
-            self.layouts[declare.layout] = entry
-            note = {"layout": declare.layout, "digest": layout.digest, "tensors": len(layout.tensors), "keys": len(layout.keys)}
-            actions += [Note("layout", note), self._new_layout(entry, tuple(server.peer for server in self.servers.values()))]
-        elif difference := entry.layout.difference(layout):
-            first = min(entry.declared, default=declare.slot)
-            reason = (
-                f"{worker.name} and worker {first} hold different models (layout {declare.layout}): {difference}; "
-                f"there means worker {first}, here {worker.name}. Build the same model in the same order in every worker"
-            )
+            actions = self.layouts.declare(worker, peer, declare, payload, self.servers.values())
+        except RunAborted as different:
+            reason = str(different)
             return [*self._abort(worker.name, reason, now), Send((peer,), m.Refused("", reason[: m.MAX_TEXT]))]
-        entry.declared[declare.slot] = peer
-        return actions + self._ready(entry)
-
-    def _new_layout(self, entry: LayoutEntry, peers: tuple[Peer, ...]) -> Action:
-        return Send(peers, m.NewLayout(entry.number, entry.layout.digest), split_frames(entry.layout.table))
-
-    def _ready(self, entry: LayoutEntry) -> list[Action]:
-        """Tell those who wait that a layout is held everywhere; they declare it until they hear so."""
-        if self.view is None or set(entry.declared) != set(self.workers):
-            return []
-        if not all(entry.held_by(server) for server in self.servers.values()):
-            return []
-        return [Send(tuple(self.workers[slot].peer for slot in entry.declared), m.Ready(entry.number, entry.layout.digest))]
+        return actions + self.layouts.open(self.views.members, self.servers.values(), again=declare.layout)
 
     # ------------------------------------------------------------ while it runs
 
     def _on_alive(self, peer: Peer, alive: m.Alive, _: Sequence[Buffer], now: float) -> list[Action]:
         worker = self._member(alive.slot, alive.incarnation)
         if worker is None:
-            return [Send((peer,), m.Refused("", f"worker {alive.slot} is not in this run"))]
-        worker.peer, worker.seen = peer, now
+            return self._stranger(peer, alive.slot, alive.incarnation)
+        worker.peer, worker.seen, worker.lost = peer, now, math.inf
         worker.plans = {layout: version for layout, _, version in alive.layouts}
+        worker.synced, worker.ready = alive.synced, alive.ready
+        self._progress.alive(worker, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits, now)
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if alive.busy != worker.busy:
-            worker.busy = alive.busy
+            worker.busy, worker.since = alive.busy, now
             actions.append(Note("busy", {"slot": worker.slot, "what": worker.busy}))
         if self.view is not None and alive.view < self.view.p:
             actions.append(Send((peer,), self.view))
         return actions
 
     def _on_report(self, peer: Peer, report: m.Report, payload: Sequence[Buffer], now: float) -> list[Action]:
-        worker, entry = self._member(report.slot, report.incarnation), self.layouts.get(report.layout)
+        worker, entry = self._member(report.slot, report.incarnation), self.layouts.entries.get(report.layout)
         if worker is None or entry is None:
             return []
         worker.seen = now
@@ -299,49 +446,48 @@ class Coordinator:
         try:
             entry.planner.report(
                 report.slot, window=report.window, round_=report.round, norms=norms, rate=report.rate, loss=report.loss,
-                members=sorted(self.workers),
+                members=sorted(self.views.members),
             )  # fmt: skip
         except WireError as error:
             return self._abort(worker.name, str(error), now)
         heard: list[Action] = [Send((peer,), m.Heard(report.layout, report.window))]
-        return heard + self._plan_notes(entry) + self._pending_plan(entry)
+        return heard + self.layouts.plans(entry, self._members(), self.servers)
 
     def _on_rate(self, _peer: Peer, rate: m.Rate, _: Sequence[Buffer], now: float) -> list[Action]:
-        worker, entry = self._member(rate.slot, rate.incarnation), self.layouts.get(rate.layout)
+        worker, entry = self._member(rate.slot, rate.incarnation), self.layouts.entries.get(rate.layout)
         if worker is None or entry is None:
             return []
         worker.seen = now
-        entry.planner.rate(rate.slot, rate.rate, rate.round, members=sorted(self.workers))
-        return self._plan_notes(entry) + self._pending_plan(entry)
-
-    def _plan_notes(self, entry: LayoutEntry) -> list[Action]:
-        return [Note("plan", event) for event in entry.planner.events()]
+        entry.planner.rate(rate.slot, rate.rate, rate.round, members=sorted(self.views.members))
+        return self.layouts.plans(entry, self._members(), self.servers)
 
     def _pending_plans(self) -> list[Action]:
-        return [action for entry in self.layouts.values() for action in self._pending_plan(entry)]
-
-    def _pending_plan(self, entry: LayoutEntry) -> list[Action]:
-        """Hand a plan to the server with key 0 until every member reports it."""
-        pending = entry.planner.pending([worker.plans.get(entry.number, 0) for worker in self.workers.values()])
-        server = self.servers.get(entry.layout.keys[0].shard // self.settings.servers.shards_per_server)
-        if pending is None or server is None:
-            return []
-        version, plan = pending
-        return [Send((server.peer,), m.NewPlan(entry.number, version), (plan,))]
+        entries = self.layouts.entries.values()
+        return [action for entry in entries for action in self.layouts.pending(entry, self._members(), self.servers)]
 
     # ------------------------------------------------------------ the end
 
     def _on_leave(self, peer: Peer, leave: m.Leave, _: Sequence[Buffer], now: float) -> list[Action]:
         worker = self._member(leave.slot, leave.incarnation)
         if worker is None:
-            return []
+            return self._stranger(peer, leave.slot, leave.incarnation) if self._was_removed(leave) else []
+        first = not worker.left
         worker.peer, worker.seen, worker.left = peer, now, True
         self._known[worker.name] = peer
         if leave.code or leave.error:
             return self._abort(worker.name, leave.error or f"{worker.name} ended with code {leave.code}", now)
-        if len(self.workers) == self.settings.workers.count and all(other.left for other in self.workers.values()):
-            return self._finish(m.Ended(), now, Note("end", {"after_s": round(now - self._born, 3)}))
-        return [Note("leave", {"slot": leave.slot})]
+        # Who has taken part in rounds leaves when they have ended, for all. Who has not goes by itself.
+        trained = any(worker.slot in entry.declared for entry in self.layouts.entries.values())
+        self.ending = self.ending or (trained and self._is_in(worker))
+        if self.view is not None and (end := self._all_left(now)):
+            return end
+        return [Note("leave", {"slot": leave.slot})] if first else []
+
+    def _all_left(self, now: float) -> list[Action]:
+        """End the run when nobody is left in it."""
+        if not all(worker.left or worker.gone for worker in self._members()):
+            return []
+        return self._finish(m.Ended(), now, Note("end", {"after_s": round(now - self._born, 3)}))
 
     def _on_fault(self, _peer: Peer, fault: m.Fault, _: Sequence[Buffer], now: float) -> list[Action]:
         return self._abort(fault.culprit, f"server {fault.server}: {fault.reason}", now)

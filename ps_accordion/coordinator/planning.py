@@ -39,6 +39,7 @@ from ..regimes.registry import build_policy
 __all__ = ["LIFE_INTERVALS", "MIN_LIFE_ROUNDS", "Planner"]
 
 T = TypeVar("T")
+REJOINED = "a member joined"
 LIFE_INTERVALS = 4
 """Intervals between checks that a plan outlives its last sign of life: one check may be late, and one report lost."""
 MIN_LIFE_ROUNDS = 2000
@@ -151,6 +152,14 @@ class Planner:
         self._set_members(members, round_)
         self._take_rate(slot, rate, round_)
 
+    def rejoined(self, members: Sequence[int], round_: int) -> None:
+        """Make every tensor light, because a view has let in a worker from `round_` on; its slot may be one that was a member."""
+        self._members = tuple(member for member in self._members if member in members)
+        if self._members:
+            self._set_members(members, round_)
+            if self._decision.reason != REJOINED:
+                self._adopt(self._policy.all_light(REJOINED), round_)
+
     def _take_rate(self, slot: int, rate: float, round_: int) -> None:
         if not self._members or slot != self._members[0] or not math.isfinite(rate) or rate < 0:
             return
@@ -200,7 +209,7 @@ class Planner:
         self._members = now
         self._open = {slot: report for slot, report in self._open.items() if slot in now}
         if before and set(now) - set(before):
-            self._adopt(self._policy.all_light("a member joined"), round_)
+            self._adopt(self._policy.all_light(REJOINED), round_)
         self._close_if_complete()
 
     def _close_if_complete(self) -> None:

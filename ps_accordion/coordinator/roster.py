@@ -1,17 +1,16 @@
-"""Whom the coordinator knows: workers by slot, servers by number, layouts by number."""
+"""Whom the coordinator knows: workers by slot, servers by number."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Settings
-from ..layout import Layout
 from ..wire.actions import Peer
-from .planning import Planner
 
-__all__ = ["LayoutEntry", "Server", "Worker", "disagreement"]
+__all__ = ["Server", "Worker", "disagreement"]
 
 
 @dataclass
@@ -28,6 +27,23 @@ class Worker:
     busy: str = ""
     """What it does instead of training, in its own words."""
     left: bool = False
+    """Whether it has said goodbye: all its rounds have ended."""
+    restart: int = 0
+    """How often whoever started it has started it again."""
+    synced: bool = True
+    """Whether it can hand out the state after the last round."""
+    ready: bool = False
+    """Whether it wants to be in the next view, and is in none."""
+    rounds: dict[int, int] = field(default_factory=dict)
+    """The open round of each layout."""
+    waits: int = -1
+    """Layout whose round it has pushed all of, and waits for; -1 where it computes."""
+    since: float = 0.0
+    """When that, or a round, changed last."""
+    lost: float = math.inf
+    """When its connection broke; infinite while it has one."""
+    gone: str = ""
+    """Why it is taken for dead; empty while it is not."""
 
     @property
     def name(self) -> str:
@@ -51,21 +67,6 @@ class Server:
     def name(self) -> str:
         """How people call it."""
         return f"server {self.number}"
-
-
-@dataclass
-class LayoutEntry:
-    """A layout that some worker declared."""
-
-    number: int
-    layout: Layout
-    planner: Planner
-    declared: dict[int, Peer] = field(default_factory=dict)
-    """Slots whose declaration agreed."""
-
-    def held_by(self, server: Server) -> bool:
-        """Whether `server` has said that it holds this layout."""
-        return server.layouts.get(self.number) == self.layout.digest
 
 
 def disagreement(terms: Mapping[str, Any], settings: Settings, who: str) -> str:

@@ -18,6 +18,8 @@ __all__ = [
     "Declare",
     "Ended",
     "Fault",
+    "Freeze",
+    "Frozen",
     "Get",
     "Heard",
     "Hello",
@@ -76,11 +78,16 @@ class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class Join(Message, tag="join", frozen=True):
-    """Worker to coordinator: let me in. `slot` -1 asks for any; `terms` are the agreed settings it was told of."""
+    """Worker to coordinator: let me in. `slot` -1 asks for any; `terms` are the agreed settings it was told of.
+
+    `restart` counts how often whoever started this process has started it again: a higher number takes over the slot at once,
+    because the process before it has ended.
+    """
 
     token: Name
     slot: Annotated[int, Meta(ge=-1, lt=1 << 16)]
     terms: Terms
+    restart: Count = 0
 
 
 class Welcome(Message, tag="welcome", frozen=True):
@@ -109,10 +116,14 @@ class Declare(Message, tag="declare", frozen=True):
 
 
 class Ready(Message, tag="ready", frozen=True):
-    """Coordinator to worker: every member has declared this layout and every shard holds it."""
+    """Coordinator to worker: every member has declared this layout and every shard holds it.
+
+    `begun` says that its rounds had begun before this worker declared it, which must take over the state of the others first.
+    """
 
     layout: Count
     digest: Digest
+    begun: bool = False
 
 
 class NewLayout(Message, tag="layout", frozen=True):
@@ -162,7 +173,10 @@ class Fault(Message, tag="fault", frozen=True):
 class Alive(Message, tag="alive", frozen=True):
     """Worker to coordinator, at every heartbeat: rounds and plan versions by layout, and whether it has seen the END.
 
+    `synced` says whether it has the state after the last round of every layout, and can hand it out.
     `busy` says what it does instead of training, for people; it is empty while it trains.
+    `ready` asks for a place in the next view, from a worker that no view names: its script is about to train.
+    `waits` is the layout whose round this worker has pushed all of, and waits for; -1 where it waits for none.
     """
 
     slot: Slot
@@ -172,6 +186,8 @@ class Alive(Message, tag="alive", frozen=True):
     synced: bool
     done: bool
     busy: Name = ""
+    ready: bool = False
+    waits: Annotated[int, Meta(ge=-1, lt=MAX_LAYOUTS)] = -1
 
 
 class ServerAlive(Message, tag="server", frozen=True):
@@ -217,6 +233,31 @@ class View(Message, tag="view", frozen=True):
     def cut_of(self, layout: int) -> tuple[int, int]:
         """Return (cut, previous epoch) of a layout."""
         return next(((cut, epoch) for number, cut, epoch in self.cuts if number == layout), (0, -1))
+
+
+class Freeze(Message, tag="freeze", frozen=True):
+    """Coordinator to server: promise to finish no round before a view of number `p` or higher, and say how far you are."""
+
+    p: Count
+
+
+class Frozen(Message, tag="frozen", frozen=True):
+    """Shard to coordinator: I promise. For a promise that a view has overtaken, nothing is said.
+
+    Attributes:
+        p: Number that is promised.
+        shard: Who promises.
+        boot: Its boot.
+        epoch: Number of the last view that it obeyed; -1 before the first.
+        done: (layout, round, epoch) of each layout that it holds: the last round that all its keys have finished, and the view
+            under which they did; (-1, -1) before the first.
+    """
+
+    p: Count
+    shard: Slot
+    boot: Seed
+    epoch: Round
+    done: Annotated[list[tuple[Count, Round, Round]], Meta(max_length=MAX_LAYOUTS)]
 
 
 class Hello(Message, tag="hello", frozen=True):

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import zmq
 from typing_extensions import Buffer
+from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import ConfigError, WireError
 from . import framing
@@ -47,13 +48,15 @@ ZMTP_SHORT, ZMTP_LONG = 2, 9
 
 
 class Arrival(NamedTuple):
-    """What `poll` returns: a message with its payload frames, a fault in what came, or something posted by a thread."""
+    """What `poll` returns: a message with its payload frames, a fault in what came, something posted by a thread, or a loss."""
 
     peer: Peer
     message: Message | None
     payload: list[Buffer]
     error: WireError | None
     posted: Any
+    lost: bool = False
+    """Whether the connection of `peer` has broken. It says nothing further; a process that lives comes back as another peer."""
 
 
 class Transport:
@@ -73,6 +76,9 @@ class Transport:
         self._listener: zmq.Socket[bytes] | None = None
         self._links: dict[str, zmq.Socket[bytes]] = {}
         self._names: dict[Any, str] = {}
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._by_descriptor: dict[int, bytes] = {}
+        self._peers: set[bytes] = set()
         self._posted: collections.deque[Any] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake, select.POLLIN)
@@ -81,8 +87,12 @@ class Transport:
         self._closed = False
         self._closing = threading.Lock()
 
-    def listen(self, address: str) -> str:
+    def listen(self, address: str, *, watch: bool = False) -> str:
         """Listen at `address` and return it with the port that the system chose.
+
+        Args:
+            address: Where.
+            watch: Whether `poll` is to tell when the connection of a peer that has said something breaks.
 
         Raises:
             ConfigError: The address is malformed or in use.
@@ -99,6 +109,9 @@ class Transport:
             raise ConfigError(f"cannot listen at {address}: {error.strerror}; {hint}") from None
         self._listener = socket
         self._poller.register(socket, zmq.POLLIN)
+        if watch:
+            self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._poller.register(self._monitor, zmq.POLLIN)
         resolved = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._path = resolved.removeprefix("ipc://") if resolved.startswith("ipc://") else ""
         return resolved
@@ -181,6 +194,8 @@ class Transport:
             if socket == self._wake:
                 os.eventfd_read(self._wake)
                 self._rung = False
+            elif socket is self._monitor:
+                self._notice(arrivals)
             else:
                 self._receive(socket, arrivals)
         while self._posted:
@@ -193,7 +208,14 @@ class Transport:
                 frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
-            peer: Peer = self._names[socket] if socket is not self._listener else bytes(frames.pop(0))
+            peer: Peer
+            if socket is not self._listener:
+                peer = self._names[socket]
+            else:
+                peer = bytes(frames.pop(0))
+                if self._monitor is not None and peer not in self._peers:
+                    self._peers.add(peer)
+                    self._by_descriptor[frames[0].get(zmq.SRCFD)] = peer
             buffers: list[Buffer] = [frame.buffer for frame in frames]
             self.received_bytes += sum(map(_on_wire, buffers))
             try:
@@ -203,12 +225,25 @@ class Transport:
             else:
                 arrivals.append(Arrival(peer, message, payload, None, None))
 
+    def _notice(self, arrivals: list[Arrival]) -> None:
+        assert self._monitor is not None
+        while self._monitor.poll(0):
+            peer = self._by_descriptor.pop(recv_monitor_message(self._monitor)["value"], None)
+            if peer is not None:
+                self._peers.discard(peer)
+                arrivals.append(Arrival(peer, None, [], None, None, lost=True))
+
     def close(self) -> None:
         """Send what is queued, for a bounded time, and close everything. Closing twice is harmless."""
         with self._closing:
             if self._closed:
                 return
             self._closed = True
+        if self._monitor is not None and self._listener is not None:
+            self._poller.unregister(self._monitor)
+            self._listener.disable_monitor()
+            self._monitor.close(0)
+            self._monitor = None
         for socket in [*self._links.values(), *([self._listener] if self._listener is not None else [])]:
             socket.close(LINGER_MS)
         self._links.clear()

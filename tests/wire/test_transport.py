@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import zmq
@@ -413,3 +414,27 @@ def test_what_is_no_address_is_refused_in_any_case(address: str, insecure: bool)
     """Also a port that ZeroMQ would take modulo 65536."""
     with pytest.raises(ConfigError, match=r"^x = .*expected tcp://host:port"):
         check_address(address, insecure=insecure, where="x")
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:*", "ipc://{}/socket"])
+def test_a_broken_connection_is_told(address: str, tmp_path: Path) -> None:
+    """Of a peer that has said something, and of no other; what it said before comes first."""
+    here, there, other = Transport(), Transport(), Transport()
+    try:
+        resolved = here.listen(address.format(tmp_path), watch=True)
+        for link in (there, other):
+            link.connect("here", resolved)
+        peers = {}
+        while len(peers) < 2:
+            for slot, link in enumerate((there, other)):
+                if slot not in peers:
+                    link.send("here", m.Hello(slot, 1))
+            for arrival in here.poll(0.05):
+                assert not arrival.lost
+                peers[arrival.message.slot] = arrival.peer
+        there.close()
+        lost = next(arrivals for _ in range(100) if (arrivals := here.poll(0.1)))
+        assert [(arrival.peer, arrival.lost) for arrival in lost] == [(peers[0], True)]
+    finally:
+        for link in (here, there, other):
+            link.close()

@@ -1,0 +1,74 @@
+"""Who holds up the others: the clock of training, where the clock of silence sees only whether a process lives.
+
+A worker whose threads answer may still compute for ever, wait for a lock, or sit at a breakpoint. So each says, with its sign of
+life, which rounds it is in and whether it has pushed all of one and waits. Who computes while another waits, and gets no further
+for too long, is stuck, unless it has said that it is busy. Where all wait, each for another round, nobody ever gets further.
+"""
+
+from __future__ import annotations
+
+import collections
+import statistics
+from collections.abc import Iterable
+
+from ..config import Timeouts
+from .roster import Worker
+
+__all__ = ["Progress"]
+
+STEPS = 20
+"""Latest steps whose median counts."""
+MANY_STEPS = 10.0
+"""A step may take that many times the median before it counts as stuck, if that is longer than `timeouts.stuck`."""
+
+
+class Progress:
+    """What the signs of life say of the rounds.
+
+    Args:
+        timeouts: The settings.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._steps: collections.deque[float] = collections.deque(maxlen=STEPS)
+        self._highest = 0
+        self._at = 0.0
+
+    def alive(self, worker: Worker, rounds: dict[int, int], waits: int, now: float) -> None:
+        """Take in what a worker says: the open round of each layout, and the layout whose round it waits for (-1: none)."""
+        if rounds != worker.rounds or waits != worker.waits:
+            worker.since = now
+        worker.rounds, worker.waits = rounds, waits
+        total = sum(rounds.values())
+        if total > self._highest:
+            if self._highest:
+                self._steps.append((now - self._at) / (total - self._highest))
+            self._highest, self._at = total, now
+
+    def limit(self, worker: Worker) -> float:
+        """Return how many seconds this worker may take for a step while others wait."""
+        limit = self._timeouts.stuck
+        if self._steps:
+            limit = max(limit, MANY_STEPS * statistics.median(self._steps))
+        # Before its first rounds a model is loaded and compiled, which one worker may do much faster than another.
+        return limit if any(worker.rounds.values()) else max(limit, self._timeouts.join)
+
+    def stuck(self, members: Iterable[Worker], now: float) -> list[Worker]:
+        """Return the members that compute for too long while others wait for them."""
+        members = list(members)
+        return [
+            worker
+            for worker in members
+            if worker.waits < 0
+            and not worker.busy
+            and any(other.waits >= 0 and min(now - worker.since, now - other.since) > self.limit(worker) for other in members)
+        ]
+
+    def deadlock(self, members: Iterable[Worker], now: float) -> str:
+        """Say how the members wait for each other, if all do and nothing has moved for too long; empty if not."""
+        members = list(members)
+        if not members or any(worker.waits < 0 or worker.busy or now - worker.since <= self.limit(worker) for worker in members):
+            return ""
+        where = [f"{worker.name} in round {worker.rounds.get(worker.waits, 0)} of model {worker.waits}" for worker in members]
+        return f"all workers wait for each other: {', '.join(where)}; take models in the same order in every worker"

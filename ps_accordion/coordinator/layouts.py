@@ -1,0 +1,159 @@
+"""The layouts of a run at the coordinator: declared by every member, held by every server, and planned for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from typing_extensions import Buffer
+
+from ..config import Settings
+from ..errors import LayoutError, RunAborted
+from ..layout import Layout
+from ..wire import messages as m
+from ..wire.actions import Action, Note, Peer, Send
+from ..wire.framing import split_frames
+from .planning import Planner
+from .roster import Server, Worker
+
+__all__ = ["LayoutEntry", "Layouts"]
+
+
+@dataclass
+class LayoutEntry:
+    """A layout that some worker declared.
+
+    Attributes:
+        number: Its number.
+        layout: The layout.
+        planner: Makes its plans.
+        declared: Slots whose declaration agreed, and where to answer them.
+        opened: Whether its rounds have begun: every member had declared it, and every server held it.
+        late: Slots that declared it after that.
+    """
+
+    number: int
+    layout: Layout
+    planner: Planner
+    declared: dict[int, Peer] = field(default_factory=dict)
+    opened: bool = False
+    late: set[int] = field(default_factory=set)
+
+    def held_by(self, server: Server) -> bool:
+        """Whether `server` has said that it holds this layout."""
+        return server.layouts.get(self.number) == self.layout.digest
+
+
+class Layouts:
+    """All layouts of a run.
+
+    Args:
+        settings: The settings of the job.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.entries: dict[int, LayoutEntry] = {}
+
+    @property
+    def opened(self) -> list[int]:
+        """Numbers of those whose rounds have begun."""
+        return [number for number, entry in self.entries.items() if entry.opened]
+
+    def declare(
+        self, worker: Worker, peer: Peer, declare: m.Declare, payload: Sequence[Buffer], servers: Iterable[Server]
+    ) -> list[Action]:
+        """Take in a declaration.
+
+        Raises:
+            RunAborted: Another worker has declared another model under this number.
+        """
+        settings = self._settings
+        try:
+            layout = Layout.from_table(
+                b"".join(payload),
+                num_shards=settings.num_shards,
+                partition_elements=settings.layout.partition_elements,
+            )
+        except LayoutError as error:
+            return [_refused(peer, str(error))]
+        if declare.digest != layout.digest:
+            return [
+                _refused(
+                    peer, f"layout {declare.layout} has digest {declare.digest} at {worker.name} and {layout.digest} here, "
+                    "from the same table; install the same release everywhere"
+                )
+            ]  # fmt: skip
+        entry = self.entries.get(declare.layout)
+        actions: list[Action] = []
+        if entry is None:
+            entry = LayoutEntry(declare.layout, layout, Planner.for_layout(declare.layout, layout, settings))
+            self.entries[declare.layout] = entry
+            note = {"layout": declare.layout, "digest": layout.digest, "tensors": len(layout.tensors), "keys": len(layout.keys)}
+            actions += [Note("layout", note), new_layout(entry, tuple(server.peer for server in servers))]
+        elif difference := entry.layout.difference(layout):
+            first = min(entry.declared, default=declare.slot)
+            raise RunAborted(
+                f"{worker.name} and worker {first} hold different models (layout {declare.layout}): {difference}; "
+                f"there means worker {first}, here {worker.name}. Build the same model in the same order in every worker"
+            )
+        if entry.opened and declare.slot not in entry.declared:
+            entry.late.add(declare.slot)
+        entry.declared[declare.slot] = peer
+        return actions
+
+    def missing_at(self, server: Server) -> list[Action]:
+        """Send a server the layouts that it does not hold."""
+        return [new_layout(entry, (server.peer,)) for entry in self.entries.values() if not entry.held_by(server)]
+
+    def open(self, members: Collection[int], servers: Collection[Server], *, again: int = -1) -> list[Action]:
+        """Begin the rounds of layouts that every member has declared and every server holds, and tell those who wait.
+
+        Args:
+            members: Slots in the view; empty before the first.
+            servers: All servers.
+            again: A layout that somebody has declared just now, who has not heard yet.
+        """
+        actions: list[Action] = []
+        for entry in self.entries.values():
+            if entry.opened and entry.number != again:
+                continue
+            complete = bool(members) and set(members) <= entry.declared.keys()
+            if (entry.opened or complete) and all(entry.held_by(server) for server in servers):
+                entry.opened = True
+                for late in (False, True):
+                    peers = tuple(peer for slot, peer in entry.declared.items() if (slot in entry.late) is late)
+                    if peers:
+                        actions.append(Send(peers, m.Ready(entry.number, entry.layout.digest, late)))
+        return actions
+
+    def forget(self, slot: int) -> None:
+        """Forget what the process in a slot has declared: another one has it now."""
+        for entry in self.entries.values():
+            entry.declared.pop(slot, None)
+            entry.late.discard(slot)
+
+    # ------------------------------------------------------------ plans
+
+    def plans(self, entry: LayoutEntry, workers: Iterable[Worker], servers: Mapping[int, Server]) -> list[Action]:
+        """Return what there is to tell of an entry's plans: notes, and the newest one until every member reports it."""
+        notes: list[Action] = [Note("plan", event) for event in entry.planner.events()]
+        return notes + self.pending(entry, workers, servers)
+
+    def pending(self, entry: LayoutEntry, workers: Iterable[Worker], servers: Mapping[int, Server]) -> list[Action]:
+        """Hand a plan to the server with key 0 until every member reports it."""
+        pending = entry.planner.pending([worker.plans.get(entry.number, 0) for worker in workers])
+        server = servers.get(entry.layout.keys[0].shard // self._settings.servers.shards_per_server)
+        if pending is None or server is None:
+            return []
+        version, plan = pending
+        return [Send((server.peer,), m.NewPlan(entry.number, version), (plan,))]
+
+
+def new_layout(entry: LayoutEntry, peers: tuple[Peer, ...]) -> Action:
+    """Return the message that has servers hold a layout."""
+    return Send(peers, m.NewLayout(entry.number, entry.layout.digest), split_frames(entry.layout.table))
+
+
+def _refused(peer: Peer, reason: str) -> Send:
+    return Send((peer,), m.Refused("", reason[: m.MAX_TEXT]))

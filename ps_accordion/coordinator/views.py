@@ -1,0 +1,140 @@
+"""Who is in, from which round on: proposals, promises and views.
+
+    view p ──propose──> FREEZE q ──every shard has promised──> cut = lowest finished round + 1 ──> VIEW q, q > p
+
+A number is never used twice. Where somebody else comes or goes before all have promised, a proposal of a higher number takes the
+place of the first. Shards that have promised wait for a view that is no older than their promise, so one must always follow.
+
+The rules are those that a simulation took through thousands of kills; `docs/wire.md` has them for other languages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..wire import messages as m
+
+__all__ = ["Proposal", "Views"]
+
+MAX_REMOVED = 256
+"""Removed incarnations that a view names. Only one that lives on and comes back needs to know, with the next view or two."""
+
+ShardPlace = tuple[int, int, str]
+"""(number, boot, address) of a shard."""
+
+
+@dataclass
+class Proposal:
+    """A view that is being made.
+
+    Attributes:
+        p: Its number.
+        members: Incarnation of each slot that is to be in it.
+        reports: What each shard that has promised said.
+    """
+
+    p: int
+    members: dict[int, int]
+    reports: dict[int, m.Frozen] = field(default_factory=dict)
+
+
+class Views:
+    """The views of one run. No clock: somebody else decides when who is missed for too long.
+
+    Attributes:
+        view: The last view; None before the first.
+        proposal: The view that is being made, if one is.
+    """
+
+    def __init__(self) -> None:
+        self.view: m.View | None = None
+        self.proposal: Proposal | None = None
+        self._last = 0
+        self._removed: dict[tuple[int, int], dict[int, int]] = {}
+
+    @property
+    def members(self) -> dict[int, int]:
+        """Incarnation of each slot in the last view."""
+        return dict(self.view.members) if self.view is not None else {}
+
+    def was_removed(self, slot: int, incarnation: int) -> bool:
+        """Whether this incarnation was in a view and is not in the last one: it is never let in again."""
+        return (slot, incarnation) in self._removed
+
+    def first(self, members: Mapping[int, int], shards: Sequence[ShardPlace]) -> m.View:
+        """Make the view that a run begins with. Nothing has been finished, so nobody has to promise anything."""
+        self._last = 1
+        self.view = m.View(1, sorted(members.items()), [], list(shards), [], min(members), [])
+        return self.view
+
+    def propose(self, members: Mapping[int, int]) -> Proposal:
+        """Begin a view with these members, in place of a proposal that may be under way."""
+        self._last += 1
+        self.proposal = Proposal(self._last, dict(members))
+        return self.proposal
+
+    def promised(self, report: m.Frozen) -> None:
+        """Take in a shard's promise. One for another number is late."""
+        if self.proposal is not None and report.p == self.proposal.p:
+            self.proposal.reports[report.shard] = report
+
+    def missing(self, shards: Sequence[ShardPlace]) -> list[int]:
+        """Return the shards that have not promised yet."""
+        reports = self.proposal.reports if self.proposal is not None else {}
+        return [number for number, boot, _ in shards if number not in reports or reports[number].boot != boot]
+
+    def commit(self, shards: Sequence[ShardPlace], *, donor: int, layouts: Iterable[int]) -> m.View:
+        """Make the proposed view, once no promise is missing.
+
+        Args:
+            shards: All shards.
+            donor: Slot of a member that has the state after the last round.
+            layouts: Numbers of the layouts whose rounds have begun.
+        """
+        old, proposal = self.view, self.proposal
+        assert old is not None
+        assert proposal is not None
+        cuts = [(layout, *self._cut(layout, proposal.reports.values())) for layout in layouts]
+        for slot, incarnation in old.members:
+            if proposal.members.get(slot) != incarnation:
+                self._removed[slot, incarnation] = {}
+        for removed in self._removed.values():
+            for layout, cut, _ in cuts:
+                removed[layout] = min(removed.get(layout, cut), cut)
+        while len(self._removed) > MAX_REMOVED:
+            del self._removed[next(iter(self._removed))]
+        self.view = m.View(
+            proposal.p,
+            sorted(proposal.members.items()),
+            cuts,
+            list(shards),
+            [],
+            donor,
+            [(*pair, layout, cut) for pair, at in self._removed.items() for layout, cut in at.items()],
+        )
+        self.proposal = None
+        return self.view
+
+    def _cut(self, layout: int, reports: Iterable[m.Frozen]) -> tuple[int, int]:
+        """Return the first round that counts under the new view, and the epoch of the round before it."""
+        done = [
+            self._capped(layout, report.epoch, round_, epoch)
+            for report in reports
+            for of, round_, epoch in report.done
+            if of == layout
+        ]
+        if not done:
+            return 0, -1
+        last = min(round_ for round_, _ in done)
+        epochs = {epoch for round_, epoch in done if round_ == last}
+        assert len(epochs) == 1, f"round {last} of layout {layout} was finished under views {sorted(epochs)}"
+        return last + 1, epochs.pop()
+
+    def _capped(self, layout: int, seen: int, round_: int, epoch: int) -> tuple[int, int]:
+        """Return what a report is worth: a shard that has not seen the last view may report rounds which that view undoes."""
+        assert self.view is not None
+        cut, previous_epoch = self.view.cut_of(layout)
+        if seen < self.view.p and round_ >= cut - 1:
+            return cut - 1, previous_epoch
+        return round_, epoch
