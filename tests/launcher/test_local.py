@@ -56,6 +56,10 @@ def test_a_run_averages_over_its_workers_and_leaves_its_records(command, script,
     assert [row["round"] for row in rows] == [0, 1, 2]
     events = [json.loads(line)["event"] for line in (run / "events-coordinator.jsonl").read_text(encoding="utf-8").splitlines()]
     assert "join" in events
+    events = [json.loads(line) for line in (run / "events-launcher.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ["coordinator", "server 0", "worker 0", "worker 1"]
+    assert [event["name"] for event in events if event["event"] == "start"] == names
+    assert {event["name"]: event["code"] for event in events if event["event"] == "exit"} == dict.fromkeys(names, 0)
 
 
 @pytest.mark.parametrize(
