@@ -82,6 +82,16 @@ def test_a_failing_worker_ends_the_run_with_its_code(start_command, script, endi
     assert last in ending_of_output
 
 
+def test_run_restarts_starts_a_killed_worker_again(command):
+    """From the setting to the variable that the second life sees; what that one ends with is the run's."""
+    script = '[ "$PS_ACCORDION_RESTART" ] && exit 30; kill -9 $$'
+    place = ("--run-directory", "run", "--set", "run.restarts=1", "--set", "timeouts.grace=1", "--workers", "1", "--servers", "1")
+    code, _, error = command("launch", *place, "--", "bash", "-c", script)
+    assert code == 30, error
+    assert "worker 0 was killed by SIGKILL" in error
+    assert "(restart 1 of 1)" in error
+
+
 def test_workers_that_never_connect_are_a_failure(command):
     """Training alone, side by side, must not pass for a distributed run."""
     code, _, error = command(*SMALL, "--set", "timeouts.grace=1", "--run-directory", "run", "--", "true")
