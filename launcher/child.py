@@ -186,6 +186,16 @@ class Child:
         assert self._process.stderr is not None
         return self._process.stdout, self._process.stderr
 
+    @property
+    def seconds(self) -> float:
+        """How long it has lived, in seconds; 0 as long as nobody has seen its end."""
+        return (self.ended or self.started) - self.started
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing is left of it: no process in its session, no output that was not read."""
+        return self._session_empty and all(stream.closed for stream in self.streams)
+
     def poll(self) -> int | None:
         """Return its exit code as a shell would give it (128 + N for signal N), or None while it runs."""
         code = self._process.poll()

@@ -17,6 +17,7 @@ from ps_accordion import config
 from ps_accordion.config import ENVIRONMENT_PREFIX, CoordinatorSettings, ServerSettings, Settings
 from ps_accordion.errors import ConfigError
 from ps_accordion.role import CONFIG_VARIABLE
+from ps_accordion.telemetry.events import JsonLines
 
 from .child import Guard, Program
 from .options import plain_environment
@@ -54,14 +55,17 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
             f"{settings.workers.count} workers, {settings.servers.count} servers, codec {settings.codec.name}, "
             f"policy {settings.regime.policy}; run directory {_shown(directory)}"
         )
-        return supervise(
-            _programs(settings, directory / "config.toml", (program, *command[1:])),
-            screen=screen,
-            guard=guard,
-            grace=settings.timeouts.grace,
-            progress=Progress(directory / "metrics-worker-0.jsonl", directory / "events-coordinator.jsonl").update,
-            accused=lambda: _accused(directory),
-        )
+        with contextlib.closing(JsonLines.of_role(str(directory), "events", "launcher")) as events:
+            return supervise(
+                _programs(settings, directory / "config.toml", (program, *command[1:])),
+                screen=screen,
+                guard=guard,
+                grace=settings.timeouts.grace,
+                restarts=settings.run.restarts,
+                events=events,
+                progress=Progress(directory / "metrics-worker-0.jsonl", directory / "events-coordinator.jsonl").update,
+                accused=lambda: _accused(directory),
+            )
 
 
 def new_run_directory() -> Path:

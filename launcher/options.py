@@ -93,7 +93,8 @@ _DOTTED = {
 def plain_environment() -> dict[str, str]:
     """Return this process's environment without any setting and without any process's place in a run."""
     ours = {config.environment_name(name) for name in config.flatten(Settings())}
-    ours |= {config.ENVIRONMENT_PREFIX + name for name in ("CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    place = ("CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RESTART")
+    ours |= {config.ENVIRONMENT_PREFIX + name for name in place}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 

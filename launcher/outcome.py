@@ -1,6 +1,7 @@
 """How a run ends: a pure state machine from exits and interrupts to signals and one exit code.
 
-    running  -- a child fails ------------------> failing      others may end by themselves, saying why
+    running  -- a child is killed --------------> running      it is started again after a pause, as often as is allowed
+             -- a child fails ------------------> failing      others may end by themselves, saying why
              -- all workers ended with 0 -------> draining     coordinator and servers finish
              -- Ctrl-C or SIGTERM --------------> interrupted  the workers get the signal
     failing, draining, interrupted -- grace is over, or only roles are left after an interrupt --> terminating (SIGTERM)
@@ -8,9 +9,15 @@
     terminating -- grace is over ---------------> killing
     any -- nobody is left ----------------------> done
 
+A child that is killed by a signal says nothing about the program that it ran, so it may be started again: `restarts` times, each
+pause twice as long as the one before, and a child that has lived for a minute has its count back. A child that ends with a code
+of its own has said how the run ends. Once the run is ending, nobody is started; who still waited to be is counted as failed,
+unless it was an interrupt that ended the run.
+
 The cause of a failure is the first child that failed by itself, and two things are weighed to find it:
 
-* a child that ended with the code of `RunAborted` says that another one was first, so it is the cause only where nobody else is;
+* a child that ended with the code of `RunAborted` says that another one was first, so it is the cause only where nobody else is,
+  not even one that waited to be started again;
 * the coordinator names the process that it ended the run for. If it did so before anybody had ended, that one is the cause, even
   if others end sooner: a training script that is told of the end raises, and its exit code is then 1 like any other's.
   That holds too if it was still busy ending when its grace was over: the signal that ended it is ours, so its code counts as 1.
@@ -18,8 +25,10 @@ The cause of a failure is the first child that failed by itself, and two things 
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -27,7 +36,14 @@ from ps_accordion.errors import PsAccordionError, RunAborted
 
 from .child import Kind
 
-__all__ = ["Order", "Outcome", "Phase"]
+__all__ = ["Action", "Order", "Outcome", "Phase", "Restart", "Start", "killed_by"]
+
+FIRST_PAUSE_SECONDS = 0.1
+"""Before a first restart. Long enough that a port or a lock of the dead process is free, too short for others to miss it."""
+LONGEST_PAUSE_SECONDS = 10.0
+"""What kills a child every time, such as a full memory, may pass; looking more rarely than this would waste what is left."""
+FORGET_SECONDS = 60.0
+"""A child that has lived this long was started well: its restarts count anew."""
 
 
 class Phase(Enum):
@@ -54,28 +70,83 @@ class Order(NamedTuple):
     members: tuple[str, ...]
 
 
+class Restart(NamedTuple):
+    """A child that was killed and will be started again; nothing is to be done yet.
+
+    Attributes:
+        name: Which.
+        number: How many restarts count against it, this one included.
+        pause: Seconds until its start.
+    """
+
+    name: str
+    number: int
+    pause: float
+
+
+class Start(NamedTuple):
+    """A child to start again, now.
+
+    Attributes:
+        name: Which.
+        restart: How often it has been started again in all, this time included.
+    """
+
+    name: str
+    restart: int
+
+
+Action = Order | Restart | Start
+
+
+@dataclass
+class _Lives:
+    """What a child has lived through: when it began its present life, restarts that count, and all of them."""
+
+    begun: float = math.inf
+    counted: int = 0
+    restarted: int = 0
+
+
 class Outcome:
     """What has happened to a run so far, and what follows from it. Times are seconds of any one clock."""
 
-    def __init__(self, kinds: Mapping[str, Kind], *, grace: float) -> None:
-        """Args: `kinds`, every child's role by name; `grace`, seconds that a child told to end may take."""
+    def __init__(self, kinds: Mapping[str, Kind], *, grace: float, restarts: int = 0) -> None:
+        """Take in what there is.
+
+        Args:
+            kinds: Every child's role by name.
+            grace: Seconds that a child told to end may take.
+            restarts: How often a child that was killed is started again.
+        """
         self.phase = Phase.RUNNING
-        self.deadline: float | None = None
         self.codes: dict[str, int] = {}
         self.stuck: tuple[str, ...] = ()
         """Roles that had not finished by themselves when all workers had ended well."""
         self._kinds = dict(kinds)
         self._alive = dict.fromkeys(kinds)
+        self._lives = {name: _Lives() for name in kinds}
+        self._waiting: dict[str, float] = {}
+        """When each that waits to be started again will be."""
+        self._given_up: list[str] = []
+        """Those that waited when the run failed."""
         self._failures: dict[str, float] = {}
         self._ended_by_us: set[str] = set()
         self._accused: tuple[str, float] | None = None
         self._interrupt: int | None = None
-        self._grace = grace
+        self._deadline: float | None = None
+        self.grace = grace
+        self.restarts = restarts
 
     @property
     def alive(self) -> tuple[str, ...]:
-        """Names of the children that have not ended."""
+        """Names of the children that have not ended. One that waits to be started again is not among them."""
         return tuple(self._alive)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` has something to do, or None."""
+        return min(self._waiting.values(), default=self._deadline)
 
     @property
     def cause(self) -> str | None:
@@ -83,10 +154,10 @@ class Outcome:
         first = next((name for name in self._failures if self.codes[name] != RunAborted.exit_code), None)
         if self._accused is not None:
             name, when = self._accused
-            ended_badly = name in self._failures or name in self._ended_by_us
+            ended_badly = name in self._failures or name in self._ended_by_us or name in self._given_up
             if ended_badly and (first is None or when <= self._failures[first]):
                 return name
-        return first if first is not None else next(iter(self._failures), None)
+        return first or next(iter([*self._given_up, *self._failures]), None)
 
     @property
     def interrupt(self) -> int | None:
@@ -102,22 +173,31 @@ class Outcome:
             return 128 + self._interrupt
         return PsAccordionError.exit_code if self.stuck else 0
 
-    def exited(self, name: str, code: int, now: float) -> list[Order]:
+    def started(self, name: str, now: float) -> None:
+        """Take in that a child has been started, the first time or again."""
+        self._lives[name].begun = now
+
+    def exited(self, name: str, code: int, now: float) -> list[Action]:
         """Take in that a child ended with `code` (128 + N for signal N)."""
         del self._alive[name]
         self.codes[name] = code
+        if self.phase is Phase.RUNNING and killed_by(code) is not None and (restart := self._restart(name, now)):
+            return [restart]
         ordered = self.phase in (Phase.INTERRUPTED, Phase.TERMINATING, Phase.KILLING)  # its code is our doing
         if code and not ordered:
             self._failures[name] = now
         elif code and self._interrupt is None:
             self._ended_by_us.add(name)
-        if not self._alive:
+        if self.phase is Phase.RUNNING and (self._failures or not self._workers()):
+            self._given_up = [*self._waiting]
+            self._waiting.clear()
+        if not self._alive and not self._waiting:
             self._enter(Phase.DONE, None)
-        elif self._failures and self.phase in (Phase.RUNNING, Phase.DRAINING):
-            self._enter(Phase.FAILING, now + self._grace)
+        elif (self._failures or self._given_up) and self.phase in (Phase.RUNNING, Phase.DRAINING):
+            self._enter(Phase.FAILING, now + self.grace)
         elif not self._workers():
             if self.phase is Phase.RUNNING:
-                self._enter(Phase.DRAINING, now + self._grace)
+                self._enter(Phase.DRAINING, now + self.grace)
             elif self.phase is Phase.INTERRUPTED:
                 return self._terminate(now)
         return []
@@ -126,7 +206,7 @@ class Outcome:
         """Take in that the coordinator ended the run because of `name`, at the time `when`."""
         self._accused = (name, when)
 
-    def interrupted(self, number: int, now: float) -> list[Order]:
+    def interrupted(self, number: int, now: float) -> list[Action]:
         """Take in SIGINT or SIGTERM: the first one asks, the second kills."""
         if self.phase is Phase.DONE:
             return []
@@ -134,14 +214,20 @@ class Outcome:
             self._enter(Phase.KILLING, None)
             return [Order(signal.SIGKILL, self.alive)]
         self._interrupt = number
+        self._waiting.clear()
+        if not self._alive:
+            self._enter(Phase.DONE, None)
+            return []
         if self.phase is Phase.RUNNING and self._workers():
-            self._enter(Phase.INTERRUPTED, now + self._grace)
+            self._enter(Phase.INTERRUPTED, now + self.grace)
             return [Order(number, self._workers())]
         return self._terminate(now)
 
-    def tick(self, now: float) -> list[Order]:
+    def tick(self, now: float) -> list[Action]:
         """Take in that time has passed."""
-        if self.deadline is None or now < self.deadline:
+        if self._waiting:  # and so the run goes on, which has no end of time
+            return [self._start(name) for name, due in list(self._waiting.items()) if now >= due]
+        if self._deadline is None or now < self._deadline:
             return []
         if self.phase is Phase.TERMINATING:
             self._enter(Phase.KILLING, None)
@@ -150,12 +236,43 @@ class Outcome:
             self.stuck = self.alive
         return self._terminate(now)
 
-    def _terminate(self, now: float) -> list[Order]:
-        self._enter(Phase.TERMINATING, now + self._grace)
+    def _restart(self, name: str, now: float) -> Restart | None:
+        """Have a child that was killed started again, if it may be."""
+        lives = self._lives[name]
+        if now - lives.begun >= FORGET_SECONDS:
+            lives.counted = 0
+        if lives.counted >= self.restarts:
+            return None
+        pause = min(FIRST_PAUSE_SECONDS * 2 ** min(lives.counted, 32), LONGEST_PAUSE_SECONDS)
+        lives.counted += 1
+        self._waiting[name] = now + pause
+        return Restart(name, lives.counted, pause)
+
+    def _start(self, name: str) -> Start:
+        del self._waiting[name]
+        del self.codes[name]
+        self._alive[name] = None
+        self._lives[name].restarted += 1
+        return Start(name, self._lives[name].restarted)
+
+    def _terminate(self, now: float) -> list[Action]:
+        self._enter(Phase.TERMINATING, now + self.grace)
         return [Order(signal.SIGTERM, self.alive)]
 
     def _enter(self, phase: Phase, deadline: float | None) -> None:
-        self.phase, self.deadline = phase, deadline
+        self.phase, self._deadline = phase, deadline
 
     def _workers(self) -> tuple[str, ...]:
-        return tuple(name for name in self._alive if self._kinds[name] == "worker")
+        """Return the workers that have not ended for good."""
+        return tuple(name for name in (*self._alive, *self._waiting) if self._kinds[name] == "worker")
+
+
+def killed_by(code: int) -> str | None:
+    """Return the name of the signal that a shell's exit code tells of, or None where the process ended by itself."""
+    number = code - 128
+    if not 0 < number < signal.NSIG:
+        return None
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of those between SIGRTMIN and SIGRTMAX
+        return f"signal {number}"

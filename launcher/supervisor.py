@@ -1,7 +1,7 @@
 """Run programs side by side until all have ended, in one thread: read their output, carry signals, reap them.
 
-`Outcome` decides; this loop only carries out. It waits for three things at once: output of children, signals
-(through a wake-up descriptor, SIGCHLD among them), and the next deadline.
+`Outcome` decides, also who is started again; this loop only carries out. It waits for three things at once: output of
+children, signals (through a wake-up descriptor, SIGCHLD among them), and the next deadline.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ps_accordion.config import ENVIRONMENT_PREFIX
 from ps_accordion.errors import RunAborted
+from ps_accordion.telemetry.events import JsonLines
 
 from .child import Child, Guard, LineReader, Program
-from .outcome import Order, Outcome, Phase
+from .outcome import Action, Order, Outcome, Phase, Restart, killed_by
 from .screen import Screen
 
 __all__ = ["Ending", "supervise"]
@@ -28,6 +30,8 @@ TICK_SECONDS = 0.5
 DRAIN_SECONDS = 1.0
 """How long output that ended children left in their pipes may take to arrive. Only a process that left its session on
 purpose can still hold such a pipe open."""
+RESTART_VARIABLE = ENVIRONMENT_PREFIX + "RESTART"
+"""Tells a child that it has been started again, and how often. A first start does not have it."""
 _CHUNK = 1 << 16
 
 
@@ -54,16 +58,20 @@ def supervise(
     screen: Screen,
     guard: Guard,
     grace: float,
+    restarts: int = 0,
+    events: JsonLines | None = None,
     progress: Callable[[], str | None] | None = None,
     accused: Callable[[], tuple[str, float] | None] | None = None,
 ) -> Ending:
-    """Start all programs, wait for all to end, and leave no process behind.
+    """Start all programs, start those again that are killed, wait for all to end, and leave no process behind.
 
     Args:
         programs: What to start, in this order; names are unique.
         screen: Where their output goes.
         guard: The guard that ends them should this process be killed.
         grace: Seconds that a child told to end may take, before the next harder signal.
+        restarts: How often a child is started again that a signal killed which was not ours; see `outcome`.
+        events: Gets a line for every start, exit and restart; stays the caller's.
         progress: Called twice a second; returns a new progress line or None.
         accused: Called at the end of a run that failed; returns whom the coordinator ended it for, and when (seconds since the
             epoch), or None.
@@ -71,27 +79,32 @@ def supervise(
     Raises:
         ConfigError: A program does not exist. Those already started have been ended.
     """
-    return _Supervision(programs, screen, guard, grace, progress, accused).run()
+    kinds = {program.name: program.kind for program in programs}
+    outcome = Outcome(kinds, grace=grace, restarts=restarts)
+    return _Supervision(programs, outcome, screen, guard, events or JsonLines(None), progress, accused).run()
 
 
 class _Supervision:
     def __init__(
         self,
         programs: Sequence[Program],
+        outcome: Outcome,
         screen: Screen,
         guard: Guard,
-        grace: float,
+        events: JsonLines,
         progress: Callable[[], str | None] | None,
         accused: Callable[[], tuple[str, float] | None] | None,
     ) -> None:
-        self._programs = programs
+        self._programs = {program.name: program for program in programs}
+        self._outcome = outcome
         self._screen = screen
         self._guard = guard
-        self._grace = grace
+        self._events = events
         self._progress = progress
         self._accused = accused
-        self._outcome = Outcome({program.name: program.kind for program in programs}, grace=grace)
         self._children: dict[str, Child] = {}
+        """Who bears each name now; those that were killed and started again are in `_former`, while anything is left of them."""
+        self._former: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self._open_streams = 0
 
@@ -100,23 +113,29 @@ class _Supervision:
         with self._selector, _wakeup() as wakeup:
             self._selector.register(wakeup, selectors.EVENT_READ, None)
             try:
-                for program in self._programs:
-                    self._start(program)
+                for name in self._programs:
+                    self._start(name)
                 while self._outcome.phase is not Phase.DONE:
                     self._step(wakeup)
                 self._drain()
             finally:
-                for child in self._children.values():
+                for child in (*self._children.values(), *self._former):
                     child.kill(self._guard)
         self._conclude()
         outcome = self._outcome
         return Ending(outcome.exit_code, dict(outcome.codes), outcome.cause, time.monotonic() - start)
 
-    def _start(self, program: Program) -> None:
-        child = self._children[program.name] = Child(program, self._guard)
+    def _start(self, name: str, restart: int = 0) -> None:
+        program = self._programs[name]
+        if restart:
+            program = replace(program, environment={**program.environment, RESTART_VARIABLE: str(restart)})
+            self._former = [child for child in (*self._former, self._children[name]) if not child.gone]
+        child = self._children[name] = Child(program, self._guard)
+        self._outcome.started(name, child.started)
+        self._events.write(event="start", name=name, pid=child.pid, restart=restart)
         for stream, error in zip(child.streams, (False, True), strict=True):
             os.set_blocking(stream.fileno(), False)
-            self._selector.register(stream, selectors.EVENT_READ, (child, LineReader(), error))
+            self._selector.register(stream, selectors.EVENT_READ, (child, stream, LineReader(), error))
             self._open_streams += 1
 
     def _step(self, wakeup: socket.socket) -> None:
@@ -142,11 +161,16 @@ class _Supervision:
                 ended.append((name, code))
         # Where several are found dead at one look, one that says "another failed first" was not the first.
         for name, code in sorted(ended, key=lambda item: item[1] == RunAborted.exit_code):
-            self._children[name].end_session(self._guard)
+            child = self._children[name]
+            child.end_session(self._guard)
+            self._events.write(event="exit", name=name, pid=child.pid, code=code, seconds=round(child.seconds, 3))
             before = self._outcome.phase
             self._obey(self._outcome.exited(name, code, time.monotonic()))
-            if before in (Phase.RUNNING, Phase.DRAINING) and self._outcome.phase is Phase.FAILING:
-                self._screen.say(f"{name} ended with {_code(code)}; the others have {self._grace:g} s to end")
+            cause = self._outcome.cause
+            if cause and before in (Phase.RUNNING, Phase.DRAINING) and self._outcome.phase is Phase.FAILING:
+                self._screen.say(
+                    f"{cause} ended with {_code(self._outcome.codes[cause])}; the others have {self._outcome.grace:g} s to end"
+                )
 
     def _interrupt(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -154,13 +178,26 @@ class _Supervision:
             self._screen.say(f"{name}: ending the run; once more kills it at once")
         self._obey(self._outcome.interrupted(number, time.monotonic()))
 
-    def _obey(self, orders: list[Order]) -> None:
-        for order in orders:
-            for name in order.members:
-                self._children[name].signal(order.number)
+    def _obey(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Order):
+                for name in action.members:
+                    self._children[name].signal(action.number)
+            elif isinstance(action, Restart):
+                self._announce(action)
+            else:
+                self._start(action.name, action.restart)
+
+    def _announce(self, restart: Restart) -> None:
+        name, number, pause = restart
+        self._events.write(event="restart", name=name, number=number, allowed=self._outcome.restarts, pause=pause)
+        self._screen.say(
+            f"{name} was killed by {killed_by(self._outcome.codes[name])} after {self._children[name].seconds:.1f} s; "
+            f"starting it again in {pause:g} s (restart {number} of {self._outcome.restarts})"
+        )
 
     def _read(self, key: selectors.SelectorKey) -> None:
-        child, reader, error = key.data
+        child, stream, reader, error = key.data
         try:
             data = os.read(key.fd, _CHUNK)
         except BlockingIOError:
@@ -172,6 +209,7 @@ class _Supervision:
         if not data:
             self._selector.unregister(key.fileobj)
             self._open_streams -= 1
+            stream.close()
 
     def _drain(self) -> None:
         give_up = time.monotonic() + DRAIN_SECONDS
@@ -197,23 +235,20 @@ class _Supervision:
             outcome.accused(name, when - time.time() + time.monotonic())
         if outcome.cause is not None:
             child = self._children[outcome.cause]
-            seconds = (child.ended or child.started) - child.started
-            self._screen.heading(f"{outcome.cause} failed: {_code(outcome.codes[outcome.cause])}, after {seconds:.1f} s")
+            self._screen.heading(f"{outcome.cause} failed: {_code(outcome.codes[outcome.cause])}, after {child.seconds:.1f} s")
             for line in child.tail or ["(it wrote nothing to standard error)"]:
                 self._screen.plain(line)
         elif outcome.stuck:
             self._screen.heading("the workers ended, but the run did not")
             self._screen.plain(
-                f"all workers ended with 0, but {', '.join(outcome.stuck)} still waited for them {self._grace:g} s later; "
+                f"all workers ended with 0, but {', '.join(outcome.stuck)} still waited for them {outcome.grace:g} s later; "
                 "did the command call ps_accordion.worker.connect(), in every worker?"
             )
 
 
 def _code(code: int) -> str:
-    if code > 128:
-        with contextlib.suppress(ValueError):
-            return f"exit code {code}, killed by {signal.Signals(code - 128).name}"
-    return f"exit code {code}"
+    name = killed_by(code)
+    return f"exit code {code}" if name is None else f"exit code {code}, killed by {name}"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@
     ├── JoinRefused          the coordinator did not let this process into the run        exit 3
     ├── Unreachable          nobody answered at an address within the time allowed        exit 4
     ├── RunAborted           another process of the run failed; it is named               exit 5
-    └── TooManySkips         too many rounds in a row were not finite                     exit 7
+    ├── TooManySkips         too many rounds in a row were not finite                     exit 7
+    └── StorageError         the disk is full, or a state file cannot be read or written  exit 8
 
 A message says what was expected, what came and from where, and what to do now.
 `docs/exit-codes.md` lists the codes for users; they never change meaning.
@@ -26,6 +27,7 @@ __all__ = [
     "PayloadError",
     "PsAccordionError",
     "RunAborted",
+    "StorageError",
     "TooManySkips",
     "Unreachable",
     "UsageError",
@@ -95,3 +97,9 @@ class TooManySkips(PsAccordionError):
     """As many rounds in a row were skipped as the configuration allows."""
 
     exit_code = 7
+
+
+class StorageError(PsAccordionError):
+    """The disk is full, or a state file cannot be read or written."""
+
+    exit_code = 8

@@ -15,11 +15,13 @@ from typing import Any, TextIO
 
 __all__ = ["JsonLines"]
 
+_CHUNK = 1 << 16
+
 
 class JsonLines:
     """Appends objects to one file, a line each, flushed at once: a killed process keeps what it wrote.
 
-    Any thread may write.
+    Any thread may write. What a killed process left of a line in the file is cut off, so that a line always starts one.
 
     Args:
         file: Where to append; None writes nothing.
@@ -32,6 +34,7 @@ class JsonLines:
         self._stream: TextIO | None = None
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
+            _cut_off_torn_line(file)
             self._stream = file.open("a", encoding="utf-8")
 
     @classmethod
@@ -55,6 +58,20 @@ class JsonLines:
         if self._stream is not None:
             with self._lock:
                 self._stream.close()
+
+
+def _cut_off_torn_line(file: Path) -> None:
+    with file.open("ab+") as stream:
+        end = size = stream.tell()
+        last = b""
+        while end and b"\n" not in last:
+            begin = max(0, end - _CHUNK)
+            stream.seek(begin)
+            last = stream.read(end - begin)
+            end = begin
+        whole = end + last.rfind(b"\n") + 1
+        if whole < size:
+            stream.truncate(whole)
 
 
 def _plain(value: Any) -> Any:

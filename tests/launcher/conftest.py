@@ -1,6 +1,7 @@
 """Helpers for tests that start the launcher as people do: as a process."""
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -16,17 +17,23 @@ SECONDS = 100
 """More than anything here takes on a busy machine; reached only when something hangs."""
 
 ENGINE = """
-import os, sys
+import json, os, sys
+from pathlib import Path
+from ps_accordion.launcher import outcome
 from ps_accordion.launcher.child import Guard, Program
 from ps_accordion.launcher.screen import Screen
 from ps_accordion.launcher.supervisor import supervise
-grace, *commands = sys.argv[1:]
+from ps_accordion.telemetry.events import JsonLines
+options, commands = json.loads(sys.argv[1]), sys.argv[2:]
+if "pause" in options:
+    outcome.FIRST_PAUSE_SECONDS = outcome.LONGEST_PAUSE_SECONDS = options.pop("pause")
+events = JsonLines(Path(options.pop("events"))) if "events" in options else None
 programs = []
 for command in commands:
     name, _, script = command.partition("=")
     programs.append(Program(name, name.split()[0], ("/bin/bash", "-c", script), dict(os.environ)))
 with Guard() as guard, Screen("none") as screen:
-    ending = supervise(programs, screen=screen, guard=guard, grace=float(grace))
+    ending = supervise(programs, screen=screen, guard=guard, events=events, **options)
 print("ENDING", ending.exit_code, ending.cause, file=sys.stderr)
 sys.exit(ending.exit_code)
 """
@@ -49,6 +56,13 @@ class Process:
             if text in line:
                 return line.rstrip("\n")
         raise AssertionError(f"the process ended without a line with {text!r}: {self.output} {self.popen.stderr.read()}")
+
+    def error_with(self, text: str) -> str:
+        """Return the first further line of standard error that holds `text`."""
+        for line in self.popen.stderr:
+            if text in line:
+                return line.rstrip("\n")
+        raise AssertionError(f"the process ended without a line with {text!r} on standard error: {self.output}")
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the end; return exit code, standard output and standard error."""
@@ -84,11 +98,15 @@ def ends_within() -> Callable[[int, float], bool]:
 
 @pytest.fixture
 def engine() -> Iterator[Callable[..., Process]]:
-    """Start the local engine over shell commands: `engine("worker 0=exit 3", grace=2)`."""
+    """Start the local engine over shell commands: `engine("worker 0=exit 3", grace=2)`.
+
+    Options are those of `supervise`, `pause` before every restart in seconds, and `events`, a file for them.
+    """
     started = []
 
-    def start(*commands: str, grace: float = 5) -> Process:
-        started.append(Process((sys.executable, "-P", "-c", ENGINE, str(grace), *commands)))
+    def start(*commands: str, grace: float = 5, **options: object) -> Process:
+        text = json.dumps({"grace": grace, **options}, default=str)
+        started.append(Process((sys.executable, "-P", "-c", ENGINE, text, *commands)))
         return started[-1]
 
     yield start

@@ -56,6 +56,10 @@ def test_a_run_averages_over_its_workers_and_leaves_its_records(command, script,
     assert [row["round"] for row in rows] == [0, 1, 2]
     events = [json.loads(line)["event"] for line in (run / "events-coordinator.jsonl").read_text(encoding="utf-8").splitlines()]
     assert "join" in events
+    events = [json.loads(line) for line in (run / "events-launcher.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ["coordinator", "server 0", "worker 0", "worker 1"]
+    assert [event["name"] for event in events if event["event"] == "start"] == names
+    assert {event["name"]: event["code"] for event in events if event["event"] == "exit"} == dict.fromkeys(names, 0)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,16 @@ def test_a_failing_worker_ends_the_run_with_its_code(start_command, script, endi
     assert got == code, error
     ending_of_output = error[error.rindex("---- worker 1 failed") :]
     assert last in ending_of_output
+
+
+def test_run_restarts_starts_a_killed_worker_again(command):
+    """From the setting to the variable that the second life sees; what that one ends with is the run's."""
+    script = '[ "$PS_ACCORDION_RESTART" ] && exit 30; kill -9 $$'
+    place = ("--run-directory", "run", "--set", "run.restarts=1", "--set", "timeouts.grace=1", "--workers", "1", "--servers", "1")
+    code, _, error = command("launch", *place, "--", "bash", "-c", script)
+    assert code == 30, error
+    assert "worker 0 was killed by SIGKILL" in error
+    assert "(restart 1 of 1)" in error
 
 
 def test_workers_that_never_connect_are_a_failure(command):

@@ -3,13 +3,16 @@ import signal
 import pytest
 
 from ps_accordion.errors import PsAccordionError, RunAborted
-from ps_accordion.launcher.outcome import Order, Outcome, Phase
+from ps_accordion.launcher.outcome import Order, Outcome, Phase, Restart, Start, killed_by
 
 KINDS = {"coordinator": "coordinator", "server 0": "server", "worker 0": "worker", "worker 1": "worker"}
 
 
-def _make() -> Outcome:
-    return Outcome(KINDS, grace=5.0)
+def _make(*, restarts: int = 0) -> Outcome:
+    outcome = Outcome(KINDS, grace=5.0, restarts=restarts)
+    for name in KINDS:
+        outcome.started(name, 0.0)
+    return outcome
 
 
 def _end_all(outcome: Outcome, code: int, now: float) -> None:
@@ -141,3 +144,191 @@ def test_an_interrupt_after_a_failure_keeps_the_failures_code():
     assert outcome.interrupted(signal.SIGINT, 1.5) == [Order(signal.SIGTERM, ("coordinator", "server 0", "worker 1"))]
     _end_all(outcome, 143, 2.0)
     assert outcome.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [(137, "SIGKILL"), (129, "SIGHUP"), (130, "SIGINT"), (128 + 40, "signal 40"), (128 + 64, "SIGRTMAX")]
+)
+def test_a_code_above_128_is_a_signal(code, name):
+    """As a shell has it; those in the middle of the real-time signals have no name."""
+    assert killed_by(code) == name
+
+
+@pytest.mark.parametrize("code", [0, 1, 127, 128, 128 + 65, 255])
+def test_other_codes_are_not(code):
+    """`sys.exit(-1)` ends with 255, and that is a verdict."""
+    assert killed_by(code) is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_killed_child_is_started_again_after_a_pause(name):
+    """Whatever its role. While it waits, nothing ends the run, and it is not among the living."""
+    outcome = _make(restarts=3)
+    assert outcome.exited(name, 137, 1.0) == [Restart(name, 1, 0.1)]
+    assert (outcome.phase, outcome.cause, outcome.deadline) == (Phase.RUNNING, None, 1.1)
+    assert name not in outcome.alive
+    assert outcome.tick(1.09) == []
+    assert outcome.tick(1.1) == [Start(name, 1)]
+    assert (outcome.deadline, outcome.codes, set(outcome.alive)) == (None, {}, set(KINDS))
+    outcome.started(name, 1.1)
+    for other in ("worker 0", "worker 1", "coordinator", "server 0"):
+        assert outcome.exited(other, 0, 2.0) == []
+    assert (outcome.phase, outcome.exit_code, outcome.codes) == (Phase.DONE, 0, dict.fromkeys(KINDS, 0))
+
+
+def test_pauses_double_up_to_ten_seconds():
+    """A child that is killed every time is looked at less and less often, and each start says how many there were."""
+    outcome = _make(restarts=10)
+    now, pauses = 1.0, []
+    for number in range(1, 11):
+        [restart] = outcome.exited("worker 0", 139, now)
+        assert (restart.name, restart.number) == ("worker 0", number)
+        pauses.append(restart.pause)
+        now += restart.pause
+        assert outcome.tick(now) == [Start("worker 0", number)]
+        outcome.started("worker 0", now)
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10])
+
+
+def test_at_the_last_restart_a_death_is_a_failure():
+    """The run fails as if there were no restarts; other children's deaths do not count."""
+    outcome = _make(restarts=2)
+    assert outcome.exited("server 0", 137, 0.5) == [Restart("server 0", 1, 0.1)]
+    for number in (1, 2):
+        assert outcome.exited("worker 0", 137, float(number)) == [Restart("worker 0", number, 0.1 * number)]
+        outcome.tick(number + 0.5)
+        outcome.started("worker 0", number + 0.5)
+    assert outcome.exited("worker 0", 137, 3.0) == []
+    assert (outcome.phase, outcome.cause, outcome.exit_code) == (Phase.FAILING, "worker 0", 137)
+    assert outcome.tick(8.0) == [Order(signal.SIGTERM, ("coordinator", "worker 1", "server 0"))]
+
+
+def test_a_minute_of_life_forgets_what_was_before():
+    """The count and the pauses begin anew; the child still learns how often it was started in all."""
+    outcome = _make(restarts=1)
+    now = 0.0
+    for number in (1, 2, 3):
+        now += 60.0
+        assert outcome.exited("worker 0", 137, now) == [Restart("worker 0", 1, 0.1)]
+        now += 1.0
+        assert outcome.tick(now) == [Start("worker 0", number)]
+        outcome.started("worker 0", now)
+    outcome.exited("worker 0", 137, now + 59.9)
+    assert (outcome.phase, outcome.cause) == (Phase.FAILING, "worker 0")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("code", [1, 3, RunAborted.exit_code, 255])
+def test_a_child_that_ends_by_itself_has_said_how_the_run_ends(name, code):
+    """An exception, `sys.exit(3)` or a code of ours would come again: the run fails at once."""
+    outcome = _make(restarts=3)
+    assert outcome.exited(name, code, 1.0) == []
+    assert (outcome.phase, outcome.exit_code) == (Phase.FAILING, code)
+
+
+def test_a_worker_that_has_ended_well_is_done():
+    """It is not started again, also where another is."""
+    outcome = _make(restarts=3)
+    outcome.exited("worker 0", 0, 1.0)
+    outcome.exited("worker 1", 137, 1.0)
+    assert outcome.tick(99.0) == [Start("worker 1", 1)]
+    outcome.exited("worker 1", 0, 100.0)
+    assert outcome.phase is Phase.DRAINING
+
+
+def _draining(outcome: Outcome) -> None:
+    outcome.exited("worker 0", 0, 1.0)
+    outcome.exited("worker 1", 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ends", "phase"),
+    [
+        (lambda outcome: outcome.exited("worker 0", 3, 1.0), Phase.FAILING),
+        (_draining, Phase.DRAINING),
+        (lambda outcome: outcome.interrupted(signal.SIGINT, 1.0), Phase.INTERRUPTED),
+        (lambda outcome: (outcome.exited("worker 0", 3, 1.0), outcome.tick(6.0)), Phase.TERMINATING),
+        (lambda outcome: (outcome.interrupted(2, 1.0), outcome.interrupted(2, 1.0)), Phase.KILLING),
+    ],
+)
+def test_nobody_is_started_again_once_the_run_is_ending(ends, phase):
+    """In every phase but the first a death is what it was without restarts."""
+    outcome, without = _make(restarts=3), _make()
+    for each in (outcome, without):
+        ends(each)
+        assert each.phase is phase
+    for name in outcome.alive:
+        assert outcome.exited(name, 137, 7.0) == without.exited(name, 137, 7.0)
+        assert outcome.tick(99.0) == without.tick(99.0)
+        assert (outcome.phase, outcome.cause, outcome.exit_code) == (without.phase, without.cause, without.exit_code)
+
+
+def test_an_interrupt_during_a_pause_ends_at_once():
+    """Who waits is not started, and that it died was no failure."""
+    outcome = _make(restarts=3)
+    outcome.exited("worker 0", 137, 1.0)
+    assert outcome.interrupted(signal.SIGINT, 1.05) == [Order(signal.SIGINT, ("worker 1",))]
+    assert outcome.tick(1.2) == []
+    _end_all(outcome, 130, 1.2)
+    assert (outcome.phase, outcome.exit_code, outcome.cause) == (Phase.DONE, 130, None)
+
+
+def test_an_interrupt_while_all_workers_wait_ends_the_roles():
+    """Nobody is left who could be asked first."""
+    outcome = _make(restarts=3)
+    outcome.exited("worker 0", 137, 1.0)
+    outcome.exited("worker 1", 137, 1.0)
+    assert outcome.interrupted(signal.SIGTERM, 1.05) == [Order(signal.SIGTERM, ("coordinator", "server 0"))]
+
+
+def test_an_interrupt_while_everybody_waits_is_the_end():
+    """There is nothing to wait for."""
+    outcome = _make(restarts=3)
+    for name in KINDS:
+        assert outcome.exited(name, 137, 1.0) == [Restart(name, 1, 0.1)]
+    assert outcome.phase is Phase.RUNNING
+    assert outcome.interrupted(signal.SIGINT, 1.05) == []
+    assert (outcome.phase, outcome.exit_code, outcome.cause) == (Phase.DONE, 130, None)
+
+
+def test_a_failure_during_a_pause_is_the_cause():
+    """The one that waited would have come back; the other one has ended the run."""
+    outcome = _make(restarts=3)
+    outcome.exited("worker 0", 137, 1.0)
+    assert outcome.exited("worker 1", 3, 1.05) == []
+    assert outcome.tick(1.2) == []
+    _end_all(outcome, RunAborted.exit_code, 1.3)
+    assert (outcome.phase, outcome.exit_code, outcome.cause) == (Phase.DONE, 3, "worker 1")
+
+
+@pytest.mark.parametrize("accused", [False, True])
+def test_who_waits_is_the_cause_where_others_ended_because_of_it(accused):
+    """Code 5 says that another failed first, and the coordinator may say who."""
+    outcome = _make(restarts=3)
+    outcome.exited("worker 0", 137, 1.0)
+    outcome.exited("coordinator", RunAborted.exit_code, 1.05)
+    _end_all(outcome, 1 if accused else RunAborted.exit_code, 1.3)
+    if accused:
+        outcome.accused("worker 0", 1.02)
+    assert (outcome.phase, outcome.exit_code, outcome.cause) == (Phase.DONE, 137, "worker 0")
+
+
+def test_a_role_that_waits_when_the_workers_have_ended_is_a_failure():
+    """It cannot finish any more: what it held is gone, and nobody would look at it."""
+    outcome = _make(restarts=3)
+    outcome.exited("worker 0", 0, 1.0)
+    outcome.exited("server 0", 137, 1.0)
+    assert outcome.exited("worker 1", 0, 1.05) == []
+    assert (outcome.phase, outcome.cause, outcome.exit_code) == (Phase.FAILING, "server 0", 137)
+    assert outcome.tick(1.2) == []
+
+
+def test_the_last_one_alive_may_end_while_another_waits():
+    """The run goes on when the pause is over."""
+    outcome = Outcome({"worker 0": "worker", "worker 1": "worker"}, grace=5.0, restarts=1)
+    outcome.exited("worker 0", 137, 1.0)
+    outcome.exited("worker 1", 0, 1.05)
+    assert (outcome.phase, outcome.alive) == (Phase.RUNNING, ())
+    assert outcome.tick(1.1) == [Start("worker 0", 1)]
+    outcome.exited("worker 0", 0, 2.0)
+    assert (outcome.phase, outcome.exit_code) == (Phase.DONE, 0)

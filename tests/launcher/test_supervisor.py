@@ -1,6 +1,13 @@
+import json
 import os
+import re
 import signal
 import time
+
+import pytest
+
+DIES_ONCE = '[ "$PS_ACCORDION_RESTART" ] || kill -9 $$; '
+"""Begins a command that is killed in its first life."""
 
 
 def test_output_is_prefixed_and_a_run_that_ends_well_ends_with_zero(engine):
@@ -107,3 +114,127 @@ def test_output_that_nobody_reads_any_more_ends_the_run(engine, ends_within):
     process.popen.stdout.close()
     assert process.popen.wait(10) != 0
     assert ends_within(pid, 0.0)
+
+
+@pytest.mark.parametrize("name", ["coordinator", "server 0", "worker 0"])
+def test_a_killed_child_is_started_again(engine, tmp_path, name):
+    """The screen says who, of what, when and how often; the child knows that it is a second life; the run ends well."""
+    os.mkfifo(tmp_path / "go")
+    code, output, error = engine(
+        f"{name}={DIES_ONCE} echo life $PS_ACCORDION_RESTART; echo > {tmp_path / 'go'}",
+        f"worker 1=read < {tmp_path / 'go'}",
+        restarts=3,
+    ).end()
+    assert (code, output) == (0, f"[{name}] life 1\n"), error
+    said = rf"^\[launch\] {name} was killed by SIGKILL after \d+\.\d s; starting it again in 0\.1 s \(restart 1 of 3\)$"
+    assert re.search(said, error, re.MULTILINE)
+    assert "failed" not in error
+
+
+def test_events_tell_of_starts_exits_and_restarts(engine, tmp_path):
+    """Enough to see afterwards who was which process when."""
+    file = tmp_path / "events-launcher.jsonl"
+    code, output, _ = engine(f"worker 0={DIES_ONCE} echo pid $$", restarts=2, pause=0.01, events=file).end()
+    events = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    first, pid = events[0].pop("pid"), int(output.split()[-1])
+    assert (code, first != pid) == (0, True)
+    for event in events:
+        del event["time"]
+        assert event.pop("seconds", 0) >= 0
+    assert events == [
+        {"event": "start", "name": "worker 0", "restart": 0},
+        {"event": "exit", "name": "worker 0", "pid": first, "code": 137},
+        {"event": "restart", "name": "worker 0", "number": 1, "allowed": 2, "pause": 0.01},
+        {"event": "start", "name": "worker 0", "pid": pid, "restart": 1},
+        {"event": "exit", "name": "worker 0", "pid": pid, "code": 0},
+    ]
+
+
+def test_after_its_last_restart_a_killed_child_ends_the_run(engine):
+    """With its code, and what its last life wrote at the bottom."""
+    code, output, error = engine(
+        "worker 0=echo life $PS_ACCORDION_RESTART; echo reason $PS_ACCORDION_RESTART >&2; kill -9 $$",
+        "worker 1=sleep 60",
+        restarts=2,
+        pause=0.01,
+        grace=0.2,
+    ).end()
+    assert (code, output) == (137, "".join(f"[worker 0] {line}\n" for line in ("life", "life 1", "life 2")))
+    assert error.count("starting it again") == 2
+    lines = error.splitlines()
+    assert lines[-3].startswith("---- worker 0 failed: exit code 137, killed by SIGKILL, after")
+    assert lines[-2:] == ["reason 2", "ENDING 137 worker 0"]
+
+
+@pytest.mark.parametrize("code", [3, 200])
+def test_a_child_that_ends_by_itself_is_not_started_again(engine, code):
+    """A script's own exit code ends the run at once."""
+    process = engine(f"worker 0=exit {code}", "worker 1=sleep 60", restarts=3, grace=0.2)
+    got, _, error = process.end()
+    assert (got, "starting it again" in error) == (code, False)
+
+
+def test_ctrl_c_during_a_pause_ends_at_once(engine):
+    """Neither the pause of an hour nor the grace of one is waited for, and nobody has failed."""
+    process = engine("coordinator=sleep 3600", "worker 0=kill -9 $$", restarts=3, pause=3600, grace=3600)
+    process.error_with("starting it again in 3600 s")
+    process.popen.send_signal(signal.SIGINT)
+    code, _, error = process.end()
+    assert code == 130
+    assert "failed" not in error
+
+
+def test_a_failure_during_a_pause_ends_the_run(engine, tmp_path):
+    """Who waits is not started any more, and the one that failed is the cause."""
+    os.mkfifo(tmp_path / "go")
+    process = engine("worker 0=kill -9 $$", f"worker 1=read < {tmp_path / 'go'}; exit 3", restarts=3, pause=3600)
+    process.error_with("starting it again in 3600 s")
+    (tmp_path / "go").write_text("\n", encoding="utf-8")
+    code, _, error = process.end()
+    assert code == 3
+    assert error.splitlines()[-1] == "ENDING 3 worker 1"
+
+
+def test_a_role_killed_when_all_workers_are_done_is_a_failure(engine, tmp_path):
+    """The run is ending: nobody is started again. The fifo closes when the launcher tidies up behind the worker."""
+    os.mkfifo(tmp_path / "open")
+    process = engine(
+        f"coordinator=read < {tmp_path / 'open'}; kill -9 $$",
+        f"worker 0=exec 3> {tmp_path / 'open'}; sleep 60 >/dev/null 2>&1 & exit 0",
+        restarts=3,
+    )
+    code, _, error = process.end()
+    assert (code, "starting it again" in error) == (137, False)
+    assert error.splitlines()[-1] == "ENDING 137 coordinator"
+
+
+def test_what_a_killed_child_left_running_ends_before_its_next_life(engine, ends_within):
+    """Two lives of a child never run side by side."""
+    process = engine(
+        "worker 0=if [ $PS_ACCORDION_RESTART ]; then echo second; sleep 60; fi;"
+        " sleep 60 >/dev/null 2>&1 & echo pid $!; kill -9 $$",
+        restarts=1,
+    )
+    pid = int(process.line_with("pid").split()[-1])
+    process.line_with("second")
+    assert ends_within(pid, 0.0)
+    process.popen.terminate()
+    assert process.end()[0] == 143
+
+
+def test_no_orphan_of_a_second_life_when_the_launcher_is_killed(engine, ends_within):
+    """A child that was started again is bound to the launcher as the first one was, and so is what it starts."""
+    process = engine(f"worker 0={DIES_ONCE} bash -c 'echo pid $$; sleep 60; true' & echo pid $$; wait", restarts=1)
+    pids = [int(process.line_with("pid").split()[-1]) for _ in range(2)]
+    os.kill(process.popen.pid, signal.SIGKILL)
+    assert [ends_within(pid, 2.0) for pid in pids] == [True] * 2
+
+
+def test_many_lives_leave_no_descriptors_behind(engine):
+    """Streams of former lives are closed as they end, not when the run does."""
+    count = "echo open $(ls /proc/$PPID/fd | wc -l); "
+    process = engine(f"worker 0={count}[ ${{PS_ACCORDION_RESTART:-0}} = 20 ] || kill -9 $$", restarts=20, pause=0.05)
+    code, output, _ = process.end()
+    opened = [int(line.split()[-1]) for line in output.splitlines()]
+    assert (code, len(opened)) == (0, 21)
+    assert opened[-1] <= opened[1] + 2

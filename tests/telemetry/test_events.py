@@ -39,6 +39,21 @@ def test_a_line_is_on_disk_when_write_returns(tmp_path):
     lines.close()
 
 
+@pytest.mark.parametrize("length", [1, 200_000])
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_what_a_killed_process_left_of_a_line_is_cut_off(tmp_path, lines, length):
+    """A process that is started again goes on behind the last whole line; where all lines are whole, nothing is cut."""
+    file = tmp_path / "x.jsonl"
+    for torn in ("", '{"torn": "' + "x" * length):
+        whole = '{"number": 0}\n' * lines
+        file.write_text(whole + torn, encoding="utf-8")
+        appended = JsonLines(file)
+        appended.write(number=1)
+        appended.close()
+        assert [line["number"] for line in read(file)] == [0] * lines + [1]
+        assert file.read_text(encoding="utf-8").startswith(whole)
+
+
 def test_what_is_not_a_number_becomes_null(tmp_path):
     """JSON has no NaN and no infinity, however deep they lie; numbers of numpy become plain ones."""
     lines = JsonLines(tmp_path / "x.jsonl")
