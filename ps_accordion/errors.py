@@ -10,7 +10,8 @@
     ├── JoinRefused          the coordinator did not let this process into the run        exit 3
     ├── Unreachable          nobody answered at an address within the time allowed        exit 4
     ├── RunAborted           another process of the run failed; it is named               exit 5
-    └── TooManySkips         too many rounds in a row were not finite                     exit 7
+    ├── TooManySkips         too many rounds in a row were not finite                     exit 7
+    └── StorageError         a disk has no room for what must outlive a process, or fails exit 8
 
 A message says what was expected, what came and from where, and what to do now.
 `docs/exit-codes.md` lists the codes for users; they never change meaning.
@@ -26,6 +27,7 @@ __all__ = [
     "PayloadError",
     "PsAccordionError",
     "RunAborted",
+    "StorageError",
     "TooManySkips",
     "Unreachable",
     "UsageError",
@@ -95,3 +97,9 @@ class TooManySkips(PsAccordionError):
     """As many rounds in a row were skipped as the configuration allows."""
 
     exit_code = 7
+
+
+class StorageError(PsAccordionError, OSError):
+    """What must outlive a process has no room on its disk, or the disk fails."""
+
+    exit_code = 8

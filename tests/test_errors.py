@@ -31,7 +31,7 @@ def test_the_drawing_shows_the_bases_and_exit_codes() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_error_exits_with_success(name: str) -> None:
-    """Zero is success, 2 to 7 are ours; shells use 126 and above."""
+    """Zero is success, 2 to 8 are ours; shells use 126 and above."""
     assert 1 <= CLASSES[name].exit_code < 126
 
 
@@ -54,6 +54,7 @@ def test_every_error_can_be_caught_as_one(name: str) -> None:
         ("WireError", ValueError),
         ("UsageError", RuntimeError),
         ("Unreachable", TimeoutError),
+        ("StorageError", OSError),
     ],
 )
 def test_a_mistake_is_what_python_calls_it(name: str, builtin: type[Exception]) -> None:
