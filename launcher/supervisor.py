@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ps_accordion.config import ENVIRONMENT_PREFIX
 from ps_accordion.errors import RunAborted
+from ps_accordion.role import RESTART_VARIABLE
 from ps_accordion.telemetry.events import JsonLines
 
 from .child import Child, Guard, LineReader, Program
@@ -30,8 +30,6 @@ TICK_SECONDS = 0.5
 DRAIN_SECONDS = 1.0
 """How long output that ended children left in their pipes may take to arrive. Only a process that left its session on
 purpose can still hold such a pipe open."""
-RESTART_VARIABLE = ENVIRONMENT_PREFIX + "RESTART"
-"""Tells a child that it has been started again, and how often. A first start does not have it."""
 _CHUNK = 1 << 16
 
 

@@ -99,7 +99,7 @@ class TooManySkips(PsAccordionError):
     exit_code = 7
 
 
-class StorageError(PsAccordionError):
+class StorageError(PsAccordionError, OSError):
     """The disk is full, or a state file cannot be read or written."""
 
     exit_code = 8

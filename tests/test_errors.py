@@ -54,6 +54,7 @@ def test_every_error_can_be_caught_as_one(name: str) -> None:
         ("WireError", ValueError),
         ("UsageError", RuntimeError),
         ("Unreachable", TimeoutError),
+        ("StorageError", OSError),
     ],
 )
 def test_a_mistake_is_what_python_calls_it(name: str, builtin: type[Exception]) -> None:
