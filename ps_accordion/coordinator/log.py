@@ -101,6 +101,8 @@ class Log:
             os.ftruncate(descriptor, found.size)
             log._write(lines)
             _sync(file.parent)  # whoever made the file may not have come so far
+        except StorageError:
+            raise
         except OSError as error:
             raise _unusable(file, error) from error
         return log
