@@ -121,6 +121,8 @@ class BaseSession(ABC):
         """Whether this worker has left the run."""
         self.local: LocalGroup | None = None
         """Processes of this host that act as one worker with this one; None where it is a worker of its own."""
+        self.came_in_at: int | None = None
+        """Step at which this worker has come into the run in the middle; None where it has not, since somebody looked last."""
         self._models: list[weakref.ref[Gradients]] = []
         self._weight = 1.0
 
@@ -268,11 +270,21 @@ class BaseSession(ABC):
     def steps(self, total: int | None = None) -> Iterator[int]:
         """Yield the numbers of the steps that this worker has to make, from where the run stands.
 
+        A worker that comes late, or was taken out of the run and comes back, goes on with the step that the others make: so all
+        make the last one together. A step is a round of the first model.
+
         Args:
             total: Number of steps of the whole run; None never ends.
         """
-        first = self.first_step
-        yield from itertools.count(first) if total is None else range(first, total)
+        step = self.first_step
+        while total is None or step < total:
+            self.came_in_at = None
+            yield step
+            # Where this worker came back within the step, the step was that of the others' round.
+            step = 1 + (step if self.came_in_at is None else self.came_in_at)
+            self.came_in_at = None
+            self.take_part()
+            step = step if self.came_in_at is None else self.came_in_at
 
     @property
     def first_step(self) -> int:

@@ -284,6 +284,7 @@ class Session(BaseSession):
                 if tracked.exchange.behind:
                     self._catch_up(tracked)
         rounds = [tracked.exchange.rounds.round for tracked in self._exchanges]
+        self.came_in_at = rounds[0] if rounds else 0
         waited = round(time.monotonic() - began, 3)
         client.events.write(event="took part", incarnation=client.membership.incarnation, rounds=rounds, waited_s=waited)
 

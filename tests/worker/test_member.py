@@ -15,7 +15,7 @@ class Job:
 
     def __init__(self, *, slot: int = 1, terms=None, **options) -> None:
         self.theirs = settings_of(servers_count=2, **options)
-        self.mine = settings_of(servers_count=1, workers_count=7)
+        self.mine = settings_of(servers_count=1, workers_count=7, timeouts_heartbeat=1.0)
         self.now = 100.0
         self.membership = Membership(self.mine, terms=terms or {"seed": 0}, slot=slot, token="me", now=self.now)
 

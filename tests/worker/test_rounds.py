@@ -71,7 +71,7 @@ def take_in(rounds: Rounds, message: m.Result, frames) -> Decode | None:
     """Hand in a result as the session does: what is to be decoded is decoded at once."""
     decode = rounds.on_result(message, frames)
     if decode is not None:
-        rounds.decoded(decode.key)
+        rounds.decoded(decode)
     return decode
 
 
@@ -101,7 +101,7 @@ def test_a_result_is_decoded_before_it_decides():
     assert [decode.key for decode in decodes] == list(KEYS)
     for decode in decodes:
         assert job.rounds.decide() is None
-        job.rounds.decoded(decode.key)
+        job.rounds.decoded(decode)
     assert job.rounds.decide().kind == "DATA"
 
 
