@@ -15,7 +15,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ps_accordion.server", description="One server of a run.")
     parser.add_argument("--number", type=int, required=True, help="number of this server, from 0")
     number = parser.parse_args().number
-    # numba loads scipy where it is installed, for linear algebra that no kernel of ours has: 0.2 s. None means: it is not.
+    # Where kernels are not kept yet, numba compiles them, and loads scipy for linear algebra that no kernel of ours has: 0.2 s.
+    # None means: it is not installed.
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # as Python documents it
     modules["scipy"] = None
     with collection_paused():

@@ -200,7 +200,6 @@ def test_every_declared_dependency_is_imported_and_every_import_declared() -> No
                 elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                     imported.add(node.module.partition(".")[0])
     imported -= {*sys.stdlib_module_names, "ps_accordion"}
-    imported.discard("llvmlite")  # Half of numba, which pins it exactly: a bound of ours could only contradict that.
     declared = [*project["dependencies"], *(row for extra in project["optional-dependencies"].values() for row in extra)]
     modules = {"pyzmq": "zmq", "scikit-learn": "sklearn"}
     names = [re.split(r"[<>=!~\[ ]", row)[0] for row in declared]

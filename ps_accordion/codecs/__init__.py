@@ -3,7 +3,7 @@
 `base.py` is the contract, one file is one codec, `registry.py` knows them all, and `fold.py` is what a server does with a round.
 `docs/codecs.md` has the table of codecs and the exact layout of every payload.
 
-Nothing here imports numba until a kernel is used; `warm()` does it all at once.
+Nothing here imports numba but to compile kernels that are not kept yet; `warm()` makes them all ready at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The loops that codecs are made of, compiled by numba.
 
-Importing numba takes half a second and compiling a module's kernels takes seconds when nothing is cached.
-So the modules are imported when a kernel is first named, and `warm` imports them all:
+Compiling takes seconds, once a machine; after that the machine code is loaded without numba.
+So the modules are imported when a kernel is first named and loaded when one is first called, and `warm` does both for all:
 a process that never compresses stays light, and a process that does calls `warm` before its first step.
 """
 
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ... import imports
+from . import _jit
 
 if TYPE_CHECKING:
     from . import half, sparse, vector
@@ -32,3 +33,4 @@ def warm() -> None:
     with imports.collection_paused():
         for name in _MODULES:
             importlib.import_module(f".{name}", __name__)
+        _jit.load()

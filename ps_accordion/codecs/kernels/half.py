@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 
-from ._jit import F32, F32_IN, U16, U16_IN, bits, helper, kernel, real
+from ._jit import F32, F32_IN, U16, U16_IN, bits, float32, helper, int32, kernel, real, void
 
 __all__ = ["LARGEST", "add", "decode", "encode", "peak"]
 
@@ -46,7 +45,7 @@ def _from_half(code: Any) -> Any:
     return real(np.int32(bits(magnitude) | np.int32(np.int32(code & _SIGN) << 16)))
 
 
-@kernel(types.void(F32_IN, types.float32, types.float32, U16, F32))
+@kernel(void(F32_IN, float32, float32, U16, F32))
 def encode(values: Any, scale: Any, inverse: Any, codes: Any, rest: Any) -> None:
     """Write halves of `values * scale` to `codes`, and `values - half * inverse` to `rest` (other memory than `values`)."""
     for i in range(codes.shape[0]):
@@ -65,21 +64,21 @@ def encode(values: Any, scale: Any, inverse: Any, codes: Any, rest: Any) -> None
         rest[i] = x - real(np.int32(bits(magnitude) | np.int32(word & _SIGN_BIT))) * inverse
 
 
-@kernel(types.void(U16_IN, types.float32, F32))
+@kernel(void(U16_IN, float32, F32))
 def decode(codes: Any, inverse: Any, out: Any) -> None:
     """Write `half * inverse` to `out`."""
     for i in range(codes.shape[0]):
         out[i] = _from_half(np.int32(codes[i])) * inverse
 
 
-@kernel(types.void(U16_IN, types.float32, types.float32, F32))
+@kernel(void(U16_IN, float32, float32, F32))
 def add(codes: Any, inverse: Any, weight: Any, total: Any) -> None:
     """Set `total := total + weight * (half * inverse)`."""
     for i in range(codes.shape[0]):
         total[i] += weight * (_from_half(np.int32(codes[i])) * inverse)
 
 
-@kernel(types.int32(U16_IN))
+@kernel(int32(U16_IN))
 def peak(codes: Any) -> Any:
     """Return the largest magnitude code: above `LARGEST` no encoder wrote it."""
     top = np.uint16(0)

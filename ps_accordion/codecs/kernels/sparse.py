@@ -17,9 +17,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 
-from ._jit import F32, F32_IN, I32, U16, U16_IN, U32, U32_IN, bits, count_bits, helper, kernel, lowest_bit, mask64
+from ._jit import (
+    F32,
+    F32_IN,
+    I32,
+    U16,
+    U16_IN,
+    U32,
+    U32_IN,
+    bits,
+    boolean,
+    count_bits,
+    float32,
+    helper,
+    int32,
+    int64,
+    kernel,
+    lowest_bit,
+    mask64,
+    void,
+)
 
 __all__ = ["BINS", "CHUNK_SHIFT", "SAMPLES", "add", "check", "gather", "locate", "put", "room", "scatter", "select"]
 
@@ -125,7 +143,7 @@ def _collect(v: Any, threshold: Any, index: Any, magnitude: Any) -> Any:
     return found
 
 
-@kernel(types.int64(F32_IN, types.int64, types.int32, U32, U32, I32))
+@kernel(int64(F32_IN, int64, int32, U32, U32, I32))
 def select(v: Any, k: Any, peak: Any, index: Any, magnitude: Any, counts: Any) -> Any:
     """Write the indices of the k largest magnitudes of `v`, rising, to the front of `index`; return how many.
 
@@ -163,21 +181,21 @@ def room(elements: int) -> int:
     return max(elements + 3, SAMPLES)
 
 
-@kernel(types.void(F32_IN, U32_IN, F32))
+@kernel(void(F32_IN, U32_IN, F32))
 def gather(v: Any, index: Any, out: Any) -> None:
     """Write `v[index]` to `out`."""
     for j in range(index.shape[0]):
         out[j] = v[index[j]]
 
 
-@kernel(types.void(F32_IN, U32_IN, F32))
+@kernel(void(F32_IN, U32_IN, F32))
 def put(values: Any, index: Any, out: Any) -> None:
     """Write `values` to `out[index]`."""
     for j in range(index.shape[0]):
         out[index[j]] = values[j]
 
 
-@kernel(types.void(U32_IN, U16, U16))
+@kernel(void(U32_IN, U16, U16))
 def locate(index: Any, places: Any, counts: Any) -> None:
     """Split rising indices into places within their chunk, and how many lie in each chunk."""
     for j in range(index.shape[0]):
@@ -196,7 +214,7 @@ def locate(index: Any, places: Any, counts: Any) -> None:
         first = low
 
 
-@kernel(types.boolean(U16_IN, U16_IN, types.int64))
+@kernel(boolean(U16_IN, U16_IN, int64))
 def check(places: Any, counts: Any, elements: Any) -> Any:
     """Return whether places and counts describe rising indices below `elements`. Safe on any numbers."""
     first: Any = 0
@@ -227,7 +245,7 @@ def _add_chunk(values: Any, places: Any, weight: Any, total: Any) -> None:
         total[np.int64(places[j])] += weight * values[j]
 
 
-@kernel(types.void(F32_IN, U16_IN, U16_IN, F32))
+@kernel(void(F32_IN, U16_IN, U16_IN, F32))
 def scatter(values: Any, places: Any, counts: Any, out: Any) -> None:
     """Write values to their places in `out`; the others keep what they hold. The payload has been checked."""
     first: Any = 0
@@ -237,7 +255,7 @@ def scatter(values: Any, places: Any, counts: Any, out: Any) -> None:
         first = last
 
 
-@kernel(types.void(F32_IN, U16_IN, U16_IN, types.float32, F32))
+@kernel(void(F32_IN, U16_IN, U16_IN, float32, F32))
 def add(values: Any, places: Any, counts: Any, weight: Any, total: Any) -> None:
     """Add `weight * values` at their places in `total` (two roundings). The payload has been checked."""
     first: Any = 0

@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 
-from ._jit import F32, F32_IN, F64, bits, helper, kernel
+from ._jit import F32, F32_IN, F64, bits, float32, float64, helper, int32, kernel, void
 
 __all__ = ["LANES", "add", "combine", "peak", "scaled", "shrink", "squares", "sum_into"]
 
@@ -24,7 +23,7 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
 
 
-@kernel(types.int32(F32_IN))
+@kernel(int32(F32_IN))
 def peak(a: Any) -> Any:
     """Return the peak of `a`."""
     top = np.int32(0)
@@ -33,7 +32,7 @@ def peak(a: Any) -> Any:
     return top
 
 
-@kernel(types.int32(F32_IN, F32_IN, F32))
+@kernel(int32(F32_IN, F32_IN, F32))
 def sum_into(a: Any, b: Any, out: Any) -> Any:
     """Write `a + b` to `out` and return its peak."""
     top = np.int32(0)
@@ -44,7 +43,7 @@ def sum_into(a: Any, b: Any, out: Any) -> Any:
     return top
 
 
-@kernel(types.int32(F32, types.float32, F32_IN))
+@kernel(int32(F32, float32, F32_IN))
 def combine(total: Any, scale: Any, residual: Any) -> Any:
     """Set `total := total * scale + residual` (two roundings) and return its peak."""
     top = np.int32(0)
@@ -55,7 +54,7 @@ def combine(total: Any, scale: Any, residual: Any) -> Any:
     return top
 
 
-@kernel(types.int32(F32, types.float32))
+@kernel(int32(F32, float32))
 def scaled(total: Any, scale: Any) -> Any:
     """Set `total := total * scale + 0` and return its peak: `combine` with a zero residual, sign bits included."""
     top = np.int32(0)
@@ -66,7 +65,7 @@ def scaled(total: Any, scale: Any) -> Any:
     return top
 
 
-@kernel(types.void(types.float32, F32_IN, F32))
+@kernel(void(float32, F32_IN, F32))
 def add(weight: Any, values: Any, total: Any) -> None:
     """Set `total := total + weight * values` (two roundings)."""
     for i in range(total.shape[0]):
@@ -90,7 +89,7 @@ def _add_squares(row: Any, lanes: Any) -> None:
         lanes[j] += x * x
 
 
-@kernel(types.float64(F32_IN, F64))
+@kernel(float64(F32_IN, F64))
 def squares(a: Any, lanes: Any) -> Any:
     """Return the sum of squares of `a` in lane order; `lanes` is float64[64] of scratch."""
     lanes[:] = 0.0
@@ -109,7 +108,7 @@ def _shrink_row(row: Any, factor: Any, lanes: Any) -> None:
         lanes[j] += lost * lost
 
 
-@kernel(types.float64(F32, types.float32, F64))
+@kernel(float64(F32, float32, F64))
 def shrink(a: Any, factor: Any, lanes: Any) -> Any:
     """Set `a := a * factor` and return the sum of squares of what that took away, in lane order."""
     lanes[:] = 0.0

@@ -1,0 +1,71 @@
+"""The one place that knows how kernels are compiled, kept and called.
+
+`@kernel(void(F32_IN, float32, F32))` stands above a plain loop; the loop may call functions marked `@helper`, and the intrinsics.
+The kernels of one module make a library: one piece of object code, which is compiled by numba when nothing is kept yet, and from
+then on loaded without numba. That is why nothing outside `compiler`, `entry` and `lowering` may import numba: it takes half a
+second of processor time a process, and reading its own cache as long again.
+
+Options of the compilation, and why:
+
+* `nogil`: a kernel runs on one thread and lets the others go on; parallelism is many keys in flight.
+* `error_model="numpy"`: no branch for a division by zero.
+* **no** `fastmath`: without reassociation and contraction the same bytes come out on every host.
+* explicit signatures: one machine-code version a kernel, compiled before training, never in the middle of it.
+  Inputs are declared read-only and unaligned, because payloads are slices of received frames; writable and aligned arrays are
+  accepted there too.
+
+`signature` has the types, `intrinsics` what a loop cannot say, `library` the decorators and when what is loaded; `store` keeps
+object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
+"""
+
+from .intrinsics import bits, count_bits, lowest_bit, mask64, real
+from .library import helper, kernel, load
+from .signature import (
+    F32,
+    F32_IN,
+    F64,
+    I32,
+    U16,
+    U16_IN,
+    U32,
+    U32_IN,
+    Scalar,
+    Signature,
+    Vector,
+    boolean,
+    float32,
+    float64,
+    int32,
+    int64,
+    void,
+)
+from .store import cache_directory
+
+__all__ = [
+    "F32",
+    "F32_IN",
+    "F64",
+    "I32",
+    "U16",
+    "U16_IN",
+    "U32",
+    "U32_IN",
+    "Scalar",
+    "Signature",
+    "Vector",
+    "bits",
+    "boolean",
+    "cache_directory",
+    "count_bits",
+    "float32",
+    "float64",
+    "helper",
+    "int32",
+    "int64",
+    "kernel",
+    "load",
+    "lowest_bit",
+    "mask64",
+    "real",
+    "void",
+]

@@ -1,0 +1,165 @@
+"""Kernels and the libraries that they stand in: what `@kernel` makes, and where its machine code comes from.
+
+```text
+first call, or load() ──► numba told to behave otherwise? ──yes──► numba's dispatchers, or the functions as they stand
+                               │ no
+                               ▼
+                          kept object code? ──no──► compile with numba, keep ─┐
+                               │ yes                                          │
+                               └──────────────────► native entries ◄──────────┘
+```
+
+Both ways on the right end in the same object code, called through the same entries: what is tested cold is what runs warm.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from . import native, store
+from .signature import Signature
+
+__all__ = ["Kernel", "Library", "helper", "kernel", "load"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_HARMLESS = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"}
+"""Settings of numba that leave the code of a kernel as it is. With any other, numba does all itself."""
+
+
+class Kernel:
+    """A loop with exactly one signature, called like the function that it was made from, by position."""
+
+    def __init__(self, function: Callable[..., Any], signature: Signature, library: Library) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.signature = signature
+        self.name = function.__name__
+        self._library = library
+        self.entry: Callable[..., Any] = self._first
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the kernel without the GIL.
+
+        Raises:
+            TypeError: The arguments are not what the signature says. Nothing was read or written.
+        """
+        try:
+            return self.entry(*arguments)
+        except (TypeError, OverflowError) as error:
+            raise self._refusal(arguments) from error
+
+    def _first(self, *arguments: Any) -> Any:
+        self._library.load()
+        return self.entry(*arguments)
+
+    def _refusal(self, arguments: tuple[Any, ...]) -> TypeError:
+        name, came = f"{self._library.name}.{self.name}", ", ".join(map(_described, arguments))
+        return TypeError(f"No matching definition: {name} is {self.signature}; it was called with ({came})")
+
+
+def _described(argument: Any) -> str:
+    if not isinstance(argument, np.ndarray):
+        return f"{type(argument).__name__} {argument!r:.40}"
+    flags = argument.flags
+    traits = {"read-only": not flags.writeable, "unaligned": not flags.aligned, "not contiguous": not flags.c_contiguous}
+    kind = "" if type(argument) is np.ndarray else f"{type(argument).__name__} of "
+    return " ".join([trait for trait, there in traits.items() if there] + [f"{kind}{argument.dtype}{list(argument.shape)}"])
+
+
+class Library:
+    """The kernels of one module, compiled and kept together."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.kernels: list[Kernel] = []
+        self.helpers: list[Callable[..., Any]] = []
+        self._lock = threading.RLock()
+        self._loaded = False
+
+    def load(self) -> None:
+        """Make every kernel ready to run. Takes seconds where nothing is kept, and nothing when done before."""
+        with self._lock:
+            if self._loaded:
+                return
+            for one, entry in zip(self.kernels, self._entries(), strict=True):
+                one.entry = entry
+            self._loaded = True
+
+    def _entries(self) -> list[Callable[..., Any]]:
+        settings = _settings()
+        if settings.get("NUMBA_DISABLE_JIT", "0") != "0":
+            return [_wrapping(each.function) for each in self.kernels]
+        if settings:
+            from . import compiler
+
+            return compiler.dispatchers(self, settings)
+        code = store.read(self.name)
+        if code is None:
+            with store.turn():
+                code = store.read(self.name)
+                if code is None:
+                    from . import compiler
+
+                    code = compiler.object_code(self)
+                    store.keep(self.name, code)
+        return native.entries(code, [each.name for each in self.kernels])
+
+
+def _settings() -> dict[str, str]:
+    """Return what makes numba's code other than usual, by name."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_") and value}
+    file = Path(".numba_config.yaml")
+    if file.exists():
+        settings[file.name] = file.read_text()
+    return {name: settings[name] for name in sorted(settings.keys() - _HARMLESS)}
+
+
+def _wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as it stands, with whole numbers that wrap around silently, as they do when compiled."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*arguments)
+
+    return run
+
+
+_libraries: dict[str, Library] = {}
+
+
+def _library(function: Callable[..., Any]) -> Library:
+    name = function.__module__.rpartition(".")[2]
+    return _libraries.setdefault(function.__module__, Library(name))
+
+
+def kernel(signature: Signature) -> Callable[[Function], Function]:
+    """Make a kernel of a function: compiled for exactly one signature, together with the others of its module."""
+
+    def decorate(function: Function) -> Function:
+        library = _library(function)
+        made = Kernel(function, signature, library)
+        library.kernels.append(made)
+        return cast("Function", made)
+
+    return decorate
+
+
+def helper(function: Function) -> Function:
+    """Mark a small function that kernels call; it is compiled into them."""
+    _library(function).helpers.append(function)
+    return function
+
+
+def load() -> None:
+    """Load, or compile, the kernels of all modules that have been imported."""
+    for library in list(_libraries.values()):
+        library.load()
