@@ -279,7 +279,7 @@ class Shard:
         folded = fold(
             pushes,
             residual,
-            record.target(start.before) if codec.feedback or residual is not None else None,
+            record.target(start.before) if residual is not None or not codec.exact(reply[1]) else None,
             elements=key.elements,
             total_weight=sum(each.message.weight for each in held),
             seed_reply=seed_for(self.settings.seed, layout, key.number, record.round + 1, SERVER),

@@ -30,6 +30,8 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import kernels
+
 __all__ = ["Codec", "Coding", "Encoded", "FloatVector", "Payload"]
 
 FloatVector = NDArray[np.float32]
@@ -128,6 +130,11 @@ class Codec(ABC):
     @abstractmethod
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight * D(payload)` to `total`, float32[n], in place. The payload has been validated."""
+
+    def begin(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
+        """Set `total`, float32[n], to `0 + weight * D(payload)`: `accumulate` where nothing has been added yet."""
+        kernels.vector.clear(total)
+        self.accumulate(payload, coding, weight, total)
 
     @abstractmethod
     def reencode(

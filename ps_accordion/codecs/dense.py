@@ -52,7 +52,28 @@ class Dense(PackingCodec):
         if summed(gradient, residual, out[: 4 * n].view(np.float32)) >= INFINITE:
             return None
         if residual is not None:
-            residual.fill(0.0)
+            kernels.vector.clear(residual)
+        return Encoded(4 * n, n)
+
+    def reencode(
+        self,
+        total: FloatVector,
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+    ) -> Encoded | None:
+        """Encode at a server; see `Codec.reencode`."""
+        n = total.size
+        if level != 32 or residual is not None:
+            return super().reencode(total, scale, residual, new_residual, level=level, seed=seed, out=out)
+        if kernels.vector.scaled_into(total, scale, out[: 4 * n].view(np.float32)) >= INFINITE:
+            return None
+        if new_residual is not None:
+            kernels.vector.clear(new_residual)
         return Encoded(4 * n, n)
 
     def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
@@ -61,7 +82,7 @@ class Dense(PackingCodec):
         if level == 32:
             out[: 4 * n].view(np.float32)[:] = v
             if rest is not None:
-                rest.fill(0.0)
+                kernels.vector.clear(rest)
             return Encoded(4 * n, n)
         kept = borrow("lost", n, np.float32) if rest is None else rest
         return Encoded(values.store(v, peak, "fp16", kept, out), n)
@@ -94,6 +115,13 @@ class Dense(PackingCodec):
             return
         form, exponent = values.read_preamble(payload)
         kernels.half.decode(values.values_of(payload, form, coding.elements), values.power(exponent), out)
+
+    def begin(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
+        """Set `total` to `0 + weight` times the vector."""
+        if coding.level == 32:
+            kernels.vector.begin(weight, payload.view(np.float32), total)
+        else:
+            super().begin(payload, coding, weight, total)
 
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times the vector to `total`."""

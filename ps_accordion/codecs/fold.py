@@ -117,9 +117,10 @@ def fold(
     )
     if undecoded:
         return _sum(codec, pushes, residual, new_residual, scale=scale, out=out)
-    scratch.fill(0.0)
-    for push in pushes:
-        find(known, push.coding.codec).accumulate(push.payload, push.coding, np.float32(push.weight), scratch)
+    for position, push in enumerate(pushes):
+        member = find(known, push.coding.codec)
+        add = member.accumulate if position else member.begin
+        add(push.payload, push.coding, np.float32(push.weight), scratch)
     for start, length in held:
         scratch[start : start + length] = 0.0
     base, lost = residual, 0.0

@@ -28,8 +28,7 @@ def summed(gradient: FloatVector, residual: FloatVector | None, out: FloatVector
     """Write `gradient + residual` to `out`, other memory than both; return the bits of the largest magnitude."""
     if residual is not None:
         return int(kernels.vector.sum_into(gradient, residual, out))
-    np.copyto(out, gradient)
-    return int(kernels.vector.scaled(out, ONE))
+    return int(kernels.vector.scaled_into(gradient, ONE, out))
 
 
 def combined(total: FloatVector, scale: np.float32, residual: FloatVector | None) -> int:

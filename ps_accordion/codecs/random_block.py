@@ -75,7 +75,7 @@ class RandomBlock(PackingCodec):
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the block to its place in `out`, and zero elsewhere."""
         block = payload.view(np.float32)
-        out.fill(0.0)
+        kernels.vector.clear(out)
         for part, covered in parts(coding.elements, coding.count, coding.seed):
             out[covered] = block[part]
 
