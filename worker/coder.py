@@ -5,6 +5,7 @@ A coder is used by one thread at a time: the codec thread that owns the key.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,11 @@ from ps_accordion.seeds import SHARED, seed_for
 from ps_accordion.wire import messages as m
 
 __all__ = ["KeyCoder", "Pushed", "coding_of"]
+
+_OURS = 3
+"""References to a buffer that nobody else holds: the attribute, a local name, and the argument of `getrefcount`."""
+_ROOMY = 2
+"""A buffer is given up for a payload of less than half its size: levels change by more than that."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,23 @@ class KeyCoder:
     def __init__(self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int) -> None:
         self.layout = layout
         self.key = key
-        self.residual: FloatVector | None = None
+        self._residual: FloatVector | None = None
+        self._begun = False
+        """Whether there is a residual; it takes no memory while it is zero."""
         self._settings = settings
         self._codecs = registry.suite(values=settings.codec.values)
         self.incarnation = incarnation
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot
         self._bound = 0
+        self._out: Payload | None = None
+
+    @property
+    def residual(self) -> FloatVector | None:
+        """What pushes have not carried, float32[key.elements]; None before the first. Owned by the coder, which changes it."""
+        if self._residual is None and self._begun:
+            return np.zeros(self.key.elements, np.float32)
+        return self._residual
 
     def encode(
         self, gradient: FloatVector, *, round_: int, used: int, choice: Choice, previous_skipped: bool, weight: float = 1.0
@@ -76,29 +92,44 @@ class KeyCoder:
         key, settings = self.key, self._settings
         codec = registry.find(self._codecs, choice.codec)
         bound = codec.payload_bound(key.elements, choice.level)
-        if codec.feedback and self.residual is None:
-            self.residual = np.zeros(key.elements, np.float32)
+        exact = codec.exact(choice.level)
+        self._begun = True
+        if not exact and self._residual is None:
+            self._residual = np.zeros(key.elements, np.float32)
         loss, before = 0.0, None
-        if self.residual is not None and 0 < self._bound < bound:
-            before = self.residual.copy()
-            loss = settle(settings.codec.residual_at_switch, self.residual, gradient)
+        if self._residual is not None and 0 < self._bound < bound:
+            before = self._residual.copy()
+            loss = settle(settings.codec.residual_at_switch, self._residual, gradient)
         who = SHARED if codec.shared_seed else self._slot + 1
         seed = seed_for(settings.seed, self.layout, key.number, round_, who)
-        out = np.empty(bound, np.uint8)
+        out = self._room(bound)
         unused = [(part.offset, part.length) for part in key.elements_of(used)]
-        encoded = encode_holding(codec, gradient, self.residual, unused, level=choice.level, seed=seed, out=out)
+        encoded = encode_holding(codec, gradient, self._residual, unused, level=choice.level, seed=seed, out=out)
         if encoded is None:
-            if self.residual is not None and before is not None:
-                self.residual[:] = before
+            if self._residual is not None and before is not None:
+                self._residual[:] = before
             push = self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped, weight=weight)
             return Pushed(push, None, 0.0)
         self._bound = bound
+        if exact and not unused:
+            self._residual = None  # all of it is on its way, and zeros need not be added in the next round
         payload = out[: encoded.nbytes]
         message = m.Push(
             self.layout, key.number, round_, self._slot, self.incarnation, "DATA", weight, used, previous_skipped,
             codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
         )  # fmt: skip
         return Pushed(message, payload, loss)
+
+    def _room(self, nbytes: int) -> Payload:
+        """Return memory for a payload: that of the last one, unless somebody still holds it.
+
+        A round is over before the next is encoded, but a copy that was sent again may still wait in a socket. Every view of a
+        payload holds a reference to its memory, so the count of references tells.
+        """
+        out = self._out
+        if out is None or not nbytes <= out.nbytes <= _ROOMY * nbytes or sys.getrefcount(out) > _OURS:
+            out = self._out = np.empty(nbytes, np.uint8)
+        return out[:nbytes]
 
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push of kind UNUSED, SKIP, JOINED or EMPTY, whose weight is 0. The residual is untouched."""
@@ -107,18 +138,19 @@ class KeyCoder:
 
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""
-        return None if self.residual is None else self.residual.copy()
+        residual = self.residual
+        return None if residual is None else residual.copy()
 
     def set_residual(self, residual: FloatVector) -> None:
         """Take over a residual, float32[key.elements]; it is copied."""
-        self.residual = residual.copy()
+        self._residual = residual.copy()
 
     def take_back(self, push: m.Push, payload: Payload) -> None:
         """Add a pushed payload to the residual again, because its round was skipped: delayed, not lost."""
         coding = coding_of(push)
-        if self.residual is None:
-            self.residual = np.zeros(self.key.elements, np.float32)
-        registry.find(self._codecs, push.codec).accumulate(payload, coding, np.float32(1), self.residual)
+        if self._residual is None:
+            self._residual = np.zeros(self.key.elements, np.float32)
+        registry.find(self._codecs, push.codec).accumulate(payload, coding, np.float32(1), self._residual)
 
 
 def coding_of(message: m.Push | m.Result) -> Coding:

@@ -165,3 +165,37 @@ def test_a_payload_is_not_written_again():
     for round_ in range(1, 5):
         encode(of, gaussian(2048, round_), round_)
     assert first.payload.tobytes() == before
+
+
+def test_the_memory_of_a_payload_is_used_again_only_when_nobody_holds_it():
+    """A copy that waits in a socket must not change; and a megabyte that nobody holds is not asked for anew."""
+    of = coder()
+    gradient = gaussian(2048)
+    first = encode(of, gradient)
+    assert first.payload is not None
+    held, copy = first.payload.data, first.payload.copy()
+    del first
+    second = encode(of, gradient, 1)
+    assert second.payload is not None
+    assert np.array_equal(np.frombuffer(held, np.uint8), copy)
+    assert not np.shares_memory(np.frombuffer(held, np.uint8), second.payload)
+    place = second.payload.ctypes.data
+    del second
+    third = encode(of, gradient, 2)
+    assert third.payload is not None
+    assert third.payload.ctypes.data == place
+
+
+def test_what_is_sent_exactly_carries_what_was_left():
+    """Dense at 32 bits sends the residual of earlier levels along; what remains is zero, in this round and in later ones."""
+    of = coder(codec_residual_at_switch="keep")
+    encode(of, gaussian(2048))
+    left = residual(of)
+    assert left.any()
+    for round_, expected in ((1, left), (2, np.zeros(2048, np.float32))):
+        pushed = encode(of, gaussian(2048, 2), round_, choice=Choice("dense", 32.0))
+        assert np.array_equal(decoded(pushed), gaussian(2048, 2) + expected)
+        assert of.residual is not None
+        assert not of.residual.any()
+    encode(of, gaussian(2048, 3), 3)
+    assert residual(of).any()
