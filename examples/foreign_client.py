@@ -153,7 +153,7 @@ class Worker:
                     self.connect(server, address)
         elif tag == "hello":
             self.greeted.add(socket)
-        elif tag == "ready" and fields == [0, self.digest]:
+        elif tag == "ready" and fields[:2] == [0, self.digest]:
             self.ready = True
         elif tag == "result" and fields[2] == self.round and self.push is not None and self.counts(fields):
             self.take(fields, payload)

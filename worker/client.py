@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from ps_accordion.config import Settings
-from ps_accordion.errors import Unreachable, WireError
+from ps_accordion.errors import JoinRefused, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
@@ -129,6 +129,7 @@ class Client:
 
         Raises:
             Unreachable: `timeout` seconds have passed.
+            JoinRefused: The run has ended.
             PsAccordionError: The run has failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -136,6 +137,8 @@ class Client:
             while not condition():
                 if self.error is not None:
                     raise self.error
+                if self.membership.gone:
+                    raise JoinRefused(f"the run is over while this worker waits for {what}: all its workers have finished")
                 left = 1.0 if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     raise Unreachable(f"waited {timeout:g} s for {what}")
@@ -284,7 +287,7 @@ class Client:
             return
         self.events.write(event="view", p=view.p, members=view.members, cuts=view.cuts, member=membership.member)
         for joiner in self.joiners.values():
-            joiner.donor = view.donor
+            joiner.ask(view.donor)
         for exchange in self.exchanges.values():
             exchange.on_view(view, now, member=membership.member)
 
@@ -311,8 +314,8 @@ class Client:
                 self.carry(exchange.rounds.tick(now))
             for joiner in self.joiners.values():
                 self.carry(joiner.tick(now))
-            self.membership.synced = all(joiner.complete for joiner in self.joiners.values()) and not any(
-                exchange.behind or exchange.starting or exchange.rounds.idle for exchange in self.exchanges.values()
-            )
+            membership, exchanges = self.membership, self.exchanges.values()
+            complete = all(joiner.complete for joiner in self.joiners.values()) and all(each.has_state for each in exchanges)
+            membership.synced = complete and membership.member and (bool(exchanges) or not membership.came_late)
             for callback in self._on_tick:
                 callback()

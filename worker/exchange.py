@@ -100,6 +100,8 @@ class Exchange(ABC):
         self.rounds = Rounds(number, layout, client.settings)
         self.behind = False
         """Whether this worker has to take over where the others stand before it can take part in a round."""
+        self.current = True
+        """Whether this worker has applied every round so far."""
         self.starting = False
         """Whether it has yet to fetch the parameters that training starts from."""
         self._decodes = 0
@@ -238,7 +240,16 @@ class Exchange(ABC):
             self._note_skip(round_)
         self._end(decision)
 
+    @property
+    def has_state(self) -> bool:
+        """Whether this worker can hand out the state after the last round; it can when it has finished, until others go on."""
+        return self.current and not (self.behind or self.starting)
+
     def _end(self, decision: Decide) -> None:
+        if self._open is None and decision.kind == "DATA":
+            self.current = False  # it looks on, and does not apply
+        elif decision.kind == "JOIN":
+            self.current = True  # it takes over the state that it lacks before it goes on
         self._open = None
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
@@ -281,7 +292,7 @@ class Exchange(ABC):
             self._take_back(push, payload)
         for coder in self.coders:
             coder.incarnation = incarnation
-        self.behind = False
+        self.behind, self.current = False, True
 
     def _note_skip(self, round_: int) -> None:
         self.client.events.write(event="skip", layout=self.number, round=round_)

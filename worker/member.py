@@ -86,6 +86,8 @@ class Membership:
         self._repeat = now
         self._beat = now
         self._to_greet: set[str] = set()
+        self.came_late = False
+        """Whether the run had begun without it."""
         self._links: dict[str, str] = {}
         self._was_member = False
 
@@ -161,6 +163,7 @@ class Membership:
             return []
         self.view = view
         self._was_member = self._was_member or self.member
+        self.came_late = self.came_late or not self._was_member
         links = {server_name(number, self.settings): address for number, _, address in view.shards}
         moved = {name: address for name, address in links.items() if self._links.get(name) != address}
         self._links = links

@@ -254,12 +254,23 @@ class Session(BaseSession):
     def _offer(self, donor: Donor, number: int) -> None:
         self._client.call(lambda: self._client.donors.__setitem__(number, donor))
 
-    def _fetch(self, number: int, round_: int, state: StateBytes | Blob, donor: int) -> bool:
-        """Fetch a state; return whether all of it has come, before this worker was taken out of the run."""
+    def _fetch(self, number: int, round_: int, state: StateBytes | Blob, donor: int, *, anybody: bool = False) -> bool:
+        """Fetch a state; return whether all of it has come, before this worker was taken out of the run.
+
+        Args:
+            number: Of the layout.
+            round_: After which round.
+            state: Where it goes.
+            donor: Slot to ask.
+            anybody: Whether other members may have it, too.
+        """
         client = self._client
         membership = client.membership
         incarnation = membership.incarnation
-        joiner = Joiner(number, round_, state, self.settings, (self.slot, incarnation), donor)
+        # Where training starts, and after a JOIN, one worker alone has it.
+        view = membership.view
+        others = [slot for slot, _ in view.members] if anybody and view is not None else []
+        joiner = Joiner(number, round_, state, self.settings, (self.slot, incarnation), donor, others)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
         while (progress := joiner.progress) and membership.member:
             # Every part that comes is a sign of life: a large model over a slow link may take longer in all.
@@ -301,7 +312,7 @@ class Session(BaseSession):
         standing = Standing()
         if cut > 0:
             blob = Blob()
-            if not self._fetch(exchange.number, cut - 1, blob, view.donor):
+            if not self._fetch(exchange.number, cut - 1, blob, view.donor, anybody=True):
                 return
             standing, model = unpacked(blob.bytes())
             tracked.apply(model)
@@ -370,7 +381,9 @@ class Session(BaseSession):
                 self._refuse_open_rounds("the session was left")
                 for tracked in self._exchanges:
                     client.call(tracked.exchange.finish)
-                client.wait(lambda: all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
+                # Who has not got the last results learns of the end all the same: they would change nothing.
+                ended = [tracked.exchange.rounds for tracked in self._exchanges]
+                client.wait(lambda: client.membership.gone or all(rounds.ended for rounds in ended), "the end")
                 client.call(lambda: client.membership.leave("", 0))
                 # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
                 client.wait(lambda: client.membership.gone, "the coordinator's goodbye")

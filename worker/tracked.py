@@ -256,7 +256,7 @@ class Tracked:
         cannot be decided without the joiner, which is a member already.
         """
         exchange = self.exchange
-        if self.asked <= START or self.asked != self.last_round or exchange.behind or self._making:
+        if self.asked <= START or self.asked != self.last_round or not exchange.has_state or self._making:
             return
         known = self._session.client.donors.get(exchange.number)
         if known is not None and known.round == self.asked:
@@ -274,7 +274,8 @@ class Tracked:
     def wanted(self, get: m.Get) -> None:
         """Note that somebody asks for the state after a round; on the socket's thread."""
         self.asked = get.round
-        if get.round == self.last_round and self.exchange.is_open and not self._making:
+        still = self.exchange.is_open or self.exchange.rounds.idle == "EMPTY"
+        if get.round == self.last_round and still and not self._making:
             threading.Thread(target=self._hand_out_aside, name="ps-accordion-hand-out", daemon=True).start()
 
     def _hand_out_aside(self) -> None:

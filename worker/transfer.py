@@ -27,6 +27,8 @@ PART_BYTES = 1 << 20
 IN_FLIGHT = 8
 """Parts asked for at a time: enough to fill a link with 8 MiB in flight, without holding the model in queues."""
 ASK_AGAIN_S = 1.0
+PATIENCE_S = 3.0
+"""Without any part for this long, a joiner asks the next member: the donor may have finished, or be out of reach."""
 ASK_FIRST_S = 0.05
 """How soon the first part of a blob is asked for again: the donor may be about to make it."""
 MAX_PARTS = 1 << 18
@@ -56,6 +58,9 @@ class Target(Protocol):
 
     def write(self, part: int, data: Bytes) -> None:
         """Take a part."""
+
+    def begin_anew(self) -> None:
+        """Forget all parts: they come from somebody else from now on."""
 
 
 class StateBytes:
@@ -98,6 +103,9 @@ class StateBytes:
         for memory, offset in spans:
             out[offset : offset + memory.nbytes] = memory
         return out
+
+    def begin_anew(self) -> None:
+        """Forget what has been written. Here there is nothing to do: it is written again."""
 
     def write_back(self) -> None:
         """Bring what was written to where it belongs. Here there is nothing to do: it was written in place."""
@@ -150,6 +158,10 @@ class Blob:
         if (message.digest, message.parts) != (self.digest, self.parts):
             raise WireError(f"parts of the state that worker {donor} sends to worker {here} do not belong together")
 
+    def begin_anew(self) -> None:
+        """Forget what has been received: another donor may put the same state into other bytes."""
+        self._received, self.digest, self.parts = {}, "", 1
+
     def write(self, part: int, data: Bytes) -> None:
         """Take a part; it is copied, since what came with a message is freed with it."""
         self._received[part] = data.copy()
@@ -199,9 +211,19 @@ class Joiner:
         settings: The settings of the job.
         member: (slot, incarnation) of this worker.
         donor: Slot of the worker that has it.
+        others: Slots that may have it, too.
     """
 
-    def __init__(self, layout: int, round_: int, state: Target, settings: Settings, member: tuple[int, int], donor: int) -> None:
+    def __init__(
+        self,
+        layout: int,
+        round_: int,
+        state: Target,
+        settings: Settings,
+        member: tuple[int, int],
+        donor: int,
+        others: Sequence[int] = (),
+    ) -> None:
         self._layout = layout
         self._round = round_
         self._state = state
@@ -209,6 +231,8 @@ class Joiner:
         self._member = member
         self.donor = donor
         """Slot of the worker that is asked; a view may name another."""
+        self._others = [slot for slot in others if slot not in (donor, member[0])]
+        self._moved: float | None = None
         self._missing = set(range(state.parts))
         self._asked: dict[int, float] = {}
 
@@ -237,9 +261,22 @@ class Joiner:
             self._state.write(message.part, data)
             self._missing.discard(message.part)
             self._asked.pop(message.part, None)
+            self._moved = None
+
+    def ask(self, donor: int) -> None:
+        """Ask another worker from now on; what came of another's state is forgotten."""
+        if donor != self.donor:
+            self.donor, self._moved, self._asked = donor, None, {}
+            self._state.begin_anew()
+            self._missing = set(range(self._state.parts))
 
     def tick(self, now: float) -> list[Send]:
-        """Ask for the next parts, and again for those that are late."""
+        """Ask for the next parts, and again for those that are late; somebody else, if nobody answers."""
+        if self._moved is None:
+            self._moved = now
+        if now - self._moved > PATIENCE_S and self._others and self._missing:
+            self._others.append(self.donor)
+            self.ask(self._others.pop(0))
         patience = ASK_AGAIN_S if self._state.digest else ASK_FIRST_S
         self._asked = {part: at for part, at in self._asked.items() if now - at < patience}
         out = []

@@ -70,5 +70,7 @@ class Progress:
         members = list(members)
         if not members or any(worker.waits < 0 or worker.busy or now - worker.since <= self.limit(worker) for worker in members):
             return ""
+        if len({(worker.waits, worker.rounds.get(worker.waits, 0)) for worker in members}) == 1:
+            return ""  # all want the same: a server or a link is slow, and that passes, or is found dead
         where = [f"{worker.name} in round {worker.rounds.get(worker.waits, 0)} of model {worker.waits}" for worker in members]
         return f"all workers wait for each other: {', '.join(where)}; take models in the same order in every worker"

@@ -176,10 +176,6 @@ class Coordinator:
                 notes.append(
                     Note("gone" if gone else "back", {"slot": worker.slot, "incarnation": worker.incarnation, "why": gone})
                 )
-            elif gone:
-                del self.workers[worker.slot]  # it has no part in the run yet, or has none any more
-                self.layouts.forget(worker.slot)
-                self._known.pop(worker.name, None)
         return notes
 
     def _members(self) -> list[Worker]:
@@ -208,16 +204,15 @@ class Coordinator:
             self._short_since = math.inf
             return self._freeze() if proposal is not None else []
         gone = [worker.name for worker in self._members() if worker.gone]
-        if not any(self.views.members.get(slot) == incarnation for slot, incarnation in wanted.items()):
-            if all(worker.left for worker in self._members()):
-                return self._all_left(now)
-            who = ", ".join(gone) or "every worker"
-            return self._abort(gone[0] if gone else "coordinator", f"{who} is gone, and nobody else has the model's state", now)
+        if all(worker.left for worker in self._members()):
+            return self._all_left(now)
+        if not any(worker.synced and wanted.get(worker.slot) == worker.incarnation for worker in self._members()):
+            return self._wait_for_more("nobody else has the model's state", gone, now)
         if self._is_starting(wanted):
             who = ", ".join(gone)
             return self._abort(gone[0], f"{who} is gone before all had the parameters that training starts from", now)
         if len(wanted) < self.settings.workers.minimum:
-            return self._wait_for_more(len(wanted), gone, now)
+            return self._wait_for_more(f"workers.minimum is {self.settings.workers.minimum}", gone, now)
         self._short_since = math.inf
         proposal = self.views.propose(wanted)
         note = Note("proposal", {"p": proposal.p, "members": sorted(wanted.items())})
@@ -232,18 +227,19 @@ class Coordinator:
             return False
         return any(not any(worker.rounds.get(layout) for worker in members) for layout in self.layouts.entries)
 
-    def _wait_for_more(self, there: int, gone: list[str], now: float) -> list[Action]:
-        """Let the rounds stand still until there are workers enough; those that are gone stay in the view."""
-        limits, least = self.settings.timeouts, self.settings.workers.minimum
+    def _wait_for_more(self, why: str, gone: list[str], now: float) -> list[Action]:
+        """Let the rounds stand still until somebody comes, or comes back; those that are gone stay in the view."""
+        limits = self.settings.timeouts
         if math.isinf(self._short_since):
             self._short_since, self._noted = now, -math.inf
         since = now - self._short_since
+        missing = ", ".join(gone) or "all"
         if since > limits.join:
-            reason = f"only {there} workers for {since:.0f} s, and workers.minimum is {least}; gone: {', '.join(gone)}"
+            reason = f"{missing} gone for {since:.0f} s, and {why}"
             return self._abort(gone[0] if gone else "coordinator", reason, now)
         if now - self._noted > WAITING_NOTE_S:
             self._noted = now
-            return [Note("waiting", {"missing": f"{', '.join(gone)} (workers.minimum = {least})", "since_s": round(since)})]
+            return [Note("waiting", {"missing": f"{missing} ({why})", "since_s": round(since)})]
         return []
 
     def _freeze(self) -> list[Action]:
@@ -304,6 +300,7 @@ class Coordinator:
         self._incarnations += 1
         self.layouts.forget(slot)
         worker = Worker(slot, self._incarnations, join.token, peer, now, restart=join.restart, since=now)
+        worker.synced = self.view is None
         self.workers[slot] = worker
         self._known[worker.name] = peer
         joined: list[Action] = [Note("join", {"slot": slot, "incarnation": worker.incarnation, "restart": join.restart})]
@@ -427,6 +424,9 @@ class Coordinator:
         worker.plans = {layout: version for layout, _, version in alive.layouts}
         worker.synced, worker.ready = alive.synced, alive.ready
         self._progress.alive(worker, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits, now)
+        if self.ending:
+            # The END changes no state: who has not got its results, or has just come, needs to know no more than this.
+            return [Send((peer,), m.Ended())]
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if alive.busy != worker.busy:
             worker.busy, worker.since = alive.busy, now
@@ -494,7 +494,10 @@ class Coordinator:
 
     def _on_bye(self, _peer: Peer, bye: m.Bye, _: Sequence[Buffer], now: float) -> list[Action]:
         if self.over is None:
-            return []
+            told = [worker for worker in self.workers.values() if self.ending and worker.name == bye.name]
+            for worker in told:
+                worker.left = True
+            return self._all_left(now) if told else []
         self._known.pop(bye.name, None)
         return [] if self._known else [self._stop()]
 

@@ -1,0 +1,138 @@
+"""What must be true of a run, whatever went wrong in it.
+
+1. All who decided a round hold the same bits, the same plan, and agree whether it was skipped.
+2. Results are those of a sequential replay: the members of one view, once each, in slot order, on the residual that the round
+   before left.
+3. The run ended, and nobody was left behind.
+4. What a worker encoded is in counted pushes or in its residual: none is counted that went back, none went back that was counted.
+"""
+
+import numpy as np
+
+from ps_accordion.codecs import Push as FoldPush
+from ps_accordion.codecs import fold, registry
+from ps_accordion.codecs.base import Coding
+from ps_accordion.seeds import SERVER, seed_for
+
+__all__ = ["check"]
+
+
+def check(world):
+    """Raise AssertionError if a promise was broken."""
+    if "training starts from" in world.over:
+        world.count["lost starts"] += 1
+        return
+    assert not world.over, ("the run was aborted", world.over)
+    kinds = _replicas_agree(world)
+    assert len(world.ended) == 1, ("one last round", world.ended)
+    (last,) = world.ended
+    assert sorted(kinds) == list(range(last)) or set(range(last)) - set(kinds) <= _rounds_nobody_saw(world, kinds, last), (
+        "rounds are missing",
+        sorted(kinds),
+        last,
+    )
+    counted = _replay(world, kinds, last)
+    _ledger(world, counted)
+
+
+def _replicas_agree(world):
+    states = {}
+    for round_, name, state in world.applied:
+        states.setdefault(round_, {}).setdefault(state, []).append(name)
+    for round_, groups in states.items():
+        assert len(groups) == 1, ("replicas differ after round", round_, groups)
+    return {round_: next(iter(groups))[1] for round_, groups in states.items()}
+
+
+def _rounds_nobody_saw(world, kinds, last):
+    """Rounds that were decided only by workers that had finished, or died before they could say so."""
+    return {round_ for round_ in range(last) if round_ in world.results}
+
+
+def _replay(world, kinds, last):
+    """Fold every round again from what was pushed; return which pushes counted."""
+    settings, layout = world.settings, world.layout
+    codecs = registry.suite(values=settings.codec.values)
+    residuals = {key.number: np.zeros(key.elements, np.float32) for key in layout.keys}
+    bounds = dict.fromkeys(residuals, 0)
+    counted = set()
+    for round_ in range(last):
+        results = world.results[round_]
+        epochs = {result.epoch for result, _ in results.values()}
+        assert len(epochs) == 1, ("one round, several views", round_, epochs)
+        members = world.views[epochs.pop()].members
+        skip = any(result.kind == "SKIP" for result, _ in results.values())
+        before = dict(residuals), dict(bounds)
+        for key in layout.keys:
+            result, payload = results[key.number]
+            pushes = [world.pushes[key.number, round_, slot, incarnation] for slot, incarnation in members]
+            kinds_here = {push.kind for push, _ in pushes}
+            order = {"SKIP": "SKIP", "DATA": "DATA", "UNUSED": "UNUSED", "EMPTY": "END"}
+            expected = next(becomes for kind, becomes in order.items() if kind in kinds_here)
+            assert result.kind == expected, ("kind of a result", round_, key.number, result.kind, expected)
+            if expected != "DATA":
+                continue
+            data = [
+                FoldPush(push.weight, Coding(push.codec, push.level, push.elements, push.count, push.seed), data)
+                for push, data in pushes
+                if push.kind == "DATA"
+            ]
+            used = 0
+            for push, _ in pushes:
+                used |= push.used
+            reply = registry.lightest([(push.coding.codec, push.coding.level) for push in data], key.elements, codecs=codecs)
+            bound = codecs[reply[0]].payload_bound(key.elements, reply[1])
+            out, target = np.empty(bound, np.uint8), np.zeros(key.elements, np.float32)
+            folded = fold(
+                data,
+                residuals[key.number],
+                target,
+                elements=key.elements,
+                total_weight=sum(push.weight for push, _ in pushes),
+                seed_reply=seed_for(settings.seed, 0, key.number, round_, SERVER),
+                scratch=np.zeros(key.elements, np.float32),
+                out=out,
+                codecs=codecs,
+                reply=reply,
+                held=[(part.offset, part.length) for part in key.elements_of(used)],
+                rule=settings.codec.residual_at_switch if 0 < bounds[key.number] < bound else "keep",
+            )
+            assert folded is not None
+            assert payload == out[: folded.nbytes].tobytes(), ("result differs from the replay", round_, key.number)
+            if folded.wrote:
+                residuals[key.number] = target
+            bounds[key.number] = bound
+        if skip:
+            residuals, bounds = before
+        else:
+            counted |= {(key.number, round_, *member) for key in layout.keys for member in members}
+    for process in world.alive("server"):
+        for (_, key), record in process.shard.records.items():
+            mine = record.halves[record.start(skipped=kinds.get(last - 1) == "SKIP")]
+            mine = np.zeros(record.key.elements, np.float32) if mine is None else mine
+            if record.round >= last - 1:
+                assert np.array_equal(mine, residuals[key]), ("residual of a shard differs from the replay", key)
+    return counted
+
+
+def _ledger(world, counted):
+    if world.settings.codec.residual_at_switch != "keep":
+        return  # what a switch throws away is itemised by its norm only
+    codecs = registry.suite(values=world.settings.codec.values)
+    for process in world.workers_ever:
+        if process.state != "gone" or process.exchange is None or process.exchange.behind:
+            continue  # what a dead worker had left out is lost with it
+        for key in world.layout.keys:
+            total = np.zeros(key.elements)
+            for where, (push, data) in world.pushes.items():
+                if where[0] != key.number or data is None or where[2:] not in process.incarnations or where not in counted:
+                    continue
+                out = np.empty(key.elements, np.float32)
+                coding = Coding(push.codec, push.level, push.elements, push.count, push.seed)
+                registry.find(codecs, push.codec).decode(data, coding, out)
+                total += out
+            residual = process.exchange.coders[key.number].host_residual()
+            total += 0.0 if residual is None else residual
+            encoded = process.gradient_sum.get(key.number, np.zeros(key.elements))
+            error = np.abs(total - encoded).max()
+            assert error < 1e-3 * max(1.0, np.abs(encoded).max()), ("mass of a worker", process.name, key.number, float(error))

@@ -1,0 +1,495 @@
+"""The thin loops around the real state machines, where `World` gives them sockets and a clock."""
+
+import hashlib
+from types import SimpleNamespace
+
+import numpy as np
+from world import RATE, TABLE
+
+from ps_accordion.coordinator.machine import Coordinator
+from ps_accordion.layout import Layout
+from ps_accordion.server.relay import Relay
+from ps_accordion.server.shard import Shard
+from ps_accordion.wire import framing
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Send, Stop
+from ps_accordion.worker.client import Client
+from ps_accordion.worker.handover import packed, unpacked
+from ps_accordion.worker.host_exchange import HostExchange
+from ps_accordion.worker.member import COORDINATOR, Membership
+from ps_accordion.worker.rounds import Standing
+from ps_accordion.worker.transfer import START, Blob, Donor, Joiner
+
+__all__ = ["POINTS", "ROLES", "CoordinatorProcess", "ServerProcess", "WorkerProcess"]
+
+POINTS = ("w.push", "w.applied", "w.handed_out", "w.admitted")
+"""Named points at which a process may die. Those of a listener need something that outlives it."""
+
+
+class Process:
+    """What all roles have: a name, and a way to send."""
+
+    kind = ""
+    has_state = False
+
+    def __init__(self, world, number):
+        self.world, self.number = world, number
+        self.name = f"{self.kind} {number}"
+
+    def post(self, peer, message, payload=()):
+        """Send to a peer: a listener by its link's name, or whoever connected, by the bytes of its name."""
+        target = peer.decode() if isinstance(peer, bytes) else ("coordinator 0" if peer == COORDINATOR else peer)
+        self.world.send(self.name, target, framing.pack(message, payload))
+
+    def carry(self, actions, point=""):
+        """Carry actions out; a process may die between any two messages."""
+        for action in actions:
+            if isinstance(action, Send):
+                for peer in action.peers:
+                    self.post(peer, action.message, action.payload)
+                    if point:
+                        self.world.point(self, point, 0.3)
+            elif isinstance(action, Stop):
+                return action
+        return None
+
+    def heritage(self):
+        """Return what whoever is started in its place gets."""
+        return {}
+
+    def end(self, error):
+        """Note that it has ended by itself."""
+
+    def lost(self, name):
+        """Note that a connection broke."""
+
+    def describe(self):
+        """Say where it stands, for a hang."""
+        return self.name
+
+
+class CoordinatorProcess(Process):
+    """The coordinator."""
+
+    kind = "coordinator"
+    machine_class = Coordinator
+
+    def __init__(self, world, number):
+        super().__init__(world, number)
+        self.machine = self.machine_class(world.settings, world.now)
+
+    def receive(self, source, message, payload):
+        self._carry(self.machine.handle(source.encode(), message, payload, self.world.now))
+
+    def tick(self):
+        self._carry(self.machine.tick(self.world.now))
+
+    def lost(self, name):
+        self._carry(self.machine.lost(name.encode(), self.world.now))
+
+    def _carry(self, actions):
+        view = self.machine.view
+        if view is not None:
+            known = self.world.views.setdefault(view.p, view)
+            assert known == view, ("two views with one number", known, view)
+        stop = self.carry(actions, "c.sent_some")
+        if stop is not None and stop.code:
+            self.world.over = stop.reason
+
+    def describe(self):
+        machine = self.machine
+        return (
+            self.name,
+            machine.phase,
+            machine.view and (machine.view.p, machine.view.members, machine.view.cuts),
+            machine.views.proposal,
+        )
+
+
+class ServerProcess(Process):
+    """A server with one shard."""
+
+    kind = "server"
+    shard_class = Shard
+
+    def __init__(self, world, number):
+        super().__init__(world, number)
+        self.shard = self._shard()
+        self.relay = Relay()
+        self.layouts = {}
+
+    def _shard(self):
+        return self.shard_class(self.number, 1000 + self.number, self.world.settings)
+
+    def receive(self, source, message, payload):
+        shard, peer = self.shard, source.encode()
+        match message:
+            case m.View():
+                self._carry(shard.on_view(message))
+                self._alive()
+            case m.Freeze():
+                self._carry(shard.on_freeze(message))
+            case m.NewLayout():
+                settings = self.world.settings
+                layout = Layout.from_table(
+                    b"".join(bytes(part) for part in payload),
+                    num_shards=settings.num_shards,
+                    partition_elements=settings.layout.partition_elements,
+                )
+                self.layouts[message.layout] = layout
+                self._carry(shard.on_layout(message.layout, layout))
+                self._alive()
+            case m.NewPlan():
+                self._carry(shard.on_plan(message.layout, message.version, bytes(payload[0])))
+            case m.Push():
+                self._carry(shard.on_push(peer, message, payload))
+            case m.Ask():
+                self._carry(shard.on_ask(peer, message))
+            case m.Hello():
+                self._carry(self.relay.hello(peer, message))
+            case m.Get():
+                self._carry(self.relay.get(peer, message))
+            case m.State():
+                self._carry(self.relay.state(message, payload))
+
+    def _carry(self, actions):
+        for action in actions:
+            assert not isinstance(getattr(action, "message", None), m.Refuse), action.message.reason
+        self.carry(actions, "s.sent_some")
+
+    def tick(self):
+        self._alive()
+
+    def _alive(self):
+        terms = self.world.settings.terms() if self.shard.epoch < 0 else {}
+        layouts = [(number, layout.digest) for number, layout in self.layouts.items()]
+        shards = [(self.number, self.shard.boot)]
+        self.post(COORDINATOR, m.ServerAlive(self.number, f"ipc://{self.name}", shards, layouts, self.shard.epoch, terms))
+
+    def describe(self):
+        records = {key: (record.round, record.epoch, sorted(record.open)) for (_, key), record in self.shard.records.items()}
+        return self.name, self.shard.epoch, self.shard.promise, records
+
+
+class SimulatedClient(Client):
+    """A worker's client without sockets and threads: what is handed to another thread is done a moment later."""
+
+    def __init__(self, process, settings, slot, token, restart):
+        self.process = process
+        self.membership = Membership(
+            settings, terms=settings.explicit_terms(), slot=slot, token=token, now=process.world.now, restart=restart
+        )
+        self.error = None
+        self.exchanges, self.donors, self.joiners = {}, {}, {}
+        self.events = SimpleNamespace(write=lambda **fields: None)
+        self.record = SimpleNamespace(result=self._result, gradient=self._gradient)
+        self.codecs = SimpleNamespace(submit=self._submit)
+        self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0)
+        self.state_bytes = 0
+        self._garbage, self._on_tick, self._on_heard, self._on_wanted = {}, [], [], []
+        self._key_free = {}
+
+    def call(self, function):
+        world, process = self.process.world, self.process
+        world.at(0.0, lambda: world._run(process, function), process)
+
+    def _submit(self, key, work):
+        """Do work on the thread that owns a key: after all that came before it for this key."""
+        world, process = self.process.world, self.process
+        done = max(world.now + world.rng.uniform(0, 0.01), self._key_free.get(key, 0.0))
+        self._key_free[key] = done
+        world.at(done - world.now, lambda: world._run(process, work), process)
+
+    def carry(self, actions):
+        for action in actions:
+            if isinstance(action, Send) and isinstance(action.message, m.Push):
+                self._note(action.message, action.payload)
+            super().carry([action])
+            if isinstance(action, Send) and isinstance(action.message, m.Push):
+                self.process.world.point(self.process, "w.push")
+
+    def _note(self, push, payload):
+        where = push.key, push.round, push.slot, push.incarnation
+        data = np.frombuffer(bytes(payload[0]), np.uint8) if payload else None
+        known = self.process.world.pushes.setdefault(where, (push, data))
+        assert known[0] == push, ("another push in the place of one", known[0], push)
+        assert data is None or np.array_equal(known[1], data), ("other bytes in the place of a push", push)
+
+    def _result(self, result, payload):
+        self.process.payloads[result.key, result.round, result.epoch] = payload.tobytes()
+
+    def _gradient(self, layout, round_, key, used, vector):
+        self.process.encoding(round_, key, used, vector)
+
+
+class WatchedExchange(HostExchange):
+    """An exchange that tells which results a round was decided by."""
+
+    def _try_decide(self):
+        rounds, round_ = self.rounds, self.rounds.round
+        results = dict(rounds._results)
+        try:
+            super()._try_decide()
+        finally:
+            if rounds.round == round_ + 1:
+                self.client.process.decided_by(round_, results)
+
+
+class WorkerProcess(Process):
+    """A worker whose script trains a vector a tensor: p -= rate x mean gradient, where the gradient is noise + rate x p."""
+
+    kind = "worker"
+    exchange_class = WatchedExchange
+
+    def __init__(self, world, number, restart=0):
+        super().__init__(world, number)
+        self.life = world.count["worker lives"]
+        world.count["worker lives"] += 1
+        self.name = f"worker {number}.{self.life}"
+        self.restart = restart
+        self.client = SimulatedClient(self, world.settings, number, f"token {self.life}", restart)
+        self.client.on_wanted(self._wanted)
+        self.exchange = None
+        self.params = [np.zeros(tensor.elements, np.float32) for tensor in TABLE]
+        self.state = "connecting"
+        self.asked = START
+        self.gradient_sum, self.payloads, self.incarnations = {}, {}, set()
+        self.error = None
+        self._open = None
+        self._blob = None
+
+    def heritage(self):
+        return {"restart": self.restart + 1}
+
+    def end(self, error):
+        self.error = error
+
+    @property
+    def has_state(self):
+        view = self.world.views.get(max(self.world.views, default=0))
+        membership = self.client.membership
+        inside = view is None or (membership.slot, membership.incarnation) in view.members  # it may not have heard yet
+        return self.exchange is not None and self.exchange.has_state and inside
+
+    @property
+    def last_round(self):
+        return self.exchange.rounds.round - 1
+
+    def describe(self):
+        membership = self.client.membership
+        rounds = self.exchange and self.exchange.rounds
+        missing = rounds and sorted(key for key in rounds._sent if key not in rounds._results)
+        where = rounds and (
+            rounds.round,
+            rounds.out,
+            rounds.idle,
+            rounds.ended,
+            self.exchange.behind,
+            self.exchange.is_open,
+            missing,
+        )
+        return self.name, self.state, membership.incarnation, membership.member, membership.view and membership.view.p, where
+
+    # ------------------------------------------------------------ what the loop does
+
+    def receive(self, source, message, payload):
+        peer = COORDINATOR if source.startswith("coordinator") else source
+        self.client._handle(SimpleNamespace(peer=peer, message=message, payload=payload, error=None, posted=None))
+        self._go_on()
+
+    def tick(self):
+        self.client._tick()
+        self._go_on()
+
+    # ------------------------------------------------------------ what the script does
+
+    def decided_by(self, round_, results):
+        """Note by which results a round was decided, and compare them with what others had."""
+        found = {
+            key: (result, self.payloads.get((key, result.round, result.epoch)) if result.kind == "DATA" else None)
+            for key, result in results.items()
+        }
+        known = self.world.results.setdefault(round_, found)
+        assert known == found, ("workers decided a round by different results", round_)
+
+    def _go_on(self):
+        if self.client.membership.joined:
+            self.incarnations.add((self.client.membership.slot, self.client.membership.incarnation))
+        if self.client.membership.gone:
+            self.state = "gone" if self.state == "leaving" else "refused"
+            self.world.processes.pop(self.name, None)
+        before = None
+        while before != self.state:
+            before = self.state
+            getattr(self, f"_{self.state}")()
+
+    def _connecting(self):
+        membership, client = self.client.membership, self.client
+        if not membership.inside:
+            return
+        self.exchange = self.exchange_class(client, 0, self.world.layout, self._decided)
+        self.exchange.rounds.view = membership.view
+        self.exchange.rounds.out = not membership.member
+        client.exchanges[0] = self.exchange
+        membership.declare(0, self.world.layout)
+        self.state = "declaring"
+
+    def _declaring(self):
+        declared = self.client.membership.layouts[0]
+        if declared.ready:
+            self.exchange.behind = self.exchange.behind or declared.begun or not self.client.membership.member
+            self.state = "between"
+
+    def _between(self):
+        """Between two steps."""
+        if self.exchange.behind or not self.client.membership.member:
+            if not self.client.membership.member:
+                self.client.ask_in()
+            self.state = "waiting_for_a_place"
+        elif self.exchange.rounds.round >= self.world.finish[self.number]:
+            self.exchange.finish()
+            self.state = "finishing"
+        else:
+            self.state = "computing"
+            self.world.at(self.world.rng.uniform(0.01, 0.3), lambda: self.world._run(self, self._step), self)
+
+    def _waiting_for_a_place(self):
+        membership = self.client.membership
+        if not (membership.member and membership.inside):
+            return
+        cut, _ = membership.view.cut_of(0)
+        self._blob = Blob()
+        self._incarnation = membership.incarnation
+        if cut > 0:
+            member, view = (membership.slot, membership.incarnation), membership.view
+            others = [slot for slot, _ in view.members]
+            joiner = Joiner(0, cut - 1, self._blob, self.client.settings, member, view.donor, others)
+            self.client.joiners[0] = joiner
+        self.state = "fetching"
+
+    def _fetching(self):
+        membership, joiner = self.client.membership, self.client.joiners.get(0)
+        if not membership.member:
+            self.client.joiners.pop(0, None)
+            self.state = "between"
+            return
+        if joiner is not None and joiner.progress:
+            return
+        standing, params = Standing(), [np.zeros_like(part) for part in self.params]
+        if joiner is not None:
+            del self.client.joiners[0]
+            standing, data = unpacked(self._blob.bytes())
+            flat = np.frombuffer(data, np.float32)
+            params = [part.copy() for part in np.split(flat, np.cumsum([part.size for part in self.params])[:-1])]
+        if membership.incarnation == self._incarnation:
+            self.params = params
+            self.exchange.admit(standing, membership.incarnation)
+            self.world.count["came in"] += 1
+            self.world.point(self, "w.admitted")
+        self.state = "between"
+
+    def _step(self):
+        """Backward: hand over all gradients, in an order of its own."""
+        world, round_ = self.world, self.exchange.rounds.round
+        incarnation = self.client.membership.incarnation
+        self._hand_out()
+        self._open = [self._gradient_of(tensor, round_) for tensor in range(len(TABLE))]
+        self.state = "in_a_round"
+        for tensor in world.rng.sample(range(len(TABLE)), len(TABLE)):
+            used = world.chance("unused", self.number, round_, tensor) >= world.faults.unused
+            if world.chance("skip", self.number, incarnation, round_, tensor) < world.faults.skip:
+                self._open[tensor][world.rng.randrange(TABLE[tensor].elements)] = np.nan
+            self.exchange.add(tensor, self._open[tensor], used=used)
+
+    def _gradient_of(self, tensor, round_):
+        rng = np.random.default_rng((self.world.seed, self.number, round_, tensor))
+        return rng.standard_normal(TABLE[tensor].elements).astype(np.float32) + RATE * self.params[tensor]
+
+    def _computing(self):
+        pass
+
+    def _in_a_round(self):
+        pass
+
+    def encoding(self, round_, key, used, vector):
+        """Note a gradient that goes into the residual, for the ledger; one that is not finite does not."""
+        residual = self.exchange.coders[key].host_residual()
+        whole = vector if residual is None else vector + residual
+        if np.isfinite(whole).all():
+            masked = np.zeros_like(vector)
+            every = self.world.layout.keys[key]
+            for position, part in enumerate(every.slices):
+                if used >> position & 1:
+                    masked[part.offset : part.offset + part.length] = vector[part.offset : part.offset + part.length]
+            self.gradient_sum[key] = self.gradient_sum.get(key, 0) + masked.astype(np.float64)
+
+    def _decided(self, decision, timing):
+        world, rounds = self.world, self.exchange.rounds
+        if decision.kind == "END":
+            world.ended.add(decision.round)
+            return
+        if decision.out:
+            self.state = "between"
+            world.count["lost steps"] += 1
+            self._go_on()
+            return
+        if self._open is None:
+            return  # it has finished, and only looks on
+        if decision.kind == "DATA":
+            for key in world.layout.keys:
+                for position, part in enumerate(key.slices):
+                    if decision.used[key.number] >> position & 1:
+                        run = slice(part.start, part.start + part.length)
+                        self.params[part.tensor][run] -= RATE * self._open[part.tensor][run]
+        self._open = None
+        self.client.donors.pop(0, None)
+        state = hashlib.sha1(b"".join(part.tobytes() for part in self.params)).hexdigest()
+        world.applied.append(
+            (decision.round, self.name, (state, decision.kind, rounds.plan_version, rounds.previous_skipped, rounds.lead))
+        )
+        world.count["decided"] += 1
+        self._report(decision.round)
+        world.point(self, "w.applied")
+        self.state = "between"
+        self._go_on()
+
+    def _report(self, round_):
+        membership = self.client.membership
+        scale = 5.0 if self.world.chance("norm", round_ // 2) < 0.5 else 1.0
+        norms = np.full(len(TABLE), scale, np.float32)
+        report = m.Report(membership.slot, membership.incarnation, 0, round_ // 2, round_, 0.1, 1.0)
+        self.client.carry([Send((COORDINATOR,), report, (norms.tobytes(),))])
+
+    def _finishing(self):
+        if self.exchange.rounds.ended:
+            self.client.membership.leave("", 0)
+            self.state = "leaving"
+
+    def _leaving(self):
+        if self.client.membership.gone:
+            self.state = "gone"
+            self.world.processes.pop(self.name, None)
+
+    def _gone(self):
+        pass
+
+    _refused = _gone
+
+    # ------------------------------------------------------------ state for who joins
+
+    def _wanted(self, get):
+        if self.exchange is None or get.donor != self.number:
+            return
+        self.asked = get.round
+        if self.exchange.is_open or self.exchange.rounds.idle == "EMPTY":
+            self._hand_out()
+
+    def _hand_out(self):
+        if self.asked <= START or self.asked != self.last_round or not self.exchange.has_state:
+            return
+        blob = Blob(packed(self.exchange.rounds.standing, b"".join(part.tobytes() for part in self.params)))
+        self.client.donors[0] = Donor(0, self.asked, blob)
+        self.world.point(self, "w.handed_out")
+
+
+ROLES = {"coordinator": CoordinatorProcess, "server": ServerProcess, "worker": WorkerProcess}
