@@ -21,11 +21,13 @@ class Relay:
 
     def __init__(self) -> None:
         self._routes: dict[int, Peer] = {}
+        self._incarnations: dict[int, int] = {}
         self._waiting: dict[tuple[int, int, int], set[Peer]] = {}
 
     def hello(self, peer: Peer, hello: m.Hello) -> list[Action]:
         """Remember whose connection this is, and echo the greeting."""
-        self._routes[hello.slot] = peer
+        if hello.incarnation >= self._incarnations.get(hello.slot, 0):  # a greeting of the process before may come late
+            self._routes[hello.slot], self._incarnations[hello.slot] = peer, hello.incarnation
         return [Send((peer,), hello)]
 
     def name_of(self, peer: Peer) -> str:

@@ -71,6 +71,8 @@ class Server:
 
 def disagreement(terms: Mapping[str, Any], settings: Settings, who: str) -> str:
     """Say in which term a joiner and this job differ; empty if they agree."""
+    if not terms:
+        return ""
     ours = settings.terms()
     for name, value in terms.items():
         if name not in ours:

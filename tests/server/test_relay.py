@@ -95,3 +95,12 @@ def test_a_donor_that_connects_anew_is_found() -> None:
     relay = relay_with_donor()
     relay.hello(b"donor again", m.Hello(0, 1))
     assert relay.get(b"one", get(1))[0].peers == (b"donor again",)
+
+
+def test_a_late_greeting_of_a_dead_process_takes_no_route_away():
+    """Found by simulation: the donor could not be asked any more, and whoever joined waited for ever."""
+    relay = Relay()
+    relay.hello(b"new", m.Hello(0, 4))
+    relay.hello(b"dead", m.Hello(0, 1))
+    (send,) = relay.get(b"joiner", m.Get(1, 5, 0, 0, 3, 0))
+    assert send.peers == (b"new",)

@@ -22,6 +22,10 @@ def check(world):
     if "training starts from" in world.over:
         world.count["lost starts"] += 1
         return
+    if "nobody else has the model's state" in world.over and not world.holders:
+        world.count["lost runs"] += 1
+        _replicas_agree(world)
+        return
     assert not world.over, ("the run was aborted", world.over)
     kinds = _replicas_agree(world)
     assert len(world.ended) == 1, ("one last round", world.ended)

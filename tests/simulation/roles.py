@@ -92,6 +92,9 @@ class CoordinatorProcess(Process):
         if view is not None:
             known = self.world.views.setdefault(view.p, view)
             assert known == view, ("two views with one number", known, view)
+        if any(isinstance(getattr(action, "message", None), m.Abort) for action in actions):
+            # Who has finished does not apply what others learn after it: with the last that does, the state is gone.
+            self.world.holders = [worker.name for worker in self.world.alive("worker") if worker.has_state]
         stop = self.carry(actions, "c.sent_some")
         if stop is not None and stop.code:
             self.world.over = stop.reason
@@ -117,6 +120,7 @@ class ServerProcess(Process):
         self.shard = self._shard()
         self.relay = Relay()
         self.layouts = {}
+        self.beat = 0.0
 
     def _shard(self):
         return self.shard_class(self.number, 1000 + self.number, self.world.settings)
@@ -158,10 +162,12 @@ class ServerProcess(Process):
         self.carry(actions, "s.sent_some")
 
     def tick(self):
-        self._alive()
+        if self.world.now >= self.beat:
+            self._alive()
 
     def _alive(self):
-        terms = self.world.settings.terms() if self.shard.epoch < 0 else {}
+        self.beat = self.world.now + self.world.settings.timeouts.heartbeat
+        terms = self.world.terms if self.shard.epoch < 0 else {}
         layouts = [(number, layout.digest) for number, layout in self.layouts.items()]
         shards = [(self.number, self.shard.boot)]
         self.post(COORDINATOR, m.ServerAlive(self.number, f"ipc://{self.name}", shards, layouts, self.shard.epoch, terms))
@@ -429,6 +435,7 @@ class WorkerProcess(Process):
             world.ended.add(decision.round)
             return
         if decision.out:
+            self._open = None
             self.state = "between"
             world.count["lost steps"] += 1
             self._go_on()

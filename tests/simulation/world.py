@@ -63,6 +63,20 @@ class Faults:
     kinds: tuple = ("worker", "worker", "stall", "stall", "cut")
 
     @classmethod
+    def rough(cls):
+        """Return faults that leave few seconds in peace, to find planted bugs in few runs."""
+        return cls(
+            drop=0.05,
+            double=0.2,
+            late=0.05,
+            random_faults=9,
+            points={"w.push": 0.01, "w.applied": 0.05, "w.admitted": 0.1},
+            stop=45.0,
+            skip=0.05,
+            unused=0.1,
+        )
+
+    @classmethod
     def drawn(cls, rng, points=(), kinds=None):
         """Return faults of a random kind and strength."""
         return cls(
@@ -109,6 +123,7 @@ class World:
             seed=seed,
             **(options or {}),
         )
+        self.terms = self.settings.terms()
         self.layout = layout_of(self.settings, TABLE)
         self.finish = rounds or [self.rng.randint(6, 12) for _ in range(workers)]
         self.now = BEGIN
@@ -121,6 +136,7 @@ class World:
         self.over = ""
         self.pushes, self.applied, self.views, self.results, self.ended = {}, [], {}, {}, set()
         self.workers_ever = []
+        self.holders = []
         self._queue = []
         self._serial = itertools.count()
         self._kills = Counter()

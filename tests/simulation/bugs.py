@@ -1,0 +1,260 @@
+"""Bugs that are planted in the real state machines, to see that the simulation catches them.
+
+Each is a change of one method, as somebody could make it by mistake. `SEEDS` has a run that each fails in, and passes without.
+"""
+
+import contextlib
+from dataclasses import replace
+from unittest import mock
+
+from ps_accordion.coordinator.machine import Coordinator
+from ps_accordion.coordinator.views import Views
+from ps_accordion.server.record import KeyRecord
+from ps_accordion.server.relay import Relay
+from ps_accordion.server.shard import Shard
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Send
+from ps_accordion.worker.exchange import Exchange
+from ps_accordion.worker.rounds import Decide, Rounds
+
+__all__ = ["BUGS", "planted"]
+
+BUGS = {}
+
+
+def bug(owner, name):
+    """Register a replacement of `owner.name`; it gets the real one first."""
+
+    def register(function):
+        BUGS[function.__name__] = (owner, name, function)
+        return function
+
+    return register
+
+
+@contextlib.contextmanager
+def planted(name):
+    """Have one bug for as long as this lasts."""
+    owner, attribute, function = BUGS[name]
+    real = owner.__dict__[attribute]
+    if isinstance(real, property):
+        changed = property(lambda self: function(real.fget, self))
+    else:
+
+        def changed(*args, **fields):
+            return function(real, *args, **fields)
+
+    with mock.patch.object(owner, attribute, changed):
+        yield
+
+
+# ---------------------------------------------------------------- the shard
+
+
+@bug(Shard, "_is_member")
+def pushes_of_dead_processes_count(real, self, push):
+    return push.slot in self.members
+
+
+@bug(Shard, "on_freeze")
+def a_frozen_shard_goes_on(real, self, freeze):
+    actions, self.promise = real(self, freeze), -1
+    return actions
+
+
+@bug(Shard, "on_view")
+def a_view_changes_members_only(real, self, view):
+    if view.p <= self.epoch:
+        return []
+    self.members, self.epoch = dict(view.members), view.p
+    return [action for (layout, _), record in self.records.items() for action in self._try_finish(layout, record)]
+
+
+@bug(KeyRecord, "undo")
+def a_round_is_never_undone(real, self, cut, previous_epoch):
+    return None
+
+
+@bug(KeyRecord, "undo")
+def undo_forgets_the_residual(real, self, cut, previous_epoch):
+    after = self.after
+    real(self, cut, previous_epoch)
+    self.after = after
+
+
+@bug(KeyRecord, "undo")
+def undo_goes_to_the_other_half(real, self, cut, previous_epoch):
+    undone = self.round >= cut
+    real(self, cut, previous_epoch)
+    if undone:
+        self.after = 1 - self.after
+
+
+@bug(KeyRecord, "undo")
+def undo_keeps_the_plan(real, self, cut, previous_epoch):
+    plan = self.plan
+    real(self, cut, previous_epoch)
+    self.plan = plan
+
+
+@bug(KeyRecord, "start")
+def a_skip_does_not_go_back(real, self, *, skipped):
+    return self.after
+
+
+@bug(KeyRecord, "start")
+def a_skip_always_changes_halves(real, self, *, skipped):
+    return 1 - self.after if skipped else self.after
+
+
+@bug(Shard, "_outcome")
+def one_empty_push_ends_the_round(real, self, layout, record, held, *, skipped):
+    if any(each.message.kind == "EMPTY" for each in held):
+        held = [each._replace(message=replace_kind(each.message)) for each in held]
+    return real(self, layout, record, held, skipped=skipped)
+
+
+def replace_kind(push):
+    return m.Push(push.layout, push.key, push.round, push.slot, push.incarnation, "EMPTY", 0.0, 0, push.previous_skipped)
+
+
+@bug(Shard, "_plan_to_attach")
+def a_plan_is_attached_once_only(real, self, layout, record, kind):
+    plan = real(self, layout, record, kind)
+    self._plans.pop(layout, None)
+    return plan if record.round % 2 else b""
+
+
+# ---------------------------------------------------------------- the worker
+
+
+@bug(Rounds, "_may_count")
+def results_of_any_view_count(real, self, result):
+    return True
+
+
+@bug(Rounds, "on_view")
+def results_stay_over_a_view(real, self, view, now, *, member):
+    results, decoded = dict(self._results), set(self._decoded)
+    real(self, view, now, member=member)
+    if member:
+        self._results, self._decoded = results, decoded
+
+
+@bug(Rounds, "decide")
+def the_first_skip_decides(real, self):
+    if any(result.kind == "SKIP" for result in self._results.values()) and not self.out:
+        for key in self.layout.keys:
+            if key.number not in self._results and key.number in self._sent:
+                skip = next(result for result in self._results.values() if result.kind == "SKIP")
+                self._results[key.number] = m.Result(0, key.number, self.round, skip.epoch, "SKIP", 0)
+                self._decoded.add(key.number)
+    return real(self)
+
+
+@bug(Rounds, "decide")
+def skipped_pushes_are_not_taken_back(real, self):
+    decision = real(self)
+    return replace(decision, take_back=()) if isinstance(decision, Decide) else decision
+
+
+@bug(Rounds, "standing")
+def a_joiner_is_not_told_of_a_skip(real, self):
+    return replace(real(self), previous_skipped=False)
+
+
+@bug(Rounds, "standing")
+def a_joiner_gets_no_plan(real, self):
+    return replace(real(self), plan=b"")
+
+
+@bug(Rounds, "on_result")
+def a_plan_holds_at_once(real, self, result, frames):
+    decode = real(self, result, frames)
+    if self._next_plan is not None:
+        self.plan = self._next_plan
+    return decode
+
+
+@bug(Rounds, "admit")
+def who_comes_back_takes_nothing_back(real, self, standing, incarnation):
+    real(self, standing, incarnation)
+    return ()
+
+
+@bug(Rounds, "admit")
+def who_comes_back_takes_all_back(real, self, standing, incarnation):
+    left = tuple((push, payload) for push, payload in self._left if payload is not None)
+    real(self, standing, incarnation)
+    return left
+
+
+@bug(Exchange, "admit")
+def who_comes_back_pushes_as_before(real, self, standing, incarnation):
+    before = [coder.incarnation for coder in self.coders]
+    real(self, standing, incarnation)
+    for coder, old in zip(self.coders, before, strict=True):
+        coder.incarnation = old
+
+
+@bug(Exchange, "has_state")
+def who_looks_on_hands_out_its_state(real, self):
+    return not self.behind
+
+
+# ---------------------------------------------------------------- the coordinator and the relay
+
+
+@bug(Views, "_capped")
+def a_shard_that_missed_a_view_is_believed(real, self, layout, seen, round_, epoch):
+    return round_, epoch
+
+
+@bug(Views, "_cut")
+def the_cut_is_after_the_highest_round(real, self, layout, reports):
+    done = [(round_, epoch) for report in reports for of, round_, epoch in report.done if of == layout]
+    return (max(done)[0] + 1, max(done)[1]) if done else (0, -1)
+
+
+@bug(Views, "missing")
+def one_promise_is_enough(real, self, shards):
+    reports = self.proposal.reports if self.proposal is not None else {}
+    return [] if reports else real(self, shards)
+
+
+@bug(Views, "promised")
+def promises_for_another_number_count(real, self, report):
+    if self.proposal is not None:
+        self.proposal.reports[report.shard] = report
+
+
+@bug(Views, "propose")
+def a_number_is_used_twice(real, self, members):
+    if self.proposal is not None:
+        self._last -= 1
+    return real(self, members)
+
+
+@bug(Coordinator, "_wanted")
+def who_was_removed_is_let_in_again(real, self):
+    alive = {worker.slot: worker.incarnation for worker in self.workers.values() if not worker.gone and not worker.left}
+    return alive | real(self)
+
+
+@bug(Coordinator, "_next")
+def an_overtaken_proposal_is_abandoned(real, self, now):
+    if self.views.proposal is not None and self._wanted() == self.views.members:
+        self.views.proposal = None
+    return real(self, now)
+
+
+@bug(Coordinator, "_wanted")
+def joiners_come_in_without_a_donor(real, self):
+    ready = {worker.slot: worker.incarnation for worker in self.workers.values() if worker.ready and not worker.gone}
+    return real(self) | ready
+
+
+@bug(Relay, "hello")
+def a_late_greeting_takes_the_route(real, self, peer, hello):
+    self._routes[hello.slot] = peer
+    return [Send((peer,), hello)]
