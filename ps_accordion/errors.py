@@ -8,6 +8,7 @@
     ├── WireError            bytes from a socket are not a message of this protocol       exit 6
     │   └── PayloadError     a payload's length, index or checksum is wrong               exit 6
     ├── JoinRefused          the coordinator did not let this process into the run        exit 3
+    │   └── RunOver          the run has ended well, and without this process             exit 3
     ├── Unreachable          nobody answered at an address within the time allowed        exit 4
     ├── RunAborted           another process of the run failed; it is named               exit 5
     ├── TooManySkips         too many rounds in a row were not finite                     exit 7
@@ -27,6 +28,7 @@ __all__ = [
     "PayloadError",
     "PsAccordionError",
     "RunAborted",
+    "RunOver",
     "StorageError",
     "TooManySkips",
     "Unreachable",
@@ -79,6 +81,10 @@ class JoinRefused(PsAccordionError):
     """The coordinator answered a join with no, and said why."""
 
     exit_code = 3
+
+
+class RunOver(JoinRefused):
+    """The run has ended well while this process came into it, or wanted to come back."""
 
 
 class Unreachable(PsAccordionError, TimeoutError):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from ps_accordion.config import Settings
-from ps_accordion.errors import JoinRefused, Unreachable, WireError
+from ps_accordion.errors import RunOver, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
@@ -129,7 +129,7 @@ class Client:
 
         Raises:
             Unreachable: `timeout` seconds have passed.
-            JoinRefused: The run has ended.
+            RunOver: The run has ended.
             PsAccordionError: The run has failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -138,7 +138,7 @@ class Client:
                 if self.error is not None:
                     raise self.error
                 if self.membership.gone:
-                    raise JoinRefused(f"the run is over while this worker waits for {what}: all its workers have finished")
+                    raise RunOver(f"the run is over while this worker waits for {what}: all its workers have finished")
                 left = 1.0 if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     raise Unreachable(f"waited {timeout:g} s for {what}")

@@ -18,7 +18,7 @@ from .alone import Alone
 from .base import BaseSession
 from .compute import default_threads
 from .local import Follower, LocalGroup
-from .session import Session
+from .session import Session, over_is_fine
 from .whereami import Place, place
 
 __all__ = ["connect", "current"]
@@ -68,13 +68,11 @@ def connect(
     else:
         settings = settings if settings is not None else config.load(role.config_file())
         threads = settings.workers.threads or default_threads(here.local_size)
-        session = Session(
-            settings,
-            rank=here.rank if rank is None else rank,
-            threads=threads,
-            transport=transport,
-            restart=role.restart_number(),
-        )
+        restart = role.restart_number()
+        with over_is_fine(restart > 0):
+            session = Session(
+                settings, rank=here.rank if rank is None else rank, threads=threads, transport=transport, restart=restart
+            )
     _current = weakref.ref(session)
     return session
 

@@ -18,7 +18,7 @@ from typing import Any
 from typing_extensions import Buffer
 
 from ps_accordion.config import Settings
-from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
+from ps_accordion.errors import JoinRefused, RunAborted, RunOver, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
@@ -139,7 +139,7 @@ class Membership:
                 return self._bye()
             case m.Ended():
                 if not self.joined:
-                    raise JoinRefused(
+                    raise RunOver(
                         f"the run of the coordinator at {self.settings.coordinator.address} is over: all its workers have "
                         "finished; start a new run"
                     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,7 @@ import torch
 
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
-from ps_accordion.errors import PsAccordionError, RunAborted, UsageError
+from ps_accordion.errors import PsAccordionError, RunAborted, RunOver, UsageError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
@@ -34,10 +35,22 @@ from .rounds import Decide, Standing
 from .tracked import Tracked
 from .transfer import START, Blob, Donor, Joiner, StateBytes
 
-__all__ = ["Session"]
+__all__ = ["Session", "over_is_fine"]
 
 GOODBYE_S = 3.0
 """How long a worker that failed waits for the coordinator to know."""
+
+
+@contextlib.contextmanager
+def over_is_fine(restarted: bool) -> Iterator[None]:
+    """End the process with 0 where the run has ended well, if this one was started again after a death: nothing is left to do."""
+    try:
+        yield
+    except RunOver as over:
+        if not restarted:
+            raise
+        print(f"ps-accordion: started again too late: {over}", file=sys.stderr, flush=True)
+        raise SystemExit(0) from None
 
 
 class Session(BaseSession):
@@ -67,6 +80,7 @@ class Session(BaseSession):
         self._client.on_wanted(self._wanted)
         self._names: dict[str, Tracked] = {}
         self._interrupts = Interrupts(self._client)
+        self._restarted = restart > 0
         try:
             warm()
             membership = self._client.membership
@@ -213,7 +227,8 @@ class Session(BaseSession):
             # Before the others can know that the layout is ready, and ask.
             self._offer(Donor(number, START, state), number)
         tracked.exchange.starting = state is not None and not self.is_donor
-        self._client.open(number, layout, tracked.exchange)
+        with over_is_fine(self._restarted):
+            self._client.open(number, layout, tracked.exchange)
         tracked.start = state if tracked.exchange.behind else None
         self._exchanges.append(tracked)
         if state is not None and not self.is_donor and not tracked.exchange.behind:
@@ -281,9 +296,13 @@ class Session(BaseSession):
 
     def take_part(self) -> None:
         """Come into the run's rounds where they stand, if this worker came late or was taken out; see `BaseSession.take_part`."""
-        client = self._client
-        if self.closed or not client.behind:
+        if self.closed or not self._client.behind:
             return
+        with over_is_fine(self._restarted):
+            self._take_part()
+
+    def _take_part(self) -> None:
+        client = self._client
         if self.local is not None:
             raise RunAborted("this worker was taken out of the run, and workers of several processes cannot come back yet")
         began = time.monotonic()

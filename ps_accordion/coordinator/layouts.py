@@ -90,7 +90,7 @@ class Layouts:
             entry = LayoutEntry(declare.layout, layout, Planner.for_layout(declare.layout, layout, settings))
             self.entries[declare.layout] = entry
             note = {"layout": declare.layout, "digest": layout.digest, "tensors": len(layout.tensors), "keys": len(layout.keys)}
-            actions += [Note("layout", note), new_layout(entry, tuple(server.peer for server in servers))]
+            actions += [Note("layout", note), _new_layout(entry, tuple(server.peer for server in servers))]
         elif difference := entry.layout.difference(layout):
             first = min(entry.declared, default=declare.slot)
             raise RunAborted(
@@ -104,7 +104,7 @@ class Layouts:
 
     def missing_at(self, server: Server) -> list[Action]:
         """Send a server the layouts that it does not hold."""
-        return [new_layout(entry, (server.peer,)) for entry in self.entries.values() if not entry.held_by(server)]
+        return [_new_layout(entry, (server.peer,)) for entry in self.entries.values() if not entry.held_by(server)]
 
     def open(self, members: Collection[int], servers: Collection[Server], *, again: int = -1) -> list[Action]:
         """Begin the rounds of layouts that every member has declared and every server holds, and tell those who wait.
@@ -150,7 +150,7 @@ class Layouts:
         return [Send((server.peer,), m.NewPlan(entry.number, version), (plan,))]
 
 
-def new_layout(entry: LayoutEntry, peers: tuple[Peer, ...]) -> Action:
+def _new_layout(entry: LayoutEntry, peers: tuple[Peer, ...]) -> Action:
     """Return the message that has servers hold a layout."""
     return Send(peers, m.NewLayout(entry.number, entry.layout.digest), split_frames(entry.layout.table))
 

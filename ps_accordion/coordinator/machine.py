@@ -284,6 +284,8 @@ class Coordinator:
             if worker.token == join.token:
                 worker.peer, worker.seen, worker.lost = peer, now, math.inf
                 return [Send((peer,), self._welcome(worker))]
+        if self.ending:
+            return [Send((peer,), m.Ended())]
         reason = self._refusal(join)
         slot = join.slot if join.slot >= 0 else self._free_slot()
         if not reason and slot is None:
@@ -313,8 +315,6 @@ class Coordinator:
             return reason
         if join.slot >= count:
             return f"expected a worker rank of 0 to {count - 1} (workers.count = {count}), got {join.slot}"
-        if self.ending:
-            return "the run is ending: workers have finished already"
         return ""
 
     def _free_slot(self) -> int | None:
