@@ -95,3 +95,15 @@ def test_a_donor_that_connects_anew_is_found() -> None:
     relay = relay_with_donor()
     relay.hello(b"donor again", m.Hello(0, 1))
     assert relay.get(b"one", get(1))[0].peers == (b"donor again",)
+
+
+def test_a_member_that_pushes_is_known_until_it_greets():
+    """A server that was started again hears pushes before a greeting; a greeting has the last word."""
+    relay = Relay()
+    relay.heard(b"first", 0)
+    relay.heard(b"second", 0)
+    assert relay.name_of(b"first") == "worker 0"
+    relay.hello(b"third", m.Hello(0, 2))
+    relay.heard(b"first", 0)
+    assert relay.name_of(b"first") == ""
+    assert relay.name_of(b"third") == "worker 0"
