@@ -78,6 +78,8 @@ class Membership:
         """What this worker does instead of training; empty while it trains."""
         self.leaving: m.Leave | None = None
         self.gone = False
+        self.over = False
+        """Whether the coordinator has said that all workers have finished."""
         self._terms = terms
         self._token = token
         self._restart = restart
@@ -146,7 +148,7 @@ class Membership:
                         f"the run of the coordinator at {self.settings.coordinator.address} is over: all its workers have "
                         "finished; start a new run"
                     )
-                self.gone = True
+                self.gone = self.over = True
                 return self._bye()
             case _:
                 pass

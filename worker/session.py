@@ -370,7 +370,8 @@ class Session(BaseSession):
                 self._refuse_open_rounds("the session was left")
                 for tracked in self._exchanges:
                     client.call(tracked.exchange.finish)
-                client.wait(lambda: all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
+                ours = client.membership
+                client.wait(lambda: ours.over or all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
                 client.call(lambda: client.membership.leave("", 0))
                 # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
                 client.wait(lambda: client.membership.gone, "the coordinator's goodbye")

@@ -542,7 +542,9 @@ class Coordinator:
 
     def _all_left(self, now: float) -> list[Action]:
         """End the run when nobody is left in it."""
-        if not all(worker.left or worker.gone for worker in self._members()):
+        # No view will tell the others where a server is that has moved. All they lack is its word that all have finished.
+        moved = self.ending and self.view is not None and self.view.shards != self._shards()
+        if not moved and not all(worker.left or worker.gone for worker in self._members()):
             return []
         return self._finish(m.Ended(), now, Note("end", {"after_s": round(now - self._born, 3)}))
 

@@ -150,7 +150,7 @@ class Transport:
     def linked(self, name: str) -> bool:
         """Whether the link called `name` has a connection at this moment. It asks nobody."""
         socket = self._links.get(name)
-        return socket is not None and bool(socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT)
+        return socket is not None and bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
     def send(self, peer: Peer, message: Message, payload: Sequence[Buffer] = ()) -> None:
         """Send a message. It may be lost; the protocol notices."""

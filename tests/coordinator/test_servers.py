@@ -1,7 +1,7 @@
 """A server that dies: it is waited for, known by its boots when it is back, and named when it is lost."""
 
 import pytest
-from coordinating import Job, alive, answers, server
+from coordinating import Job, alive, answers, leave, server
 from machines import named, notes, sends
 
 from ps_accordion.wire import messages as m
@@ -147,3 +147,12 @@ def test_the_memory_of_another_run_is_refused():
     (refused,) = answers(back(job, 0, view=3), b"new s0")
     assert "server 0 has the memory of another run, which had come to view 3" in refused.reason
     assert job.machine.servers == {}
+
+
+def test_a_server_that_moves_when_workers_have_finished_ends_the_run_well():
+    """There are no views any more, and who waits for its word that all have finished would wait for ever."""
+    job = job_with_state()
+    assert named(job.say(b"w0", leave(0))) == []
+    back(job, address="tcp://127.0.0.1:7777")
+    (ended,) = sends(job.later(0.1), m.Ended)
+    assert {b"w0", b"w1"} < set(ended.peers)

@@ -259,3 +259,15 @@ def test_a_server_whose_connection_is_new_is_greeted_again():
     ]
     job.hear(m.Hello(1, 2), "server 1")
     assert "Hello" not in kinds(job.later())
+
+
+def test_the_word_of_the_coordinator_is_enough_at_the_end():
+    """All have finished: who lacks a server's word for it need not wait for that. An abort is another end."""
+    job = Job().inside()
+    assert not job.membership.over
+    job.hear(m.Ended())
+    assert job.membership.over
+    other = Job().inside()
+    with pytest.raises(RunAborted):
+        other.hear(m.Abort("worker 0", "it failed"))
+    assert not other.membership.over
