@@ -135,15 +135,10 @@ class ShardMemory:
 def _payload_most(key: Key, settings: Settings, codecs: Codecs) -> int:
     """Return the bytes of the largest payload that a member of this job may push for a key, and so of the largest result."""
     codec = settings.codec
-    dense = codecs["dense"]
-    levels = [codec.light, codec.heavy]
-    if key.buffer or (key.small and codec.name == "dense" and 32.0 in levels):
-        return dense.payload_bound(key.elements, 32.0)
-    most = max(codecs[codec.name].payload_bound(key.elements, level) for level in levels)
-    # Where compression saves nothing, halves are sent.
-    return max(
-        most, *(dense.payload_bound(key.elements, level) for level in (16.0, float(codec.small_bits if key.small else 16)))
-    )
+    levels = (codec.light, codec.heavy)
+    # A client of another make may send plain float32, whatever the plan says.
+    dense = codecs["dense"].payload_bound(key.elements, 32.0)
+    return max(dense, *(codecs[codec.name].payload_bound(key.elements, level) for level in levels))
 
 
 def _header(record: KeyRecord) -> bytes:

@@ -254,13 +254,13 @@ def test_another_level_is_refused(tmp_path):
     first.close()
     store = ShardStore.open(tmp_path / "state", shard=0, job="job")
     with pytest.raises(ConfigError, match="the codec's levels have changed"):
-        Shard(0, store.boot, settings_of(workers_count=3, codec_light=0.9), store=store)
+        Shard(0, store.boot, settings_of(workers_count=3, codec_light=1.0), store=store)
     store.close()
 
 
 def test_a_push_larger_than_any_level_of_the_job_is_refused(job):
     """There would be no room for its result."""
-    message, frames = job.members[0].data(1, 0, choice=Choice("topk", 0.6))
+    message, frames = job.members[0].data(1, 0, choice=Choice("topk", 1.0))
     (refused,) = notes(job.shard.on_push(b"x", message, frames), "refused")
     assert "give all workers the coordinator's settings" in refused["reason"]
 
