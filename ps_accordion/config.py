@@ -73,6 +73,10 @@ class ServerSettings(Section):
     """Shards in a server process. A shard owns its keys and one compute thread, so this is also the thread count."""
     bind: str = "tcp://127.0.0.1:*"
     """Where a server listens; `*` as the port lets the system choose. Anything but loopback or ipc needs `insecure`."""
+    state_directory: str = ""
+    """Where servers keep what a restarted one goes on from: two residuals and a result of every key, as mapped files that are
+    removed when the run is over. Empty: `state` in the run directory, or memory where there is none. `memory` keeps it in
+    memory in any case; a server that dies then ends the run."""
 
 
 class CoordinatorSettings(Section):
@@ -156,6 +160,9 @@ class Timeouts(Section):
     run; `session.busy()` allows it more."""
     lost: Seconds = 60.0
     """A run goes on for this long without its coordinator."""
+    server: Seconds = 60.0
+    """A run waits this long for a server that died to be started again; then it ends. One that keeps its state in memory cannot
+    come back: it has `timeouts.dead`."""
     heartbeat: Seconds = 0.4
     """How often every process tells the coordinator that it lives. One whose connection breaks has half as long again."""
     resend: Seconds = 1.0
@@ -241,6 +248,14 @@ class Settings(Section):
         return _settings(flatten(self) | dict(values), dict.fromkeys(values, source))
 
     @property
+    def state_directory(self) -> str:
+        """Where servers keep their state; empty for memory."""
+        named = self.servers.state_directory
+        if named == "memory" or not (named or self.run.directory):
+            return ""
+        return named or str(Path(self.run.directory) / "state")
+
+    @property
     def num_shards(self) -> int:
         """Shards of the whole run."""
         return self.servers.count * self.servers.shards_per_server
@@ -303,7 +318,8 @@ def load(
 
 
 _ROLE_VARIABLES = frozenset(
-    ENVIRONMENT_PREFIX + name for name in ("CONFIG", "RESTART", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    ENVIRONMENT_PREFIX + name
+    for name in ("CONFIG", "CRASH_AT", "RESTART", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 )
 """Variables with our prefix that say which process this is, not how the job is set."""
 

@@ -6,8 +6,9 @@ folding, encoding and sending of different keys overlap, and no sum needs a lock
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
-import secrets
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
+from . import crash
+from .durable import ShardStore
 from .relay import Relay
 from .shard import COORDINATOR, Shard
 
@@ -92,6 +95,7 @@ class Server:
         self._heard: float | None = None
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
+        self._stores: dict[int, ShardStore] = {}
         self._threads: dict[int, ShardThread] = {}
 
     def run(self, *, listening: Callable[[str], None] | None = None) -> int:
@@ -101,7 +105,9 @@ class Server:
             listening: Called with the resolved address once the server listens.
 
         Raises:
-            ConfigError: The address is malformed, in use, or reaches beyond this machine without `insecure`.
+            ConfigError: The address is malformed, in use, or reaches beyond this machine without `insecure`; or the state
+                directory is another job's, held by another process, or not ours to write.
+            StorageError: There is no room for the state, or the disk fails.
             Unreachable: The coordinator does not answer.
             JoinRefused: It said no.
             RunAborted: Another process failed.
@@ -109,26 +115,59 @@ class Server:
         bind = self.settings.servers.bind.replace("{number}", str(self.number))
         check_address(bind, insecure=self.settings.insecure, where="servers.bind")
         try:
+            self._open_stores()
             self._address = self._transport.listen(bind)
             self._transport.connect(COORDINATOR, self.settings.coordinator.address)
             if listening is not None:
                 listening(self._address)
             warm()
-            per_server = self.settings.servers.shards_per_server
-            for number in range(self.number * per_server, (self.number + 1) * per_server):
-                shard = Shard(number, secrets.randbits(63), self.settings)
+            for number, store in self._stores.items():
+                shard = Shard(number, store.boot, self.settings, store=store)
                 self._threads[number] = ShardThread(shard, self._transport, self._events)
-            self._events.write(event="start", address=self._address, shards=list(self._threads))
+            self._recall()
+            self._events.write(event="start", address=self._address, shards=list(self._threads), view=self.view, lost=self._lost)
             self._serve()
         finally:
             for thread in self._threads.values():
                 thread.close()
             self._record()
+            self._close_stores()
             self._events.close()
             self._transport.close()
         if isinstance(self._over, m.Abort):
             raise RunAborted(f"the run has ended because of {self._over.culprit}: {self._over.reason}")
         return 0
+
+    def _open_stores(self) -> None:
+        """Open the memory of each shard: what a process before this one has left there, or a new one."""
+        per_server, directory = self.settings.servers.shards_per_server, self.settings.state_directory
+        job = json.dumps([self.settings.terms(), self.settings.run.directory], sort_keys=True)
+        for number in range(self.number * per_server, (self.number + 1) * per_server):
+            self._stores[number] = ShardStore.open(Path(directory) if directory else None, shard=number, job=job)
+
+    def _close_stores(self) -> None:
+        for number, store in self._stores.items():
+            if number in self._threads:
+                self._threads[number].shard.close()
+            if self._over is None:
+                store.close()
+            else:
+                store.discard()
+        if self._over is not None and self.settings.state_directory:
+            with contextlib.suppress(OSError):  # others' are there still
+                Path(self.settings.state_directory).rmdir()
+
+    def _recall(self) -> None:
+        """Know what all shards have kept of the layouts and views."""
+        shards = [thread.shard for thread in self._threads.values()]
+        self.view = min(shard.epoch for shard in shards)
+        self._layouts = {
+            number: layout for number, layout in shards[0].layouts.items() if all(number in shard.layouts for shard in shards)
+        }
+
+    @property
+    def _lost(self) -> str:
+        return "; ".join(store.lost for store in self._stores.values() if store.lost)
 
     def _serve(self) -> None:
         limits = self.settings.timeouts
@@ -156,7 +195,8 @@ class Server:
         shards = [(number, thread.shard.boot) for number, thread in self._threads.items()]
         terms = self.settings.terms() if self.view < 0 else {}
         layouts = [(number, layout.digest) for number, layout in self._layouts.items()]
-        self._transport.send(COORDINATOR, m.ServerAlive(self.number, self._address, shards, layouts, self.view, terms))
+        lost = self._lost[: m.MAX_TEXT]
+        self._transport.send(COORDINATOR, m.ServerAlive(self.number, self._address, shards, layouts, self.view, terms, lost))
 
     def _dispatch(self, arrival: Arrival) -> None:
         if isinstance(arrival.posted, BaseException):
@@ -166,7 +206,9 @@ class Server:
             raise arrival.posted
         if arrival.posted is not None:
             peers, frames = arrival.posted
-            for peer in peers:
+            for place, peer in enumerate(peers):
+                if place == 1:
+                    crash.here("s.sent_some")
                 self._transport.send_frames(peer, frames)
         elif arrival.error is not None:
             self._on_garbage(arrival.peer, arrival.error)
@@ -231,10 +273,12 @@ class Server:
         match message:
             case m.Push():
                 self._garbage.pop(peer, None)
+                self._relay.heard(peer, message.slot)
                 owner = self._owner(message.layout, message.key)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_push(peer, message, payload))
             case m.Ask():
+                self._relay.heard(peer, message.slot)
                 self._to_all(lambda shard: shard.on_ask(peer, message))
             case m.Hello():
                 actions = self._relay.hello(peer, message)

@@ -69,7 +69,8 @@ class KeyRecord:
         key: The key.
         round: Last finished round; -1 before the first.
         epoch: View under which it was finished.
-        halves: Two residuals, float32[elements] in mean-gradient units; None is zero.
+        memory: Where the halves lie once they are written, two times float32[elements]; None makes new arrays.
+        halves: Two residuals, float32[elements] in mean-gradient units; None is zero, whatever lies in its memory.
         before: The half from which the last fold started.
         after: The half that it left; equal to `before` where it wrote nothing.
         result: What was answered; None where there is nothing to repeat.
@@ -84,6 +85,7 @@ class KeyRecord:
     """
 
     key: Key
+    memory: tuple[FloatVector, FloatVector] | None = None
     round: int = -1
     epoch: int = -1
     halves: list[FloatVector | None] = field(default_factory=lambda: [None, None])
@@ -111,7 +113,8 @@ class KeyRecord:
         """Return the half that a fold from `start` writes, float32[elements]."""
         half = self.halves[1 - start]
         if half is None:
-            half = self.halves[1 - start] = np.zeros(self.key.elements, np.float32)
+            room = np.zeros(self.key.elements, np.float32) if self.memory is None else self.memory[1 - start]
+            half = self.halves[1 - start] = room
         return half
 
     def finish(self, finished: Finished, outcome: Outcome, current: frozenset[int], *, skipped: bool) -> None:

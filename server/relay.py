@@ -30,6 +30,10 @@ class Relay:
             self._routes[hello.slot], self._incarnations[hello.slot] = peer, hello.incarnation
         return [Send((peer,), hello)]
 
+    def heard(self, peer: Peer, slot: int) -> None:
+        """Note whose connection this is where nobody has said: the process that was greeted has been started again."""
+        self._routes.setdefault(slot, peer)
+
     def name_of(self, peer: Peer) -> str:
         """Return what people call the member behind a connection; empty where nobody has said."""
         return next((f"worker {slot}" for slot, route in self._routes.items() if route == peer), "")

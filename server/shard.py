@@ -11,12 +11,16 @@ A round of a key is finished when the push of every member is in; then, in this 
 
 The order of arrival has no influence on any bit. A result is kept until the next one, and sent again to who asks: the result is
 the acknowledgement of a push. A push that comes twice is seen to be the same and counts once.
+
+What must outlive the process is in the store before anything that tells of it is returned: a finished round before its result,
+a promise before the answer, a view before what follows from it (`memory.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 from typing_extensions import Buffer
 
@@ -31,6 +35,9 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.framing import join_frames
 
+from . import crash
+from .durable import ShardStore
+from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
 
 __all__ = ["COORDINATOR", "Shard"]
@@ -48,9 +55,14 @@ class Shard:
         number: Number of the shard in the run.
         boot: Drawn when the shard's memory was empty; a view names it.
         settings: The settings of the job.
+        store: Its memory, which stays the caller's: a shard that finds something there goes on from it. None takes memory that
+            ends with the process.
+
+    Raises:
+        ConfigError: The store was written under other settings.
     """
 
-    def __init__(self, number: int, boot: int, settings: Settings) -> None:
+    def __init__(self, number: int, boot: int, settings: Settings, *, store: ShardStore | None = None) -> None:
         self.number = number
         self.boot = boot
         self.settings = settings
@@ -63,15 +75,42 @@ class Shard:
         self._plans: dict[int, tuple[int, bytes]] = {}
         self._codecs = registry.suite(values=settings.codec.values)
         self._scratch = np.zeros(0, np.float32)
+        self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
+        self._state = self._memory.state()
+        self._recall()
+
+    @property
+    def layouts(self) -> dict[int, Layout]:
+        """The layouts whose keys it holds, by number."""
+        return dict(self._layouts)
+
+    def close(self) -> None:
+        """Let go of the store's memory."""
+        self.records.clear()
+        self._memory.close()
+
+    def _recall(self) -> None:
+        """Go on from what the store has, which may be a view that some keys had not obeyed yet."""
+        state = self._state
+        self.epoch, self.promise, self.members = state.epoch, state.promise, dict(state.members)
+        for number, layout in self._memory.layouts.items():
+            self.on_layout(number, layout)
+        for (of, _), record in self.records.items():
+            state.apply(of, record)
+            self._memory.save(of, record)
 
     # ------------------------------------------------------------ what the coordinator says
 
     def on_layout(self, number: int, layout: Layout) -> list[Action]:
-        """Hold the keys of a layout that are ours."""
+        """Hold the keys of a layout that are ours.
+
+        Raises:
+            StorageError: There is no room for their residuals.
+        """
         if number not in self._layouts:
-            self._layouts[number] = layout
             mine = layout.keys_of_shard(self.number)
-            self.records.update({(number, key.number): KeyRecord(key) for key in mine})
+            self.records.update({(number, record.key.number): record for record in self._memory.hold(number, layout, mine)})
+            self._layouts[number] = layout
             largest = max((key.elements for key in mine), default=0)
             if largest > self._scratch.size:
                 self._scratch = np.zeros(largest, np.float32)
@@ -81,7 +120,10 @@ class Shard:
         """Promise to finish nothing before a view of that number, and say which rounds are finished."""
         if freeze.p <= self.epoch:
             return []
-        self.promise = max(self.promise, freeze.p)
+        if freeze.p > self.promise:
+            self.promise = freeze.p
+            self._write(msgspec.structs.replace(self._state, promise=freeze.p))
+            crash.here("s.frozen")
         done = []
         for layout in self._layouts:
             # Where no key of a layout is ours, nothing here holds it back: the others say how far it is.
@@ -100,13 +142,19 @@ class Shard:
         self.epoch = view.p
         new = {slot for slot, incarnation in self.members.items() if before.get(slot) != incarnation} if before else set()
         actions: list[Action] = [Note("view", {"shard": self.number, "p": view.p, "cuts": view.cuts})]
+        self._write(ShardState(view.p, self.promise, view.members, view.cuts, sorted(new), view.donor))
+        crash.here("s.view")
         for (layout, _), record in self.records.items():
-            record.undo(*view.cut_of(layout))
-            record.admit(self.members.keys(), new, donor=view.donor)
+            self._state.apply(layout, record)
+            self._memory.save(layout, record)
             record.open = {slot: held for slot, held in record.open.items() if self._is_member(held.message)}
         for (layout, _), record in list(self.records.items()):
             actions += self._try_finish(layout, record)
         return actions
+
+    def _write(self, state: ShardState) -> None:
+        self._memory.write(state)
+        self._state = state
 
     def on_plan(self, layout: int, version: int, plan: bytes) -> list[Action]:
         """Attach a plan to the next result of key 0, unless a newer one is known."""
@@ -187,10 +235,14 @@ class Shard:
         coding = Coding(push.codec, push.level, push.elements, push.count, push.seed)
         codec = registry.find(self._codecs, push.codec)
         codec.check_level(push.level)
-        if payload.nbytes > codec.payload_bound(push.elements, push.level):
-            raise PayloadError(
-                f"expected at most {codec.payload_bound(push.elements, push.level)} bytes of {push.codec}, got {payload.nbytes}"
+        bound, most = codec.payload_bound(push.elements, push.level), self._memory.most[push.layout, push.key]
+        if bound > most:
+            raise WireError(
+                f"{push.codec} at {push.level!r} may take {bound} bytes, and no level of this job more than {most} for this key; "
+                "give all workers the coordinator's settings"
             )
+        if payload.nbytes > bound:
+            raise PayloadError(f"expected at most {bound} bytes of {push.codec}, got {payload.nbytes}")
         codec.validate(payload, coding)
         return payload
 
@@ -225,6 +277,8 @@ class Shard:
         )  # fmt: skip
         frames = (*outcome.frames, memoryview(plan)) if plan else outcome.frames
         record.finish(Finished(result, frames), outcome, current, skipped=skipped)
+        self._memory.save(layout, record)
+        crash.here("s.marked")
         notes: list[Action] = []
         if outcome.lost:
             notes.append(
@@ -290,6 +344,7 @@ class Shard:
             held=[(part.offset, part.length) for part in key.elements_of(start.used)],
             rule=self.settings.codec.residual_at_switch if 0 < start.bound < bound else "keep",
         )
+        crash.here("s.half")
         if folded is None:
             return None
         after = 1 - start.before if folded.wrote else start.before

@@ -65,6 +65,8 @@ class Client:
         self.codecs = CodecThreads(threads, self.fail)
         self.transport = transport or Transport()
         self._garbage: dict[Peer, int] = {}
+        self._broken: set[str] = set()
+        """Links to servers that have no connection."""
         self.state_bytes = 0
         """Bytes of the model's initial state that this worker has handed to others: start-up, whenever they ask."""
         self._on_tick: list[Callable[[], None]] = []
@@ -307,6 +309,7 @@ class Client:
             (number, exchange.rounds.round, exchange.rounds.plan_version) for number, exchange in self.exchanges.items()
         ]
         self.membership.waits = next((number for number, exchange in self.exchanges.items() if exchange.rounds.waits), -1)
+        self._look_at_links(now)
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
         if self.error is None:
@@ -319,3 +322,14 @@ class Client:
             membership.synced = complete and membership.member and (bool(exchanges) or not membership.came_late)
             for callback in self._on_tick:
                 callback()
+
+    def _look_at_links(self, now: float) -> None:
+        """Notice which servers have been away and are back: whoever is there now may be a process that was started again."""
+        for link in self.membership.links:
+            if not self.transport.linked(link):
+                self._broken.add(link)
+            elif link in self._broken:
+                self._broken.discard(link)
+                self.membership.greet_again(link)
+                for exchange in self.exchanges.values():
+                    exchange.rounds.ask_again(link, now)

@@ -11,7 +11,7 @@ Every step is repeated until the other side shows that it knows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,8 @@ class Membership:
         """What this worker does instead of training; empty while it trains."""
         self.leaving: m.Leave | None = None
         self.gone = False
+        self.over = False
+        """Whether the coordinator has said that all workers have finished."""
         self._terms = terms
         self._token = token
         self._restart = restart
@@ -100,6 +102,11 @@ class Membership:
     def inside(self) -> bool:
         """Whether it knows a view, and all servers have answered."""
         return self.view is not None and not self._to_greet
+
+    @property
+    def links(self) -> Collection[str]:
+        """Names of the links to servers."""
+        return self._links.keys()
 
     @property
     def member(self) -> bool:
@@ -143,7 +150,7 @@ class Membership:
                         f"the run of the coordinator at {self.settings.coordinator.address} is over: all its workers have "
                         "finished; start a new run"
                     )
-                self.gone = True
+                self.gone = self.over = True
                 return self._bye()
             case _:
                 pass
@@ -195,6 +202,12 @@ class Membership:
             self.incarnation, self._token, self._born = -1, token, now
             self._repeat = 0.0
             self._to_greet = set(self._links)  # servers tell members apart by what they were greeted as
+
+    def greet_again(self, link: str) -> None:
+        """Greet a server whose connection is new: it may be another process, which does not know whose it is."""
+        if link in self._links:
+            self._to_greet.add(link)
+            self._repeat = 0.0
 
     def say_busy(self, what: str) -> None:
         """Say what this worker does instead of training; it travels with the next sign of life, which is due now."""

@@ -213,8 +213,15 @@ class Rounds:
             return []
         again = [self._sent[key] for key in missing.keys if key in self._sent and key not in self._results]
         for sent in again:
+            sent.wait = self.settings.timeouts.resend  # the shard has answered: it is not slow, it has never seen them
             sent.due = now + sent.wait
         return [self._send(sent) for sent in again]
+
+    def ask_again(self, link: str, now: float) -> None:
+        """Ask a server at once after all that it has not answered: its connection is new, and pushes may be lost."""
+        for key, sent in self._sent.items():
+            if key not in self._results and server_name(self.layout.keys[key].shard, self.settings) == link:
+                sent.due, sent.wait = now, self.settings.timeouts.resend
 
     # ------------------------------------------------------------ in
 

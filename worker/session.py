@@ -401,8 +401,8 @@ class Session(BaseSession):
                 for tracked in self._exchanges:
                     client.call(tracked.exchange.finish)
                 # Who has not got the last results learns of the end all the same: they would change nothing.
-                ended = [tracked.exchange.rounds for tracked in self._exchanges]
-                client.wait(lambda: client.membership.gone or all(rounds.ended for rounds in ended), "the end")
+                ours = client.membership
+                client.wait(lambda: ours.over or all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
                 client.call(lambda: client.membership.leave("", 0))
                 # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
                 client.wait(lambda: client.membership.gone, "the coordinator's goodbye")

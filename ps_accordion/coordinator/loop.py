@@ -89,6 +89,7 @@ def _say(note: Note) -> None:
     if note.event == "waiting":
         print(f"coordinator: waiting for {note.fields['missing']}, {note.fields['since_s']} s so far", file=sys.stderr)
     elif note.event == "gone":
-        print(f"coordinator: worker {note.fields['slot']} {note.fields['why']}", file=sys.stderr)
+        who = f"server {note.fields['server']}" if "server" in note.fields else f"worker {note.fields['slot']}"
+        print(f"coordinator: {who} {note.fields['why']}", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

@@ -5,7 +5,8 @@
 
 Gathering admits workers and servers in any order; when all are there, view 1 names them and the rounds may begin.
 A worker that dies, falls silent or is stuck costs the run a new view without it, and the others go on; one that comes back, or
-another in its place, asks for a place and gets a view of its own. What cannot be survived ends the run for all, with its reason.
+another in its place, asks for a place and gets a view of its own. A server that dies is waited for: who is started in its place
+has its memory. What cannot be survived ends the run for all, with its reason.
 
 Every answer may be lost, so everything is repeated until the other side shows that it knows: a join until the welcome, a freeze
 until the promise, a view until the sign of life that carries its number, a plan until every member reports its version.
@@ -35,7 +36,7 @@ __all__ = ["Coordinator"]
 WAITING_NOTE_S = 10.0
 """How often the log says whom it still waits for."""
 LOST_BEATS = 1.5
-"""Heartbeats that a worker whose connection broke may take to be heard again. One that lives connects anew within 0.05 s."""
+"""Heartbeats that a process whose connection broke may take to be heard again. One that lives connects anew within 0.05 s."""
 
 
 class Coordinator:
@@ -118,9 +119,10 @@ class Coordinator:
 
     def lost(self, peer: Peer, now: float) -> list[Action]:
         """Note that a connection broke. A process that lives is heard again at once; a dead one is not."""
-        for worker in self.workers.values():
-            if worker.peer == peer:
-                worker.lost = now
+        everybody: list[Worker | Server] = [*self.workers.values(), *self.servers.values()]
+        for other in everybody:
+            if other.peer == peer:
+                other.lost = now
         return []
 
     def tick(self, now: float) -> list[Action]:
@@ -129,14 +131,39 @@ class Coordinator:
             if now >= self._stop_at or not self._known:
                 return [self._stop()]
             return []
+        notes = self._look_at_servers(now)
+        if (missed := self._missed(now)) is not None:
+            return notes + missed
+        if self.view is None:
+            return notes + self._gather(now)
+        notes += self._look(now)
+        return notes + self._next(now) + self._pending_plans()
+
+    def _look_at_servers(self, now: float) -> list[Action]:
+        """Note which servers are taken for dead."""
+        limits, notes = self.settings.timeouts, list[Action]()
+        for server in self.servers.values():
+            if server.gone:
+                continue
+            if now - server.seen > limits.dead:
+                server.gone = f"has been silent for {limits.dead:g} s"
+            elif now - server.lost > LOST_BEATS * limits.heartbeat:
+                server.gone = "has closed its connection"
+            if server.gone:
+                notes.append(Note("gone", {"server": server.number, "why": server.gone}))
+        return notes
+
+    def _missed(self, now: float) -> list[Action] | None:
+        """End the run when a server has been away for too long."""
         limits = self.settings.timeouts
         for server in self.servers.values():
-            if now - server.seen > limits.dead:
+            silent = now - server.seen
+            if not self.settings.state_directory and silent > limits.dead:
                 return self._abort(server.name, f"{server.name} has been silent for {limits.dead:g} s", now)
-        if self.view is None:
-            return self._gather(now)
-        notes = self._look(now)
-        return notes + self._next(now) + self._pending_plans()
+            if silent > limits.server:
+                reason = f"{server.name} {server.gone}, and was not started again within {limits.server:g} s (timeouts.server)"
+                return self._abort(server.name, f"{reason}; {_residuals(server)} are lost with it", now)
+        return None
 
     def _gather(self, now: float) -> list[Action]:
         limits = self.settings.timeouts
@@ -156,7 +183,7 @@ class Coordinator:
     def _look(self, now: float) -> list[Action]:
         """Note who is taken for dead, and who is not any more."""
         limits, notes = self.settings.timeouts, list[Action]()
-        stuck = self._progress.stuck(self._members(), now)
+        stuck = [] if self._waits_for_servers else self._progress.stuck(self._members(), now)
         for worker in list(self.workers.values()):
             silent = now - worker.seen
             if silent > limits.dead:
@@ -178,6 +205,11 @@ class Coordinator:
                 )
         return notes
 
+    @property
+    def _waits_for_servers(self) -> bool:
+        """Whether a server is away: then nobody can get further, and it is no worker's fault."""
+        return any(server.gone for server in self.servers.values())
+
     def _members(self) -> list[Worker]:
         """Return the processes that the view names, as far as they have not been replaced."""
         return [worker for worker in self.workers.values() if self._is_in(worker)]
@@ -198,9 +230,10 @@ class Coordinator:
         if self.ending:
             return self._all_left(now)
         proposal, wanted = self.views.proposal, self._wanted()
-        if reason := self._progress.deadlock(self._members(), now):
+        if not self._waits_for_servers and (reason := self._progress.deadlock(self._members(), now)):
             return self._abort("coordinator", reason, now)
-        if wanted == (proposal.members if proposal is not None else self.views.members):
+        moved = proposal is None and self.view is not None and self.view.shards != self._shards()
+        if wanted == (proposal.members if proposal is not None else self.views.members) and not moved:
             self._short_since = math.inf
             return self._freeze() if proposal is not None else []
         gone = [worker.name for worker in self._members() if worker.gone]
@@ -350,24 +383,48 @@ class Coordinator:
                 f"server {alive.server} holds shards {[number for number, _ in alive.shards]}, this job expects {expected}; "
                 "give it the coordinator's shards_per_server"
             )
-        elif known is not None and known.shards != tuple(alive.shards):
+        elif known is not None and known.shards != tuple(alive.shards) and not self._is_away(known):
             reason = f"server number {alive.server} is taken by another process, at {known.address}"
+        elif alive.view > (-1 if self.view is None else self.view.p):
+            reason = (
+                f"server {alive.server} has the memory of another run, which had come to view {alive.view}; name another "
+                "directory (servers.state_directory, run.directory), or remove what is in it"
+            )
         reason = reason or disagreement(alive.terms, self.settings, f"server {alive.server}")
         if reason:
             return [Note("refused", {"server": alive.server, "reason": reason}), _refused("", peer, reason)]
+        if known is not None and known.shards != tuple(alive.shards):
+            if self.view is not None:
+                return self._lost_memory(known, peer, alive, now)
+            known = None  # nothing has begun, so nothing is lost with the one before
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if known is None:
             known = Server(alive.server, alive.address, tuple(alive.shards), peer, now)
             self.servers[alive.server] = known
-            self._known[known.name] = peer
             actions.append(Note("server", {"server": alive.server, "address": alive.address}))
-        known.peer, known.seen = peer, now
+        elif known.gone or known.address != alive.address:
+            actions.append(Note("back", {"server": alive.server, "address": alive.address, "why": ""}))
+            for worker in self._members():
+                worker.since = now  # they have waited for it, not for each other
+        self._known[known.name] = peer
+        known.peer, known.seen, known.address, known.lost, known.gone = peer, now, alive.address, math.inf, ""
         known.layouts = dict(alive.layouts)
         actions += self.layouts.missing_at(known)
         actions += self._begin(now)
         if self.view is not None and alive.view < self.view.p:
             actions.append(Send((peer,), self.view))
         return actions + self.layouts.open(self.views.members, self.servers.values())
+
+    def _is_away(self, server: Server) -> bool:
+        """Whether a process that claims to be this server may be the one that was started in its place."""
+        return bool(server.gone) or not math.isinf(server.lost)
+
+    def _lost_memory(self, server: Server, peer: Peer, alive: m.ServerAlive, now: float) -> list[Action]:
+        """End the run: what was started in a server's place is not what it was."""
+        why = alive.lost or "nothing of it was found (servers.state_directory, run.directory)"
+        reason = f"{server.name} has come back without its memory: {why}; {_residuals(server)} are lost"
+        server.peer = peer
+        return self._abort(server.name, reason, now)
 
     def _missing(self) -> str:
         settings = self.settings
@@ -485,7 +542,9 @@ class Coordinator:
 
     def _all_left(self, now: float) -> list[Action]:
         """End the run when nobody is left in it."""
-        if not all(worker.left or worker.gone for worker in self._members()):
+        # No view will tell the others where a server is that has moved. All they lack is its word that all have finished.
+        moved = self.ending and self.view is not None and self.view.shards != self._shards()
+        if not moved and not all(worker.left or worker.gone for worker in self._members()):
             return []
         return self._finish(m.Ended(), now, Note("end", {"after_s": round(now - self._born, 3)}))
 
@@ -518,6 +577,10 @@ class Coordinator:
         if isinstance(self.over, m.Abort):
             return Stop(RunAborted.exit_code, self.over.culprit, self.over.reason)
         return Stop(0)
+
+
+def _residuals(server: Server) -> str:
+    return f"the residuals of shard{'s'[: len(server.shards) > 1]} {', '.join(str(number) for number, _ in server.shards)}"
 
 
 def _refused(token: str, peer: Peer, reason: str) -> Send:

@@ -62,6 +62,10 @@ class Server:
     seen: float
     layouts: dict[int, str] = field(default_factory=dict)
     """Digest of each layout that it holds."""
+    lost: float = math.inf
+    """When its connection broke; infinite while it has one."""
+    gone: str = ""
+    """Why it is taken for dead; empty while it is not. A new process with the same memory takes its place."""
 
     @property
     def name(self) -> str:

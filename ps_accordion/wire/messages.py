@@ -194,6 +194,8 @@ class ServerAlive(Message, tag="server", frozen=True):
     """Server to coordinator, at every heartbeat: where it listens, its shards with their boots, and the layouts that it holds.
 
     `terms` are all the agreed settings as it knows them, until it has seen a view; the coordinator refuses it where they differ.
+    `view` is the last one that all its shards have obeyed; one that was started again knows it from before.
+    `lost` says why what the shards had stored could not be used; empty where nothing was lost.
     """
 
     server: Slot
@@ -202,6 +204,7 @@ class ServerAlive(Message, tag="server", frozen=True):
     layouts: Annotated[list[tuple[Count, Digest]], Meta(max_length=MAX_LAYOUTS)]
     view: Round
     terms: Terms = {}
+    lost: Text = ""
 
 
 class Pulse(Message, tag="pulse", frozen=True):

@@ -46,6 +46,12 @@ class Lock:
                 self._file.close()
                 raise
 
+    def discard(self) -> None:
+        """Let go of it and remove the file: what it stood for is gone."""
+        with suppress(OSError):
+            Path(self._file.name).unlink(missing_ok=True)
+        self.close()
+
     def close(self) -> None:
         """Let go. Closing twice is harmless."""
         if not self._file.closed:

@@ -184,6 +184,18 @@ class ShardStore:
         finally:
             self._let_go()
 
+    def discard(self) -> None:
+        """Remove the files, and let go of them: the run is over, and nobody will need them."""
+        try:
+            for path in (self._path(), *(self._path(f"layout-{number}") for number in self._files)):
+                if path is not None:
+                    with explained(path):
+                        path.unlink(missing_ok=True)
+            if self._lock is not None:
+                self._lock.discard()
+        finally:
+            self._let_go()
+
     # ------------------------------------------------------------ opening
 
     def _open(self) -> None:

@@ -104,3 +104,15 @@ def test_a_late_greeting_of_a_dead_process_takes_no_route_away():
     relay.hello(b"dead", m.Hello(0, 1))
     (send,) = relay.get(b"joiner", m.Get(1, 5, 0, 0, 3, 0))
     assert send.peers == (b"new",)
+
+
+def test_a_member_that_pushes_is_known_until_it_greets():
+    """A server that was started again hears pushes before a greeting; a greeting has the last word."""
+    relay = Relay()
+    relay.heard(b"first", 0)
+    relay.heard(b"second", 0)
+    assert relay.name_of(b"first") == "worker 0"
+    relay.hello(b"third", m.Hello(0, 2))
+    relay.heard(b"first", 0)
+    assert relay.name_of(b"first") == ""
+    assert relay.name_of(b"third") == "worker 0"

@@ -1,22 +1,12 @@
 """What goes wrong in a whole run, as a user meets it: through the command line, with real processes."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import textwrap
-import time
 
 import pytest
+from launched import events, launch
 
-HEAD = """
-import os, torch
-from torch import nn
-from ps_accordion.worker import DistributedModel, connect
-torch.set_num_threads(1)
-rank = int(os.environ["PS_ACCORDION_RANK"])
-"""
 TRAIN = """
 with connect() as session:
     model = DistributedModel(nn.Linear(64, WIDTH), session=session)
@@ -26,26 +16,6 @@ with connect() as session:
         model(torch.randn(4, 64)).square().mean().backward()
         optimizer.step()
 """
-ENDS_WITHIN = 60
-"""Seconds from start to end, imports included, on a machine that is busy with something else."""
-
-
-def launch(tmp_path, script, *flags, command=(sys.executable, "train.py")):
-    """Run a script as two workers; return (exit code, everything printed)."""
-    (tmp_path / "train.py").write_text(HEAD + textwrap.dedent(script))
-    argv = [sys.executable, "-P", "-m", "ps_accordion.launcher", "launch", "--workers", "2", "--servers", "1"]
-    argv += ["--run-directory", str(tmp_path / "run"), "--progress", "none", *flags, "--", *command]
-    began = time.monotonic()
-    done = subprocess.run(
-        argv, cwd=tmp_path, capture_output=True, text=True, timeout=ENDS_WITHIN + 30, env=os.environ, check=False
-    )
-    assert time.monotonic() - began < ENDS_WITHIN
-    return done.returncode, done.stdout + done.stderr
-
-
-def events(tmp_path, role):
-    """Return the events of one role."""
-    return [json.loads(line) for line in (tmp_path / "run" / f"events-{role}.jsonl").read_text().splitlines()]
 
 
 def test_two_different_models_are_refused_with_both_shapes(tmp_path):

@@ -438,3 +438,24 @@ def test_a_broken_connection_is_told(address: str, tmp_path: Path) -> None:
     finally:
         for link in (here, there, other):
             link.close()
+
+
+def test_a_link_knows_whether_it_has_a_connection(tmp_path: Path) -> None:
+    """Without asking: not before somebody listens, nor when who listened is gone; again when there is another."""
+    address, link = f"ipc://{tmp_path}/socket", Transport()
+
+    def waited_for(linked: bool) -> bool:
+        return any(link.poll(0.02) or link.linked("there") is linked for _ in range(500))
+
+    try:
+        assert not link.linked("there")
+        link.connect("there", address)
+        assert not link.linked("there")
+        for _ in range(2):
+            there = Transport()
+            there.listen(address)
+            assert waited_for(True)
+            there.close()
+            assert waited_for(False)
+    finally:
+        link.close()

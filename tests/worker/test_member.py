@@ -246,3 +246,28 @@ def test_who_comes_after_the_end_is_told_so():
     """It is not left waiting for a welcome that never comes."""
     with pytest.raises(JoinRefused, match=rf"{ADDRESS} is over"):
         Job().hear(m.Ended())
+
+
+def test_a_server_whose_connection_is_new_is_greeted_again():
+    """It may have been started again, and then it does not know whose connection it is; a link of another name is none."""
+    job = Job().inside()
+    assert "Hello" not in kinds(job.later())
+    job.membership.greet_again("server 1")
+    job.membership.greet_again("coordinator")
+    assert [(peers, type(message)) for peers, message in job.later() if isinstance(message, m.Hello)] == [
+        (("server 1",), m.Hello)
+    ]
+    job.hear(m.Hello(1, 2), "server 1")
+    assert "Hello" not in kinds(job.later())
+
+
+def test_the_word_of_the_coordinator_is_enough_at_the_end():
+    """All have finished: who lacks a server's word for it need not wait for that. An abort is another end."""
+    job = Job().inside()
+    assert not job.membership.over
+    job.hear(m.Ended())
+    assert job.membership.over
+    other = Job().inside()
+    with pytest.raises(RunAborted):
+        other.hear(m.Abort("worker 0", "it failed"))
+    assert not other.membership.over

@@ -220,6 +220,29 @@ def test_a_missing_push_is_sent_again_byte_for_byte():
     assert sends(job.rounds.tick(NOW + 1.5))[0].message.keys == [2]  # what was just sent again is not asked after yet
 
 
+def test_a_shard_that_lacks_a_push_has_answered():
+    """Who was asked less and less often, because it was slow, is asked as often as at first again."""
+    job = Job(timeouts_resend=0.5)
+    job.push()
+    for step in range(1000):
+        job.rounds.tick(NOW + step * 0.01)
+    job.rounds.on_missing(m.Missing(0, 0, [0, 1, 2]), NOW + 10)
+    assert job.rounds.tick(NOW + 10.4) == []
+    assert sends(job.rounds.tick(NOW + 10.5))[0].message.keys == [0, 1, 2]
+
+
+def test_a_server_with_a_new_connection_is_asked_at_once():
+    """After what it has not answered, and no other server."""
+    job = Job(servers_count=2)
+    results = job.push()
+    job.rounds.on_result(*results[0])
+    assert job.rounds.tick(NOW) == []
+    job.rounds.ask_again("server 0", NOW)
+    (ask,) = sends(job.rounds.tick(NOW))
+    assert ask.peers == ("server 0",)
+    assert set(ask.message.keys) == {key.number for key in job.layout.keys if key.shard == 0} - {0}
+
+
 # ---------------------------------------------------------------- plans
 
 

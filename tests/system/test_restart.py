@@ -1,0 +1,153 @@
+"""A server is killed in the middle of a run and started again: the parameters are those of a run that nothing happened to."""
+
+import functools
+import os
+import re
+
+import pytest
+from launched import events, launch
+
+SCRIPT = """
+import hashlib, json, signal
+
+def kill(name):
+    lines = open(os.environ["PS_ACCORDION_CONFIG"].replace("config.toml", "events-launcher.jsonl")).read().splitlines()
+    starts = [event for event in map(json.loads, lines) if event["event"] == "start" and event["name"] == name]
+    os.kill(starts[-1]["pid"], signal.SIGKILL)
+
+with connect() as session:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    model = DistributedModel(model, session=session)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.Generator().manual_seed(rank)
+    for step in range(STEPS):
+        if rank == 0 and step in KILLS:
+            kill(KILLS[step])
+        optimizer.zero_grad()
+        model(torch.randn(4, 64, generator=inputs)).square().mean().backward()
+        optimizer.step()
+bits = b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())
+print("digest", hashlib.sha256(bits).hexdigest(), flush=True)
+"""
+STEPS = 40
+AGAIN = ("--set", "run.restarts=3", "--set", "servers.count=2")
+OTHER_PORT = ("--set", "servers.bind=tcp://127.0.0.2:*")
+"""Loopback, and not the default, which the launcher would turn into a socket in a file."""
+
+
+def digest_of(tmp_path, *flags, kills=None, crash=None):
+    """Train, and return the digest of the parameters, which both workers must have."""
+    if crash:
+        os.environ["PS_ACCORDION_CRASH_AT"] = crash
+    code, said = launch(tmp_path, f"STEPS, KILLS = {STEPS}, {kills or {}}\n" + SCRIPT, *AGAIN, *flags)
+    assert code == 0, said
+    digests = re.findall(r"digest ([0-9a-f]{64})", said)
+    assert len(digests) == 2, said
+    assert len(set(digests)) == 1
+    return digests[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Return the digest of a run in which nothing is killed."""
+
+    @functools.cache
+    def digest():
+        return digest_of(tmp_path_factory.mktemp("undisturbed"))
+
+    return digest
+
+
+def restarts(tmp_path):
+    """Return how often each process was started again."""
+    return {event["name"]: event["restart"] for event in events(tmp_path, "launcher") if event["event"] == "start"}
+
+
+def full(point):
+    """Mark a point whose run the longer suites make: each takes several seconds."""
+    return pytest.param(point, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("point", ["s.half:30", full("s.marked:30"), "s.sent_some:30", full("s.view")])
+def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
+    """Both servers come to it; each is killed once."""
+    assert digest_of(tmp_path, crash=point) == undisturbed()
+    assert restarts(tmp_path) == {"coordinator": 0, "server 0": 1, "server 1": 1, "worker 0": 0, "worker 1": 0}
+    assert not (tmp_path / "run" / "state").exists(), "the state of a run that is over is removed"
+
+
+@pytest.mark.parametrize("point", ["s.frozen", full("s.view:2")])
+def test_servers_killed_between_two_views_change_no_bit(tmp_path, undisturbed, point):
+    """One comes back at another address, so that a view must tell the workers; then each dies at its promise, or at the view."""
+    assert digest_of(tmp_path, *OTHER_PORT, kills={10: "server 1"}, crash=point) == undisturbed()
+    assert restarts(tmp_path)["server 0"] == 1
+    views = [event for event in events(tmp_path, "coordinator") if event["event"] == "view"]
+    assert len(views) > 1
+    assert all(event["members"] == views[0]["members"] for event in views)
+
+
+def test_servers_that_are_killed_again_and_again_change_no_bit(tmp_path, undisturbed):
+    """In turn, from outside, at whatever they are doing; it is noticed, and told on the screen and in the log."""
+    kills = {8: "server 0", 16: "server 1", 24: "server 0"}
+    assert digest_of(tmp_path, kills=kills) == undisturbed()
+    assert restarts(tmp_path) == {"coordinator": 0, "server 0": 2, "server 1": 1, "worker 0": 0, "worker 1": 0}
+    logged = [event for event in events(tmp_path, "coordinator") if event["event"] in ("gone", "back")]
+    assert [event["server"] for event in logged if event["event"] == "gone"] == [0, 1, 0]
+    assert [event["server"] for event in logged if event["event"] == "back"] == [0, 1, 0]
+
+
+def test_a_server_without_a_directory_takes_the_run_with_it(tmp_path):
+    """What it held is nowhere else; the reason names it, and what is lost."""
+    flags = (*AGAIN, "--set", "servers.state_directory=memory")
+    code, said = launch(tmp_path, "STEPS, KILLS = 2000, {10: 'server 1'}\n" + SCRIPT, *flags)
+    assert code != 0
+    assert "server 1 has come back without its memory" in said
+    assert "the residuals of shard 1 are lost" in said
+
+
+def test_a_server_whose_file_is_damaged_takes_the_run_with_it(tmp_path):
+    """The reason says what is wrong with the file, and where it is kept."""
+    damage = """
+    def kill(name, kill=kill):
+        with open(os.environ["PS_ACCORDION_CONFIG"].replace("config.toml", "state/shard-1.state"), "r+b") as file:
+            file.write(b"something else")
+        kill(name)
+    """
+    script = SCRIPT.replace("\nwith connect", "".join(line[4:] + "\n" for line in damage.splitlines()) + "\nwith connect")
+    code, said = launch(tmp_path, "STEPS, KILLS = 2000, {10: 'server 1'}\n" + script, *AGAIN)
+    assert code != 0
+    assert re.search(r"server 1 has come back without its memory: .*shard-1.state starts with b'somethin'", said), said
+    assert "kept as *.bad" in said
+
+
+def test_a_state_directory_that_cannot_be_written_is_named_at_the_start(tmp_path):
+    """With the code of a wrong setting."""
+    (tmp_path / "file").write_text("")
+    code, said = launch(tmp_path, "STEPS, KILLS = 2, {}\n" + SCRIPT, "--set", f"servers.state_directory={tmp_path}/file")
+    assert code == 2
+    assert f"server: {tmp_path}/file cannot be used: it is not a directory" in said
+
+
+def test_a_full_disk_ends_the_run_with_its_own_code(tmp_path):
+    """When the residuals are made, not in the middle of training: here a limit on the size of files stands for the disk."""
+    script = "STEPS, KILLS = 2, {}\n" + SCRIPT.replace("nn.Linear(64, 256)", "nn.Linear(64, 2560)").replace(
+        "nn.Linear(256, 10)", "nn.Linear(2560, 1000)"
+    )
+    code, said = launch(tmp_path, script, largest_file=8192)
+    assert code == 8
+    assert "expected room for" in said
+
+
+def test_the_state_of_another_run_is_refused(tmp_path):
+    """With the directory and what to do."""
+    state = tmp_path / "state"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    script = "STEPS, KILLS = 2000, {10: 'server 0'}\n" + SCRIPT
+    flags = ("--set", f"servers.state_directory={state}", "--set", "timeouts.grace=1")
+    launch(tmp_path / "first", script, *flags)
+    assert list(state.glob("*.state"))
+    code, said = launch(tmp_path / "second", script, *flags)
+    assert code == 2
+    assert re.search(r"expected the state of job .*shard-0.state, found that of job .*; name another directory", said), said
