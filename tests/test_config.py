@@ -65,7 +65,7 @@ def test_every_setting_has_one_environment_name() -> None:
     assert environment_name("servers.shards_per_server") == "PS_ACCORDION_SERVERS_SHARDS_PER_SERVER"
 
 
-@pytest.mark.parametrize("variable", ["CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RESTART"])
+@pytest.mark.parametrize("variable", ["CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RESTART", "CRASH_AT"])
 def test_variables_that_say_which_process_this_is_are_no_settings(variable: str) -> None:
     """They share the prefix, change nothing, and are no setting's name."""
     name = ENVIRONMENT_PREFIX + variable
