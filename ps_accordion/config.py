@@ -13,6 +13,7 @@ The environment and flags only have text; it is read as what the setting is (`_f
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import xxhash
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
@@ -40,6 +42,7 @@ __all__ = [
     "WorkerSettings",
     "environment_name",
     "flatten",
+    "job_of",
     "load",
     "nearest",
     "render",
@@ -261,6 +264,13 @@ class Settings(Section):
         return self.servers.count * self.servers.shards_per_server
 
 
+def job_of(settings: Settings) -> str:
+    """Return what tells this job's files from those of others: a digest of its terms and its run directory."""
+    directory = str(Path(settings.run.directory).absolute()) if settings.run.directory else ""
+    text = json.dumps([settings.terms(), directory], sort_keys=True)
+    return f"{xxhash.xxh3_64_intdigest(text.encode()):016x}"
+
+
 def environment_name(dotted: str) -> str:
     """Return the environment variable that sets `dotted`."""
     return ENVIRONMENT_PREFIX + dotted.replace(".", "_").upper()
@@ -321,7 +331,7 @@ _ROLE_VARIABLES = frozenset(
     ENVIRONMENT_PREFIX + name
     for name in ("CONFIG", "CRASH_AT", "RESTART", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 )
-"""Variables with our prefix that say which process this is, not how the job is set."""
+"""Variables with our prefix that say which process this is, not how the job is set; and where tests let it die."""
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Buffer
 
+from ps_accordion import crashpoints
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
@@ -28,7 +29,6 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
-from . import crash
 from .durable import ShardStore
 from .relay import Relay
 from .shard import COORDINATOR, Shard
@@ -208,7 +208,7 @@ class Server:
             peers, frames = arrival.posted
             for place, peer in enumerate(peers):
                 if place == 1:
-                    crash.here("s.sent_some")
+                    crashpoints.reach("s.sent_some")
                 self._transport.send_frames(peer, frames)
         elif arrival.error is not None:
             self._on_garbage(arrival.peer, arrival.error)

@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 from typing_extensions import Buffer
 
+from ps_accordion import crashpoints
 from ps_accordion.codecs import Push as FoldPush
 from ps_accordion.codecs import fold, registry
 from ps_accordion.codecs.base import Coding, Payload
@@ -35,7 +36,6 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.framing import join_frames
 
-from . import crash
 from .durable import ShardStore
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
@@ -123,7 +123,7 @@ class Shard:
         if freeze.p > self.promise:
             self.promise = freeze.p
             self._write(msgspec.structs.replace(self._state, promise=freeze.p))
-            crash.here("s.frozen")
+            crashpoints.reach("s.frozen")
         done = []
         for layout in self._layouts:
             # Where no key of a layout is ours, nothing here holds it back: the others say how far it is.
@@ -143,7 +143,7 @@ class Shard:
         new = {slot for slot, incarnation in self.members.items() if before.get(slot) != incarnation} if before else set()
         actions: list[Action] = [Note("view", {"shard": self.number, "p": view.p, "cuts": view.cuts})]
         self._write(ShardState(view.p, self.promise, view.members, view.cuts, sorted(new), view.donor))
-        crash.here("s.view")
+        crashpoints.reach("s.view")
         for (layout, _), record in self.records.items():
             self._state.apply(layout, record)
             self._memory.save(layout, record)
@@ -278,7 +278,7 @@ class Shard:
         frames = (*outcome.frames, memoryview(plan)) if plan else outcome.frames
         record.finish(Finished(result, frames), outcome, current, skipped=skipped)
         self._memory.save(layout, record)
-        crash.here("s.marked")
+        crashpoints.reach("s.marked")
         notes: list[Action] = []
         if outcome.lost:
             notes.append(
@@ -344,7 +344,7 @@ class Shard:
             held=[(part.offset, part.length) for part in key.elements_of(start.used)],
             rule=self.settings.codec.residual_at_switch if 0 < start.bound < bound else "keep",
         )
-        crash.here("s.half")
+        crashpoints.reach("s.half")
         if folded is None:
             return None
         after = 1 - start.before if folded.wrote else start.before

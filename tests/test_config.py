@@ -16,6 +16,7 @@ from ps_accordion.config import (
     Timeouts,
     environment_name,
     flatten,
+    job_of,
     load,
     nearest,
     render,
@@ -65,7 +66,7 @@ def test_every_setting_has_one_environment_name() -> None:
     assert environment_name("servers.shards_per_server") == "PS_ACCORDION_SERVERS_SHARDS_PER_SERVER"
 
 
-@pytest.mark.parametrize("variable", ["CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RESTART"])
+@pytest.mark.parametrize("variable", ["CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RESTART", "CRASH_AT"])
 def test_variables_that_say_which_process_this_is_are_no_settings(variable: str) -> None:
     """They share the prefix, change nothing, and are no setting's name."""
     name = ENVIRONMENT_PREFIX + variable
@@ -322,3 +323,12 @@ def test_a_suggestion_is_only_made_when_something_is_near() -> None:
     """A wrong hint is worse than none."""
     assert nearest("cuont", ["count", "bind"]) == " (did you mean 'count'?)"
     assert nearest("zzz", ["count", "bind"]) == ""
+
+
+def test_jobs_are_told_apart_by_terms_and_place() -> None:
+    """The same for every process of a job, whatever else it was told; another for other terms, or another run directory."""
+    job = load(environment={}, overrides={"run.directory": "/a"})
+    same = load(environment={}, overrides={"run.directory": "/a", "timeouts.dead": "20", "coordinator.address": "ipc:///c"})
+    assert job_of(job) == job_of(same)
+    others = [{"run.directory": "/b"}, {"run.directory": "/a", "seed": "1"}, {"run.directory": "/a", "workers.count": "3"}]
+    assert len({job_of(job), *(job_of(load(environment={}, overrides=other)) for other in others)}) == 4

@@ -13,8 +13,10 @@ from ..layout import Layout
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
 from ..wire.framing import split_frames
+from . import history
+from .history import History, PastLayout
 from .planning import Planner
-from .roster import Server, Worker
+from .roster import Server, Worker, peers_of
 
 __all__ = ["LayoutEntry", "Layouts"]
 
@@ -27,17 +29,19 @@ class LayoutEntry:
         number: Its number.
         layout: The layout.
         planner: Makes its plans.
-        declared: Slots whose declaration agreed, and where to answer them.
+        declared: Slots whose declaration agreed, and where to answer them; None for who declared it to the coordinator before.
         opened: Whether its rounds have begun: every member had declared it, and every server held it.
         late: Slots that declared it after that.
+        logged: Version of the last plan that may leave.
     """
 
     number: int
     layout: Layout
     planner: Planner
-    declared: dict[int, Peer] = field(default_factory=dict)
+    declared: dict[int, Peer | None] = field(default_factory=dict)
     opened: bool = False
     late: set[int] = field(default_factory=set)
+    logged: int = 0
 
     def held_by(self, server: Server) -> bool:
         """Whether `server` has said that it holds this layout."""
@@ -49,11 +53,22 @@ class Layouts:
 
     Args:
         settings: The settings of the job.
+        past: What earlier coordinators of the run have logged.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, past: History) -> None:
         self._settings = settings
-        self.entries: dict[int, LayoutEntry] = {}
+        self.entries = {number: self._recalled(number, layout) for number, layout in past.layouts.items()}
+
+    def _recalled(self, number: int, past: PastLayout) -> LayoutEntry:
+        layout = self._layout(past.table)
+        planner = Planner.for_layout(number, layout, self._settings, last_version=past.version, last_rate=past.rate)
+        declared = dict.fromkeys(sorted(past.declared))
+        return LayoutEntry(number, layout, planner, declared, past.opened, set(past.late), past.version)
+
+    def _layout(self, table: bytes) -> Layout:
+        settings = self._settings
+        return Layout.from_table(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
 
     @property
     def opened(self) -> list[int]:
@@ -68,13 +83,8 @@ class Layouts:
         Raises:
             RunAborted: Another worker has declared another model under this number.
         """
-        settings = self._settings
         try:
-            layout = Layout.from_table(
-                b"".join(payload),
-                num_shards=settings.num_shards,
-                partition_elements=settings.layout.partition_elements,
-            )
+            layout = self._layout(b"".join(payload))
         except LayoutError as error:
             return [_refused(peer, str(error))]
         if declare.digest != layout.digest:
@@ -87,10 +97,10 @@ class Layouts:
         entry = self.entries.get(declare.layout)
         actions: list[Action] = []
         if entry is None:
-            entry = LayoutEntry(declare.layout, layout, Planner.for_layout(declare.layout, layout, settings))
+            entry = LayoutEntry(declare.layout, layout, Planner.for_layout(declare.layout, layout, self._settings))
             self.entries[declare.layout] = entry
             note = {"layout": declare.layout, "digest": layout.digest, "tensors": len(layout.tensors), "keys": len(layout.keys)}
-            actions += [Note("layout", note), _new_layout(entry, tuple(server.peer for server in servers))]
+            actions += [history.layout(declare.layout, bytes(layout.table)), Note("layout", note), *_new_layout(entry, servers)]
         elif difference := entry.layout.difference(layout):
             first = min(entry.declared, default=declare.slot)
             raise RunAborted(
@@ -99,12 +109,13 @@ class Layouts:
             )
         if entry.opened and declare.slot not in entry.declared:
             entry.late.add(declare.slot)
+            actions.append(history.late(declare.layout, declare.slot))
         entry.declared[declare.slot] = peer
         return actions
 
     def missing_at(self, server: Server) -> list[Action]:
         """Send a server the layouts that it does not hold."""
-        return [_new_layout(entry, (server.peer,)) for entry in self.entries.values() if not entry.held_by(server)]
+        return [action for entry in self.entries.values() if not entry.held_by(server) for action in _new_layout(entry, [server])]
 
     def open(self, members: Collection[int], servers: Collection[Server], *, again: int = -1) -> list[Action]:
         """Begin the rounds of layouts that every member has declared and every server holds, and tell those who wait.
@@ -120,9 +131,12 @@ class Layouts:
                 continue
             complete = bool(members) and set(members) <= entry.declared.keys()
             if (entry.opened or complete) and all(entry.held_by(server) for server in servers):
-                entry.opened = True
+                if not entry.opened:
+                    entry.opened = True
+                    actions.append(history.opened(entry.number, entry.declared))
                 for late in (False, True):
-                    peers = tuple(peer for slot, peer in entry.declared.items() if (slot in entry.late) is late)
+                    declared = [(slot, peer) for slot, peer in entry.declared.items() if (slot in entry.late) is late]
+                    peers = tuple(peer for _, peer in declared if peer is not None)
                     if peers:
                         actions.append(Send(peers, m.Ready(entry.number, entry.layout.digest, late)))
         return actions
@@ -144,15 +158,20 @@ class Layouts:
         """Hand a plan to the server with key 0 until every member reports it."""
         pending = entry.planner.pending([worker.plans.get(entry.number, 0) for worker in workers])
         server = servers.get(entry.layout.keys[0].shard // self._settings.servers.shards_per_server)
-        if pending is None or server is None:
+        if pending is None or server is None or server.peer is None:
             return []
         version, plan = pending
-        return [Send((server.peer,), m.NewPlan(entry.number, version), (plan,))]
+        actions: list[Action] = []
+        if version > entry.logged:
+            entry.logged = version
+            actions.append(history.planned(entry.number, version, entry.planner.last_rate))
+        return [*actions, Send((server.peer,), m.NewPlan(entry.number, version), (plan,))]
 
 
-def _new_layout(entry: LayoutEntry, peers: tuple[Peer, ...]) -> Action:
+def _new_layout(entry: LayoutEntry, servers: Iterable[Server]) -> list[Action]:
     """Return the message that has servers hold a layout."""
-    return Send(peers, m.NewLayout(entry.number, entry.layout.digest), split_frames(entry.layout.table))
+    peers = peers_of(servers)
+    return [Send(peers, m.NewLayout(entry.number, entry.layout.digest), split_frames(entry.layout.table))] if peers else []
 
 
 def _refused(peer: Peer, reason: str) -> Send:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from ..config import Settings
+from ..config import Settings, job_of
+from ..crashpoints import reach
+from ..errors import StorageError
 from ..telemetry.events import JsonLines
-from ..wire.actions import Action, Note, Send, Stop
+from ..wire import messages as m
+from ..wire.actions import Action, Note, Record, Send, Stop
 from ..wire.transport import Transport, check_address
+from .log import Log
 from .machine import Coordinator
 
-__all__ = ["run"]
+__all__ = ["carry_out", "run"]
 
 TICK_S = 0.1
+STATE = "state"
+"""Folder of the run directory with what a process needs that is started again."""
+LEAVE_S = 0.1
+"""Time for a message to leave, where a test kills this process after it."""
+_LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged"}
+"""Crash points behind records."""
 
 
 def run(settings: Settings, *, transport: Transport | None = None, listening: Callable[[str], None] | None = None) -> int:
@@ -29,29 +40,38 @@ def run(settings: Settings, *, transport: Transport | None = None, listening: Ca
         The exit code: 0 when the run ended well.
 
     Raises:
-        ConfigError: The address is malformed, in use, or reaches beyond this machine without `insecure`.
+        ConfigError: The address is malformed, in use, or reaches beyond this machine without `insecure`; or another coordinator
+            has the log of this run directory, or it is of another job.
+        StorageError: The log is damaged, or cannot be read or written.
     """
     address = settings.coordinator.address
     check_address(address, insecure=settings.insecure, where="coordinator.address")
     transport = transport or Transport()
     events = JsonLines.of_role(settings.run.directory, "events", "coordinator")
+    directory = Path(settings.run.directory) / STATE if settings.run.directory else None
     try:
-        resolved = transport.listen(address, watch=True)
-        if listening is not None:
-            listening(resolved)
-        events.write(event="start", address=resolved, workers=settings.workers.count, servers=settings.servers.count)
-        machine = Coordinator(settings, time.monotonic())
-        try:
-            return _serve(machine, transport, events)
-        except BaseException as error:  # the others must learn of it from us, not from our silence
-            _carry(machine.crash(error, time.monotonic()), transport, events)
-            raise
+        # First the log: its lock keeps two coordinators of one job from ever being heard side by side.
+        with Log.open(directory, job=job_of(settings)) as log:
+            machine = Coordinator(settings, time.monotonic(), records=log.records)
+            resolved = transport.listen(address, watch=True)
+            if listening is not None:
+                listening(resolved)
+            counts = {"workers": settings.workers.count, "servers": settings.servers.count}
+            events.write(event="start", address=resolved, term=log.term, view=machine.run.number, **counts)
+            try:
+                return _serve(machine, transport, events, log)
+            except BaseException as error:  # the others must learn of it from us, not from our silence
+                actions = machine.crash(error, time.monotonic())
+                if isinstance(error, StorageError):  # nothing can be recorded any more; whoever hears the end ends all the same
+                    actions = [action for action in actions if not isinstance(action, Record)]
+                carry_out(actions, transport, events, log)
+                raise
     finally:
         events.close()
         transport.close()
 
 
-def _serve(machine: Coordinator, transport: Transport, events: JsonLines) -> int:
+def _serve(machine: Coordinator, transport: Transport, events: JsonLines, log: Log) -> int:
     due = time.monotonic() + TICK_S
     while True:
         actions: list[Action] = []
@@ -65,23 +85,38 @@ def _serve(machine: Coordinator, transport: Transport, events: JsonLines) -> int
         if time.monotonic() >= due:
             due = time.monotonic() + TICK_S
             actions += machine.tick(time.monotonic())
-        stop = _carry(actions, transport, events)
+        stop = carry_out(actions, transport, events, log)
         if stop is not None:
             return stop.code
 
 
-def _carry(actions: list[Action], transport: Transport, events: JsonLines) -> Stop | None:
-    """Carry actions out; return the one that ends the process, if it is among them."""
+def carry_out(actions: Iterable[Action], transport: Transport, events: JsonLines, log: Log) -> Stop | None:
+    """Carry actions out in order; return the one that ends the process, if it is among them.
+
+    Raises:
+        StorageError: A record cannot be put on the disk; nothing that follows it has been sent.
+    """
     for action in actions:
         if isinstance(action, Send):
-            for peer in action.peers:
-                transport.send(peer, action.message, action.payload)
+            _send(action, transport)
         elif isinstance(action, Note):
             events.write(event=action.event, **action.fields)
             _say(action)
+        elif isinstance(action, Record):
+            log.append(action.fields)
+            reach(_LOGGED.get(action.fields["what"], ""))
         else:
             return action
     return None
+
+
+def _send(send: Send, transport: Transport) -> None:
+    for position, peer in enumerate(send.peers):
+        transport.send(peer, send.message, send.payload)
+        if position == 0 and len(send.peers) > 1 and isinstance(send.message, m.View):
+            reach("c.view_sent_some", after=LEAVE_S)
+    if isinstance(send.message, m.Welcome):
+        reach("c.welcomed", after=LEAVE_S)
 
 
 def _say(note: Note) -> None:

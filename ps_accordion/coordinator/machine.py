@@ -4,9 +4,10 @@
         └───────── a failure ────┴──────────> aborted
 
 Gathering admits workers and servers in any order; when all are there, view 1 names them and the rounds may begin.
-A worker that dies, falls silent or is stuck costs the run a new view without it, and the others go on; one that comes back, or
-another in its place, asks for a place and gets a view of its own. A server that dies is waited for: who is started in its place
-has its memory. What cannot be survived ends the run for all, with its reason.
+`membership.py` keeps the view as it should be from then on, and `ending.py` tells everybody when the run is over.
+
+What the next coordinator of the run must know is a `Record`, in front of the messages that tell it to others: one that was killed
+is started again with the records, and goes on. Members and servers have `timeouts.dead` to be heard by it.
 
 Every answer may be lost, so everything is repeated until the other side shows that it knows: a join until the welcome, a freeze
 until the promise, a view until the sign of life that carries its number, a plan until every member reports its version.
@@ -15,7 +16,8 @@ until the promise, a view until the sign of life that carries its number, a plan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from typing_extensions import Buffer
@@ -25,18 +27,16 @@ from ..config import Settings
 from ..errors import ConfigError, RunAborted, WireError
 from ..regimes import check_settings
 from ..wire import messages as m
-from ..wire.actions import Action, Note, Peer, Send, Stop
+from ..wire.actions import Action, Note, Peer, Send
+from . import history
 from .clocks import Progress
-from .layouts import Layouts
+from .ending import Ending
+from .history import History, Joined
+from .membership import LOST_BEATS, WAITING_NOTE_S, Membership
 from .roster import Server, Worker, disagreement
-from .views import Views
+from .run import Run
 
 __all__ = ["Coordinator"]
-
-WAITING_NOTE_S = 10.0
-"""How often the log says whom it still waits for."""
-LOST_BEATS = 1.5
-"""Heartbeats that a process whose connection broke may take to be heard again. One that lives connects anew within 0.05 s."""
 
 
 class Coordinator:
@@ -45,13 +45,14 @@ class Coordinator:
     Args:
         settings: The settings of the job, which bind everybody who joins.
         now: The time at the start, in seconds of any monotonic clock; all later times are of the same clock.
+        records: What earlier coordinators of the run have asked to `Record`, in order; this one goes on from there.
 
     Raises:
         ConfigError: `[regime]` names no policy or no window, or more workers are needed than there are.
         CodecError: `[codec]` names no codec, or a level that it does not have.
     """
 
-    def __init__(self, settings: Settings, now: float) -> None:
+    def __init__(self, settings: Settings, now: float, *, records: Iterable[Mapping[str, Any]] = ()) -> None:
         # Now, not when the first model is declared: by then others would wait for an answer.
         check_settings(settings.regime)
         for level in (settings.codec.light, settings.codec.heavy):
@@ -60,27 +61,23 @@ class Coordinator:
             raise ConfigError(
                 f"workers.minimum is {settings.workers.minimum}; expected at most workers.count, {settings.workers.count}"
             )
+        past = History.of(records)
         self.settings = settings
-        self.workers: dict[int, Worker] = {}
-        self.servers: dict[int, Server] = {}
-        self.layouts = Layouts(settings)
-        self.views = Views()
-        self.ending = False
-        """Whether some worker's rounds have ended: from here on views do not change."""
-        self.over: m.Ended | m.Abort | None = None
-        self._known: dict[str, Peer] = {}
-        self._incarnations = 0
-        self._born = now
-        self._noted = now
-        self._short_since = math.inf
+        self.run = Run(settings, past, now)
+        self.workers = self.run.workers
+        self.servers = self.run.servers
+        self.layouts = self.run.layouts
+        self.views = self.run.views
+        self._ending = Ending(self.run, past, now)
         self._progress = Progress(settings.timeouts)
-        self._stop_at = math.inf
+        self._membership = Membership(self.run, self._ending, self._progress)
+        self._noted = now
         self._handlers: dict[type[m.Message], Callable[..., list[Action]]] = {
             m.Join: self._on_join,
             m.Declare: self._on_declare,
             m.Alive: self._on_alive,
             m.ServerAlive: self._on_server,
-            m.Frozen: self._on_frozen,
+            m.Frozen: lambda _peer, frozen, _, now: self._membership.frozen(frozen, now),
             m.Report: self._on_report,
             m.Rate: self._on_rate,
             m.Leave: self._on_leave,
@@ -93,9 +90,14 @@ class Coordinator:
         """`gathering`, `running`, `ending`, `ended` or `aborted`."""
         if self.over is not None:
             return "ended" if isinstance(self.over, m.Ended) else "aborted"
-        if self.ending:
+        if self.run.ending:
             return "ending"
         return "gathering" if self.view is None else "running"
+
+    @property
+    def over(self) -> m.Ended | m.Abort | None:
+        """What everybody is told at the end; None while the run goes on."""
+        return self._ending.over
 
     @property
     def view(self) -> m.View | None:
@@ -128,16 +130,13 @@ class Coordinator:
     def tick(self, now: float) -> list[Action]:
         """Look at the clock: who is silent, what has not happened, what is to be said again."""
         if self.over is not None:
-            if now >= self._stop_at or not self._known:
-                return [self._stop()]
-            return []
+            return self._ending.tick(now)
         notes = self._look_at_servers(now)
         if (missed := self._missed(now)) is not None:
             return notes + missed
         if self.view is None:
             return notes + self._gather(now)
-        notes += self._look(now)
-        return notes + self._next(now) + self._pending_plans()
+        return notes + self._membership.tick(now) + self._pending_plans()
 
     def _look_at_servers(self, now: float) -> list[Action]:
         """Note which servers are taken for dead."""
@@ -171,144 +170,12 @@ class Coordinator:
             if now - worker.seen > limits.dead:
                 return self._abort(worker.name, f"{worker.name} has been silent for {limits.dead:g} s", now)
         missing = self._missing()
-        if now - self._born > limits.join:
+        if now - self.run.born > limits.join:
             return self._abort("coordinator", f"waited {limits.join:g} s for all to join; still missing {missing}", now)
         if now - self._noted > WAITING_NOTE_S:
             self._noted = now
-            return [Note("waiting", {"missing": missing, "since_s": round(now - self._born)})]
+            return [Note("waiting", {"missing": missing, "since_s": round(now - self.run.born)})]
         return []
-
-    # ------------------------------------------------------------ views
-
-    def _look(self, now: float) -> list[Action]:
-        """Note who is taken for dead, and who is not any more."""
-        limits, notes = self.settings.timeouts, list[Action]()
-        stuck = [] if self._waits_for_servers else self._progress.stuck(self._members(), now)
-        for worker in list(self.workers.values()):
-            silent = now - worker.seen
-            if silent > limits.dead:
-                gone = f"has been silent for {limits.dead:g} s"
-            elif now - worker.lost > LOST_BEATS * limits.heartbeat:
-                gone = "has closed its connection"
-            elif worker in stuck:
-                gone = (
-                    f"computes for more than {self._progress.limit(worker):.0f} s while others wait; session.busy() allows that"
-                )
-            else:
-                gone = ""
-            if worker.left or bool(gone) == bool(worker.gone):
-                continue
-            worker.gone = gone
-            if self._is_in(worker):
-                notes.append(
-                    Note("gone" if gone else "back", {"slot": worker.slot, "incarnation": worker.incarnation, "why": gone})
-                )
-        return notes
-
-    @property
-    def _waits_for_servers(self) -> bool:
-        """Whether a server is away: then nobody can get further, and it is no worker's fault."""
-        return any(server.gone for server in self.servers.values())
-
-    def _members(self) -> list[Worker]:
-        """Return the processes that the view names, as far as they have not been replaced."""
-        return [worker for worker in self.workers.values() if self._is_in(worker)]
-
-    def _is_in(self, worker: Worker) -> bool:
-        return self.views.members.get(worker.slot) == worker.incarnation
-
-    def _wanted(self) -> dict[int, int]:
-        """Return who should be in: those who are and live, and who is ready, as long as somebody can hand out the state."""
-        kept = [worker for worker in self._members() if not worker.gone and not worker.left]
-        new = [worker for worker in self.workers.values() if worker.ready and not worker.gone and not self._is_in(worker)]
-        if not any(worker.synced for worker in kept):
-            new = []
-        return {worker.slot: worker.incarnation for worker in (*kept, *new)}
-
-    def _next(self, now: float) -> list[Action]:
-        """Make the next view, if the last one is not as it should be."""
-        if self.ending:
-            return self._all_left(now)
-        proposal, wanted = self.views.proposal, self._wanted()
-        if not self._waits_for_servers and (reason := self._progress.deadlock(self._members(), now)):
-            return self._abort("coordinator", reason, now)
-        moved = proposal is None and self.view is not None and self.view.shards != self._shards()
-        if wanted == (proposal.members if proposal is not None else self.views.members) and not moved:
-            self._short_since = math.inf
-            return self._freeze() if proposal is not None else []
-        gone = [worker.name for worker in self._members() if worker.gone]
-        if all(worker.left for worker in self._members()):
-            return self._all_left(now)
-        if not any(worker.synced and wanted.get(worker.slot) == worker.incarnation for worker in self._members()):
-            return self._wait_for_more("nobody else has the model's state", gone, now)
-        if self._is_starting(wanted):
-            who = ", ".join(gone)
-            return self._abort(gone[0], f"{who} is gone before all had the parameters that training starts from", now)
-        if len(wanted) < self.settings.workers.minimum:
-            return self._wait_for_more(f"workers.minimum is {self.settings.workers.minimum}", gone, now)
-        self._short_since = math.inf
-        proposal = self.views.propose(wanted)
-        note = Note("proposal", {"p": proposal.p, "members": sorted(wanted.items())})
-        return [note, *self._freeze()]
-
-    def _is_starting(self, wanted: dict[int, int]) -> bool:
-        """Whether the donor of the first parameters of some model is gone while somebody still fetches them from it."""
-        assert self.view is not None
-        members = self._members()
-        donor = next((worker for worker in members if worker.slot == self.view.donor), None)
-        if donor is None or donor.slot in wanted or all(worker.synced for worker in members if worker.slot in wanted):
-            return False
-        return any(not any(worker.rounds.get(layout) for worker in members) for layout in self.layouts.entries)
-
-    def _wait_for_more(self, why: str, gone: list[str], now: float) -> list[Action]:
-        """Let the rounds stand still until somebody comes, or comes back; those that are gone stay in the view."""
-        limits = self.settings.timeouts
-        if math.isinf(self._short_since):
-            self._short_since, self._noted = now, -math.inf
-        since = now - self._short_since
-        missing = ", ".join(gone) or "all"
-        if since > limits.join:
-            reason = f"{missing} gone for {since:.0f} s, and {why}"
-            return self._abort(gone[0] if gone else "coordinator", reason, now)
-        if now - self._noted > WAITING_NOTE_S:
-            self._noted = now
-            return [Note("waiting", {"missing": f"{missing} ({why})", "since_s": round(since)})]
-        return []
-
-    def _freeze(self) -> list[Action]:
-        """Ask the shards that have not promised yet."""
-        assert self.views.proposal is not None
-        per_server = self.settings.servers.shards_per_server
-        servers = sorted({number // per_server for number in self.views.missing(self._shards())})
-        return [Send(tuple(self.servers[number].peer for number in servers), m.Freeze(self.views.proposal.p))] if servers else []
-
-    def _on_frozen(self, _peer: Peer, frozen: m.Frozen, _: Sequence[Buffer], now: float) -> list[Action]:
-        self.views.promised(frozen)
-        proposal = self.views.proposal
-        if proposal is None or self.views.missing(self._shards()) or self.ending:
-            return []
-        kept = [worker for worker in self._members() if proposal.members.get(worker.slot) == worker.incarnation]
-        if proposal.members != self._wanted() or not kept:
-            return []  # somebody has come or gone meanwhile: the next look makes a proposal that knows
-        before = self.views.members
-        donor = min(kept, key=lambda worker: (not worker.synced, worker.slot)).slot
-        view = self.views.commit(self._shards(), donor=donor, layouts=self.layouts.opened)
-        removed = sorted(slot for slot, incarnation in before.items() if proposal.members.get(slot) != incarnation)
-        new = sorted(slot for slot, incarnation in proposal.members.items() if before.get(slot) != incarnation)
-        for worker in self._members():
-            worker.since = now
-            worker.ready = False
-        notes: list[Action] = []
-        for layout, cut, _epoch in view.cuts:
-            if new:  # whoever comes has other statistics, or none: all tensors are light until the next check
-                self.layouts.entries[layout].planner.rejoined(sorted(proposal.members), cut)
-                notes += self.layouts.plans(self.layouts.entries[layout], self._members(), self.servers)
-        fields = {"p": view.p, "members": view.members, "cuts": view.cuts, "removed": removed, "new": new, "donor": donor}
-        tell = Send(self._everybody(), view)
-        return [Note("view", fields), tell, *notes, *self.layouts.open(self.views.members, self.servers.values())]
-
-    def _shards(self) -> list[tuple[int, int, str]]:
-        return [(number, boot, server.address) for _, server in sorted(self.servers.items()) for number, boot in server.shards]
 
     # ------------------------------------------------------------ joining
 
@@ -317,7 +184,7 @@ class Coordinator:
             if worker.token == join.token:
                 worker.peer, worker.seen, worker.lost = peer, now, math.inf
                 return [Send((peer,), self._welcome(worker))]
-        if self.ending:
+        if self.run.ending:
             return [Send((peer,), m.Ended())]
         reason = self._refusal(join)
         slot = join.slot if join.slot >= 0 else self._free_slot()
@@ -332,14 +199,15 @@ class Coordinator:
         if holder is not None and not self._may_replace(holder, join):
             reason = f"rank {slot} is taken by another process of this run; start each worker with its own rank"
             return [Note("refused", {"slot": join.slot, "reason": reason}), _refused(join.token, peer, reason)]
-        self._incarnations += 1
+        self.run.incarnations += 1
         self.layouts.forget(slot)
-        worker = Worker(slot, self._incarnations, join.token, peer, now, restart=join.restart, since=now)
+        joined = Joined(slot, self.run.incarnations, join.token, join.restart)
+        worker = Worker(slot, joined.incarnation, join.token, peer, now, restart=join.restart, since=now)
         worker.synced = self.view is None
         self.workers[slot] = worker
-        self._known[worker.name] = peer
-        joined: list[Action] = [Note("join", {"slot": slot, "incarnation": worker.incarnation, "restart": join.restart})]
-        return [*joined, Send((peer,), self._welcome(worker)), *self._begin(now)]
+        self._ending.known.add(worker.name)
+        note = Note("join", {"slot": slot, "incarnation": worker.incarnation, "restart": join.restart})
+        return [joined.record(), note, Send((peer,), self._welcome(worker)), *self._begin(now)]
 
     def _refusal(self, join: m.Join) -> str:
         count = self.settings.workers.count
@@ -385,28 +253,25 @@ class Coordinator:
             )
         elif known is not None and known.shards != tuple(alive.shards) and not self._is_away(known):
             reason = f"server number {alive.server} is taken by another process, at {known.address}"
-        elif alive.view > (-1 if self.view is None else self.view.p):
-            reason = (
-                f"server {alive.server} has the memory of another run, which had come to view {alive.view}; name another "
-                "directory (servers.state_directory, run.directory), or remove what is in it"
-            )
+        elif alive.view > self.run.number:
+            reason = _forgotten(f"server {alive.server}", alive.view)
         reason = reason or disagreement(alive.terms, self.settings, f"server {alive.server}")
         if reason:
             return [Note("refused", {"server": alive.server, "reason": reason}), _refused("", peer, reason)]
+        actions: list[Action] = [Send((peer,), m.Pulse())]
         if known is not None and known.shards != tuple(alive.shards):
             if self.view is not None:
                 return self._lost_memory(known, peer, alive, now)
             known = None  # nothing has begun, so nothing is lost with the one before
-        actions: list[Action] = [Send((peer,), m.Pulse())]
         if known is None:
             known = Server(alive.server, alive.address, tuple(alive.shards), peer, now)
             self.servers[alive.server] = known
+            self._ending.known.add(known.name)
             actions.append(Note("server", {"server": alive.server, "address": alive.address}))
         elif known.gone or known.address != alive.address:
             actions.append(Note("back", {"server": alive.server, "address": alive.address, "why": ""}))
-            for worker in self._members():
+            for worker in self.run.members():
                 worker.since = now  # they have waited for it, not for each other
-        self._known[known.name] = peer
         known.peer, known.seen, known.address, known.lost, known.gone = peer, now, alive.address, math.inf, ""
         known.layouts = dict(alive.layouts)
         actions += self.layouts.missing_at(known)
@@ -437,18 +302,10 @@ class Coordinator:
         settings = self.settings
         if self.view is not None or len(self.workers) < settings.workers.count or len(self.servers) < settings.servers.count:
             return []
-        view = self.views.first({slot: worker.incarnation for slot, worker in self.workers.items()}, self._shards())
-        note = Note("view", {"p": 1, "members": view.members, "waited_s": round(now - self._born, 3)})
-        return [note, Send(self._everybody(), view), *self.layouts.open(self.views.members, self.servers.values())]
-
-    def _everybody(self) -> tuple[Peer, ...]:
-        others: list[Worker | Server] = [*self.servers.values(), *self.workers.values()]
-        return tuple(other.peer for other in others)
-
-    def _member(self, slot: int, incarnation: int) -> Worker | None:
-        """Return a process that was let in, as long as nobody else has its slot."""
-        worker = self.workers.get(slot)
-        return worker if worker is not None and worker.incarnation == incarnation else None
+        view = self.views.first({slot: worker.incarnation for slot, worker in self.workers.items()}, self.run.shards())
+        note = Note("view", {"p": 1, "members": view.members, "waited_s": round(now - self.run.born, 3)})
+        tell: list[Action] = [history.viewed(view, []), note, Send(self.run.everybody(), view)]
+        return [*tell, *self.layouts.open(self.views.members, self.servers.values())]
 
     def _was_removed(self, said: m.Leave) -> bool:
         return self.views.was_removed(said.slot, said.incarnation)
@@ -460,7 +317,7 @@ class Coordinator:
         return [Send((peer,), m.Refused("", f"worker {slot} is not in this run"))]
 
     def _on_declare(self, peer: Peer, declare: m.Declare, payload: Sequence[Buffer], now: float) -> list[Action]:
-        worker = self._member(declare.slot, declare.incarnation)
+        worker = self.run.member(declare.slot, declare.incarnation)
         if worker is None:
             return self._stranger(peer, declare.slot, declare.incarnation)
         worker.seen, worker.lost = now, math.inf
@@ -474,14 +331,17 @@ class Coordinator:
     # ------------------------------------------------------------ while it runs
 
     def _on_alive(self, peer: Peer, alive: m.Alive, _: Sequence[Buffer], now: float) -> list[Action]:
-        worker = self._member(alive.slot, alive.incarnation)
+        if alive.view > self.run.number:
+            reason = _forgotten(f"worker {alive.slot}", alive.view)
+            return [Note("refused", {"slot": alive.slot, "reason": reason}), _refused("", peer, reason)]
+        worker = self.run.member(alive.slot, alive.incarnation)
         if worker is None:
             return self._stranger(peer, alive.slot, alive.incarnation)
         worker.peer, worker.seen, worker.lost = peer, now, math.inf
         worker.plans = {layout: version for layout, _, version in alive.layouts}
         worker.synced, worker.ready = alive.synced, alive.ready
         self._progress.alive(worker, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits, now)
-        if self.ending:
+        if self.run.ending:
             # The END changes no state: who has not got its results, or has just come, needs to know no more than this.
             return [Send((peer,), m.Ended())]
         actions: list[Action] = [Send((peer,), m.Pulse())]
@@ -493,7 +353,7 @@ class Coordinator:
         return actions
 
     def _on_report(self, peer: Peer, report: m.Report, payload: Sequence[Buffer], now: float) -> list[Action]:
-        worker, entry = self._member(report.slot, report.incarnation), self.layouts.entries.get(report.layout)
+        worker, entry = self.run.member(report.slot, report.incarnation), self.layouts.entries.get(report.layout)
         if worker is None or entry is None:
             return []
         worker.seen = now
@@ -508,75 +368,59 @@ class Coordinator:
         except WireError as error:
             return self._abort(worker.name, str(error), now)
         heard: list[Action] = [Send((peer,), m.Heard(report.layout, report.window))]
-        return heard + self.layouts.plans(entry, self._members(), self.servers)
+        return heard + self.layouts.plans(entry, self.run.members(), self.servers)
 
     def _on_rate(self, _peer: Peer, rate: m.Rate, _: Sequence[Buffer], now: float) -> list[Action]:
-        worker, entry = self._member(rate.slot, rate.incarnation), self.layouts.entries.get(rate.layout)
+        worker, entry = self.run.member(rate.slot, rate.incarnation), self.layouts.entries.get(rate.layout)
         if worker is None or entry is None:
             return []
         worker.seen = now
         entry.planner.rate(rate.slot, rate.rate, rate.round, members=sorted(self.views.members))
-        return self.layouts.plans(entry, self._members(), self.servers)
+        return self.layouts.plans(entry, self.run.members(), self.servers)
 
     def _pending_plans(self) -> list[Action]:
         entries = self.layouts.entries.values()
-        return [action for entry in entries for action in self.layouts.pending(entry, self._members(), self.servers)]
+        return [action for entry in entries for action in self.layouts.pending(entry, self.run.members(), self.servers)]
 
     # ------------------------------------------------------------ the end
 
     def _on_leave(self, peer: Peer, leave: m.Leave, _: Sequence[Buffer], now: float) -> list[Action]:
-        worker = self._member(leave.slot, leave.incarnation)
+        worker = self.run.member(leave.slot, leave.incarnation)
         if worker is None:
             return self._stranger(peer, leave.slot, leave.incarnation) if self._was_removed(leave) else []
-        first = not worker.left
+        first, actions = not worker.left, list[Action]()
         worker.peer, worker.seen, worker.left = peer, now, True
-        self._known[worker.name] = peer
+        self._ending.known.add(worker.name)
         if leave.code or leave.error:
             return self._abort(worker.name, leave.error or f"{worker.name} ended with code {leave.code}", now)
         # Who has taken part in rounds leaves when they have ended, for all. Who has not goes by itself.
         trained = any(worker.slot in entry.declared for entry in self.layouts.entries.values())
-        self.ending = self.ending or (trained and self._is_in(worker))
-        if self.view is not None and (end := self._all_left(now)):
-            return end
-        return [Note("leave", {"slot": leave.slot})] if first else []
-
-    def _all_left(self, now: float) -> list[Action]:
-        """End the run when nobody is left in it."""
-        # No view will tell the others where a server is that has moved. All they lack is its word that all have finished.
-        moved = self.ending and self.view is not None and self.view.shards != self._shards()
-        if not moved and not all(worker.left or worker.gone for worker in self._members()):
-            return []
-        return self._finish(m.Ended(), now, Note("end", {"after_s": round(now - self._born, 3)}))
+        if trained and self.run.is_in(worker) and not self.run.ending:
+            self.run.ending = True
+            actions.append(history.ending())
+        if self.view is not None and (end := self._ending.all_left(now)):
+            return actions + end
+        return [*actions, Note("leave", {"slot": leave.slot})] if first else actions
 
     def _on_fault(self, _peer: Peer, fault: m.Fault, _: Sequence[Buffer], now: float) -> list[Action]:
         return self._abort(fault.culprit, f"server {fault.server}: {fault.reason}", now)
 
     def _on_bye(self, _peer: Peer, bye: m.Bye, _: Sequence[Buffer], now: float) -> list[Action]:
-        if self.over is None:
-            told = [worker for worker in self.workers.values() if self.ending and worker.name == bye.name]
-            for worker in told:
-                worker.left = True
-            return self._all_left(now) if told else []
-        self._known.pop(bye.name, None)
-        return [] if self._known else [self._stop()]
+        return self._ending.bye(bye.name, now)
 
     def crash(self, error: BaseException, now: float) -> list[Action]:
         """Tell everybody that this process itself has failed."""
         return [] if self.over is not None else self._abort("coordinator", f"{type(error).__name__}: {error}", now)
 
     def _abort(self, culprit: str, reason: str, now: float) -> list[Action]:
-        note = Note("error", {"culprit": culprit, "reason": reason})
-        return self._finish(m.Abort(culprit[:64], reason[: m.MAX_TEXT]), now, note)
+        return self._ending.abort(culprit, reason, now)
 
-    def _finish(self, over: m.Ended | m.Abort, now: float, note: Note) -> list[Action]:
-        self.over = over
-        self._stop_at = now + self.settings.timeouts.grace
-        return [note, Send(self._everybody(), over)]
 
-    def _stop(self) -> Stop:
-        if isinstance(self.over, m.Abort):
-            return Stop(RunAborted.exit_code, self.over.culprit, self.over.reason)
-        return Stop(0)
+def _forgotten(who: str, view: int) -> str:
+    return (
+        f"{who} is in view {view} of a run that this coordinator does not know: the one before it has left no log; "
+        "name a run directory (run.directory), and start the run anew"
+    )
 
 
 def _residuals(server: Server) -> str:

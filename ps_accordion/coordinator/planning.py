@@ -64,9 +64,19 @@ class Planner:
         policy: Who decides, about all tensors of the layout but buffers.
         interval: Windows between two decisions of the policy; used for the life of a plan only.
         last_version: Highest version that was ever given out for this layout; 0 at the start of a run.
+        last_rate: Learning rate when that plan was made, so that a drop is one also where the coordinator has changed.
     """
 
-    def __init__(self, number: int, layout: Layout, policy: Policy, *, interval: int = 1, last_version: int = 0) -> None:
+    def __init__(
+        self,
+        number: int,
+        layout: Layout,
+        policy: Policy,
+        *,
+        interval: int = 1,
+        last_version: int = 0,
+        last_rate: float | None = None,
+    ) -> None:
         self.number = number
         self.layout = layout
         self.plan: Plan | None = None
@@ -82,12 +92,16 @@ class Planner:
         self._closed_index = -1
         self._window_rounds = 1
         self._made_at = 0
-        self._rate: float | None = None
+        self._rate = last_rate
+        if last_rate is not None:
+            policy.rate(last_rate, 0)
         self._rate_round = 0
         self._events: list[dict[str, Any]] = []
 
     @classmethod
-    def for_layout(cls, number: int, layout: Layout, settings: Settings, *, last_version: int = 0) -> Planner:
+    def for_layout(
+        cls, number: int, layout: Layout, settings: Settings, *, last_version: int = 0, last_rate: float | None = None
+    ) -> Planner:
         """Build a planner with the policy, codec and levels of a job.
 
         Raises:
@@ -98,7 +112,7 @@ class Planner:
         policy = build_policy(
             settings.regime, tensors, light=Choice(codec.name, codec.light), heavy=Choice(codec.name, codec.heavy)
         )
-        return cls(number, layout, policy, interval=settings.regime.interval, last_version=last_version)
+        return cls(number, layout, policy, interval=settings.regime.interval, last_version=last_version, last_rate=last_rate)
 
     def report(
         self,
@@ -155,7 +169,8 @@ class Planner:
     def rejoined(self, members: Sequence[int], round_: int) -> None:
         """Make every tensor light, because a view has let in a worker from `round_` on; its slot may be one that was a member."""
         self._members = tuple(member for member in self._members if member in members)
-        if self._members:
+        # Without members too, where a coordinator before this one has given out a plan: it may be in force, and not be light.
+        if self._members or self._version:
             self._set_members(members, round_)
             if self._decision.reason != REJOINED:
                 self._adopt(self._policy.all_light(REJOINED), round_)
@@ -182,6 +197,11 @@ class Planner:
         if self.plan is None or all(version >= self.plan.version for version in versions):
             return None
         return self.plan.version, self._encoded
+
+    @property
+    def last_rate(self) -> float | None:
+        """The learning rate that was heard last; None before any."""
+        return self._rate
 
     @property
     def critical_share(self) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Settings
 from ..wire.actions import Peer
 
-__all__ = ["Server", "Worker", "disagreement"]
+__all__ = ["Server", "Worker", "disagreement", "peers_of"]
 
 
 @dataclass
@@ -20,7 +20,8 @@ class Worker:
     slot: int
     incarnation: int
     token: str
-    peer: Peer
+    peer: Peer | None
+    """Where to answer it; None until it has been heard, by a coordinator that knows it from its log."""
     seen: float
     plans: dict[int, int] = field(default_factory=dict)
     """Version of the plan in force there, by layout."""
@@ -58,7 +59,8 @@ class Server:
     number: int
     address: str
     shards: tuple[tuple[int, int], ...]
-    peer: Peer
+    peer: Peer | None
+    """Where to answer it; None until it has been heard, by a coordinator that knows it from its log."""
     seen: float
     layouts: dict[int, str] = field(default_factory=dict)
     """Digest of each layout that it holds."""
@@ -71,6 +73,11 @@ class Server:
     def name(self) -> str:
         """How people call it."""
         return f"server {self.number}"
+
+
+def peers_of(others: Iterable[Worker | Server]) -> tuple[Peer, ...]:
+    """Return where to reach those that have been heard; the others hear when they are."""
+    return tuple(other.peer for other in others if other.peer is not None)
 
 
 def disagreement(terms: Mapping[str, Any], settings: Settings, who: str) -> str:

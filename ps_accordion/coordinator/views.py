@@ -3,7 +3,8 @@
     view p ──propose──> FREEZE q ──every shard has promised──> cut = lowest finished round + 1 ──> VIEW q, q > p
 
 A number is never used twice. Where somebody else comes or goes before all have promised, a proposal of a higher number takes the
-place of the first. Shards that have promised wait for a view that is no older than their promise, so one must always follow.
+place of the first. Shards that have promised wait for a view that is no older than their promise, so one must always follow:
+also where a coordinator finds in its log that the one before it proposed, and no view.
 
 The rules are those that a simulation took through thousands of kills; `docs/wire.md` has them for other languages.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..wire import messages as m
+from .history import History
 
 __all__ = ["Proposal", "Views"]
 
@@ -42,21 +44,38 @@ class Proposal:
 class Views:
     """The views of one run. No clock: somebody else decides when who is missed for too long.
 
+    Args:
+        history: What earlier coordinators of the run have logged.
+
     Attributes:
         view: The last view; None before the first.
         proposal: The view that is being made, if one is.
     """
 
-    def __init__(self) -> None:
-        self.view: m.View | None = None
+    def __init__(self, history: History | None = None) -> None:
+        history = history or History()
+        self.view = history.view
         self.proposal: Proposal | None = None
-        self._last = 0
-        self._removed: dict[tuple[int, int], dict[int, int]] = {}
+        self._last = history.proposed
+        self._removed = {pair: dict(cuts) for pair, cuts in history.removed.items()}
 
     @property
     def members(self) -> dict[int, int]:
         """Incarnation of each slot in the last view."""
         return dict(self.view.members) if self.view is not None else {}
+
+    @property
+    def aim(self) -> dict[int, int] | None:
+        """Who is to be in: in the proposal, else in the last view; None where shards may wait for a view that nobody makes."""
+        if self.proposal is not None:
+            return self.proposal.members
+        owed = self.view is not None and self._last > self.view.p
+        return None if owed else self.members
+
+    @property
+    def removed(self) -> list[tuple[int, int]]:
+        """(slot, incarnation) of who was in a view and is not in the last one, oldest first."""
+        return list(self._removed)
 
     def was_removed(self, slot: int, incarnation: int) -> bool:
         """Whether this incarnation was in a view and is not in the last one: it is never let in again."""

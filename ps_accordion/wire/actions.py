@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 
 from .messages import Message
 
-__all__ = ["Action", "Note", "Peer", "Send", "Stop"]
+__all__ = ["Action", "Note", "Peer", "Record", "Send", "Stop"]
 
 Peer = str | bytes
 """A connection: the name that was given to `Transport.connect`, or the routing id of whoever connected to the listener."""
@@ -36,6 +36,13 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """Put plain JSON on the disk before any action that follows in the list is carried out."""
+
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the process: with `code` 0 when all is well, else for `reason`, because of `culprit`."""
 
@@ -44,4 +51,4 @@ class Stop:
     reason: str = ""
 
 
-Action = Send | Note | Stop
+Action = Send | Note | Record | Stop

@@ -1,20 +1,41 @@
 """The coordinator's loop on a real socket: it listens, answers, ends with the right code, and leaves nothing behind."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from machines import settings_of
+from typing_extensions import Buffer
 
+from ps_accordion import config
 from ps_accordion.config import Settings
 from ps_accordion.coordinator import loop
-from ps_accordion.errors import ConfigError, RunAborted
+from ps_accordion.coordinator.log import Log
+from ps_accordion.errors import ConfigError, RunAborted, StorageError
+from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Peer, Record, Send
 from ps_accordion.wire.transport import Transport
 
 PATIENCE = 20.0
+
+
+def asked(link: Transport, message: m.Message, until: type[m.Message]) -> m.Message:
+    """Repeat a message to a coordinator until an answer of this kind comes."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        link.send("coordinator", message)
+        for arrival in link.poll(0.05):
+            if isinstance(arrival.message, until):
+                return arrival.message
+    raise AssertionError(f"no {until.__name__}")
 
 
 class Running:
@@ -40,13 +61,7 @@ class Running:
 
     def say(self, message: m.Message, until: type[m.Message]) -> m.Message:
         """Repeat a message until an answer of this kind comes."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            self.link.send("coordinator", message)
-            for arrival in self.link.poll(0.05):
-                if isinstance(arrival.message, until):
-                    return arrival.message
-        raise AssertionError(f"no {until.__name__}")
+        return asked(self.link, message, until)
 
     def end(self) -> int | None:
         """Wait for the coordinator to end; return its code."""
@@ -128,3 +143,85 @@ def test_it_does_not_start_where_it_cannot_or_must_not_listen(small: Settings) -
         with pytest.raises(ConfigError, match=says):
             loop.run(settings_of(**options))
     holder.close()
+
+
+def test_a_killed_coordinator_goes_on_at_the_same_socket_path(tmp_path: Path) -> None:
+    """SIGKILL leaves the socket's file behind; the next one binds it, has the log, and knows who was let in; links find it."""
+    address = f"ipc://{tmp_path}/c"
+    settings = settings_of(
+        workers_count=1, timeouts_grace=0.3, regime_policy="static", coordinator_address=address, run_directory=str(tmp_path)
+    )
+    file = tmp_path / "config.toml"
+    file.write_text(config.render(settings))
+    link = Transport()
+    link.connect("coordinator", address)
+    welcomes = []
+    for life in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ps_accordion.coordinator"], env=os.environ | {"PS_ACCORDION_CONFIG": str(file)}
+        )
+        try:
+            welcomes.append(asked(link, m.Join("t", -1, {}), m.Welcome))
+            if life:
+                asked(link, m.ServerAlive(0, "tcp://127.0.0.1:1", [(0, 5)], [], -1), m.View)
+                asked(link, m.Leave(0, 1, "", 0), m.Ended)
+                assert process.wait(PATIENCE) == 0
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait(PATIENCE)
+    link.close()
+    assert welcomes[0] == welcomes[1]
+    assert [event["term"] for event in events(settings) if event["event"] == "start"] == [1, 2]
+
+
+def test_nothing_is_sent_that_could_not_be_recorded(tmp_path: Path) -> None:
+    """The actions in front of the record are carried out, those behind it are not."""
+    sent: list[m.Message] = []
+
+    class Sockets(Transport):
+        def send(self, peer: Peer, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+            sent.append(message)
+
+    log = Log.open(tmp_path, job="j")
+    log.close()
+    sockets = Sockets()
+    actions = [Send((b"a",), m.Pulse()), Record({"what": "ending"}), Send((b"a",), m.Ended())]
+    with pytest.raises(StorageError, match="is closed"):
+        loop.carry_out(actions, sockets, JsonLines(None), log)
+    sockets.close()
+    assert sent == [m.Pulse()]
+
+
+def test_a_log_that_fails_ends_the_run_for_all(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is connected is told why; the process ends with the storage error."""
+    sent: list[m.Message] = []
+    threads: list[threading.Thread] = []
+    over = threading.Event()
+
+    class Sockets(Transport):
+        def send(self, peer: Peer, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+            sent.append(message)
+            super().send(peer, message, payload)
+
+    def full(log: Log, record: object) -> None:
+        raise StorageError("no room")
+
+    def listening(address: str) -> None:
+        def knock() -> None:
+            link = Transport()
+            link.connect("coordinator", address)
+            while not over.is_set():
+                link.send("coordinator", m.Join("t", -1, {}))
+                link.poll(0.05)
+            link.close()
+
+        threads.append(threading.Thread(target=knock))
+        threads[0].start()
+
+    monkeypatch.setattr(Log, "append", full)
+    with pytest.raises(StorageError, match="no room"):
+        loop.run(small, transport=Sockets(), listening=listening)
+    over.set()
+    threads[0].join()
+    assert sent == [m.Abort("coordinator", "StorageError: no room")]

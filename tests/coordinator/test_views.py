@@ -6,7 +6,7 @@ import pytest
 from coordinating import Job, alive, answers, everybody, join, leave, server
 from machines import BOOT, named, notes, sends
 
-from ps_accordion.coordinator.machine import LOST_BEATS
+from ps_accordion.coordinator.membership import LOST_BEATS
 from ps_accordion.coordinator.views import Views
 from ps_accordion.errors import ConfigError
 from ps_accordion.wire import messages as m

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from machines import Member, layout_of, named, notes, plan_bytes, sends, settings_of, view_of
 
+from ps_accordion import crashpoints
 from ps_accordion.errors import ConfigError
 from ps_accordion.regimes import Choice
-from ps_accordion.server import crash, shard
+from ps_accordion.server import shard
 from ps_accordion.server.durable import ShardStore
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
@@ -147,7 +148,7 @@ def undisturbed(codec):
 def test_a_shard_killed_at_any_point_goes_on_with_the_same_bits(tmp_path, monkeypatch, codec, undisturbed):
     """Before a round is marked, after it, before its result leaves, at promises and views: at each, once."""
     points = []
-    monkeypatch.setattr(crash, "here", points.append)
+    monkeypatch.setattr(crashpoints, "reach", points.append)
     counting = Job(None, codec)
     counting.play()
     assert set(points) == {"s.half", "s.marked", "s.frozen", "s.view"}
@@ -158,7 +159,7 @@ def test_a_shard_killed_at_any_point_goes_on_with_the_same_bits(tmp_path, monkey
             if next(left) == fatal:
                 raise Killed
 
-        monkeypatch.setattr(crash, "here", here)
+        monkeypatch.setattr(crashpoints, "reach", here)
         job = Job(tmp_path / str(fatal), codec)
         answers, lives = job.play()
         assert lives == 2

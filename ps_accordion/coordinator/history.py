@@ -1,0 +1,189 @@
+"""What the coordinator of a job must know when it is started again: records that go to the disk before anybody is told.
+
+Each record is plain JSON with a `what`; `History` is what a sequence of them means. In the order of a run:
+
+    joined   {slot, incarnation, token, restart}   before the welcome: a token keeps its incarnation, and none is given out twice
+    dropped  {slot, incarnation}                   somebody who was in no view has gone, and the slot is free
+    layout   {layout, table}                       before any server hears of it; the table in base64
+    opened   {layout, declared}                    before anybody begins its rounds; the slots that had declared it
+    late     {layout, slot}                        before a worker hears that the rounds had begun without it
+    proposed {p, members}                          before any shard is asked to promise
+    view     {view, out}                           before anybody obeys it; `out` lists all (slot, incarnation) that were removed
+    planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
+    ending   {}                                    some worker's rounds have ended: no view follows
+    over     {message}                             before anybody is told that the run is over
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ..errors import ConfigError
+from ..wire import messages as m
+from ..wire.actions import Record
+
+__all__ = ["History", "Joined", "PastLayout"]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Who was let in last under a slot."""
+
+    slot: int
+    incarnation: int
+    token: str
+    restart: int
+
+    def record(self) -> Record:
+        """Return what to log before the welcome."""
+        fields = {"slot": self.slot, "incarnation": self.incarnation, "token": self.token, "restart": self.restart}
+        return Record({"what": "joined", **fields})
+
+
+@dataclass
+class PastLayout:
+    """A layout that servers have heard of."""
+
+    table: bytes
+    opened: bool = False
+    declared: set[int] = field(default_factory=set)
+    late: set[int] = field(default_factory=set)
+    version: int = 0
+    """Highest version of a plan that was given out."""
+    rate: float | None = None
+    """Learning rate when that plan was made."""
+
+
+@dataclass
+class History:
+    """What the records of earlier coordinators say.
+
+    Attributes:
+        incarnations: The highest that was given out.
+        joined: The last one let in, by slot.
+        proposed: The highest number that a shard may have promised, or a view has.
+        view: The last view.
+        removed: Who was in a view and is not in the last one: (slot, incarnation), and the lowest cut since by layout.
+        layouts: By number.
+        ending: Whether some worker's rounds have ended.
+        over: What everybody was told at the end.
+    """
+
+    incarnations: int = 0
+    joined: dict[int, Joined] = field(default_factory=dict)
+    proposed: int = 0
+    view: m.View | None = None
+    removed: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
+    layouts: dict[int, PastLayout] = field(default_factory=dict)
+    ending: bool = False
+    over: m.Ended | m.Abort | None = None
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]]) -> History:
+        """Replay records, oldest first.
+
+        Raises:
+            ConfigError: One is of a kind that this release does not know.
+        """
+        history = cls()
+        for record in records:
+            history._take(record)
+        return history
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        match record:
+            case {"what": "joined", "slot": slot, "incarnation": incarnation, "token": token, "restart": restart}:
+                self.incarnations = max(self.incarnations, incarnation)
+                self._forget(slot)
+                self.joined[slot] = Joined(slot, incarnation, token, restart)
+            case {"what": "dropped", "slot": slot}:
+                self._forget(slot)
+            case {"what": "layout", "layout": number, "table": table}:
+                self.layouts[number] = PastLayout(base64.b64decode(table))
+            case {"what": "opened", "layout": number, "declared": slots}:
+                self.layouts[number].opened = True
+                self.layouts[number].declared = set(slots)
+            case {"what": "late", "layout": number, "slot": slot}:
+                self.layouts[number].declared.add(slot)
+                self.layouts[number].late.add(slot)
+            case {"what": "proposed", "p": p}:
+                self.proposed = p
+            case {"what": "view", "view": fields, "out": out}:
+                self.view = msgspec.convert(fields, m.View)
+                self.proposed = self.view.p
+                self.removed = {(slot, incarnation): {} for slot, incarnation in out}
+                for slot, incarnation, layout, cut in self.view.removed:
+                    self.removed[slot, incarnation][layout] = cut
+            case {"what": "planned", "layout": number, "version": version, "rate": rate}:
+                self.layouts[number].version = version
+                self.layouts[number].rate = rate
+            case {"what": "ending"}:
+                self.ending = True
+            case {"what": "over", "message": fields}:
+                self.over = msgspec.convert(fields, m.Ended | m.Abort)
+            case _:
+                raise ConfigError(
+                    f"the coordinator's log holds a record that this release does not know: {record!r:.200}; "
+                    "go on with the release that wrote it, or name another run directory"
+                )
+
+    def _forget(self, slot: int) -> None:
+        """Another process may have this slot: what the one before declared does not hold for it."""
+        self.joined.pop(slot, None)
+        for layout in self.layouts.values():
+            layout.declared.discard(slot)
+            layout.late.discard(slot)
+
+
+# ---------------------------------------------------------------- what to log
+
+
+def dropped(slot: int, incarnation: int) -> Record:
+    """Somebody who was in no view has gone."""
+    return Record({"what": "dropped", "slot": slot, "incarnation": incarnation})
+
+
+def layout(number: int, table: bytes) -> Record:
+    """A layout is to be held by the servers."""
+    return Record({"what": "layout", "layout": number, "table": base64.b64encode(table).decode()})
+
+
+def opened(number: int, declared: Iterable[int]) -> Record:
+    """The rounds of a layout may begin."""
+    return Record({"what": "opened", "layout": number, "declared": sorted(declared)})
+
+
+def late(number: int, slot: int) -> Record:
+    """A worker has declared a layout whose rounds had begun."""
+    return Record({"what": "late", "layout": number, "slot": slot})
+
+
+def proposed(p: int, members: Mapping[int, int]) -> Record:
+    """Shards may promise this number."""
+    return Record({"what": "proposed", "p": p, "members": [list(member) for member in sorted(members.items())]})
+
+
+def viewed(view: m.View, out: Sequence[tuple[int, int]]) -> Record:
+    """A view is made."""
+    fields = msgspec.json.decode(msgspec.json.encode(view))
+    return Record({"what": "view", "view": fields, "out": [list(pair) for pair in out]})
+
+
+def planned(number: int, version: int, rate: float | None) -> Record:
+    """A plan of this version is given out."""
+    return Record({"what": "planned", "layout": number, "version": version, "rate": rate})
+
+
+def ending() -> Record:
+    """Some worker's rounds have ended."""
+    return Record({"what": "ending"})
+
+
+def over(message: m.Ended | m.Abort) -> Record:
+    """The run is over."""
+    return Record({"what": "over", "message": msgspec.json.decode(msgspec.json.encode(message))})
