@@ -188,7 +188,7 @@ class RunSettings(Section):
     """Run directory. Empty: `runs/<date>-<time>-<id>` under the current directory (launch), or none (single roles)."""
     record_gradients: bool = False
     """Write every raw gradient, payload and residual to the run directory, for an exact replay. Large."""
-    restarts: Annotated[int, Meta(ge=0)] = 0
+    restarts: Annotated[int, Meta(ge=0)] = 3
     """How often `launch` starts a process again that was killed by a signal, as the kernel does when memory is short. Each
     process has this many, and has them back once it has lived for a minute; one that ends by itself is never started again."""
 

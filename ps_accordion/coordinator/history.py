@@ -3,7 +3,6 @@
 Each record is plain JSON with a `what`; `History` is what a sequence of them means. In the order of a run:
 
     joined   {slot, incarnation, token, restart}   before the welcome: a token keeps its incarnation, and none is given out twice
-    dropped  {slot, incarnation}                   somebody who was in no view has gone, and the slot is free
     layout   {layout, table}                       before any server hears of it; the table in base64
     opened   {layout, declared}                    before anybody begins its rounds; the slots that had declared it
     late     {layout, slot}                        before a worker hears that the rounds had begun without it
@@ -27,7 +26,7 @@ from ..errors import ConfigError
 from ..wire import messages as m
 from ..wire.actions import Record
 
-__all__ = ["History", "Joined", "PastLayout"]
+__all__ = ["History", "Joined", "PastLayout", "ending", "late", "layout", "opened", "over", "planned", "proposed", "viewed"]
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,6 @@ class History:
                 self.incarnations = max(self.incarnations, incarnation)
                 self._forget(slot)
                 self.joined[slot] = Joined(slot, incarnation, token, restart)
-            case {"what": "dropped", "slot": slot}:
-                self._forget(slot)
             case {"what": "layout", "layout": number, "table": table}:
                 self.layouts[number] = PastLayout(base64.b64decode(table))
             case {"what": "opened", "layout": number, "declared": slots}:
@@ -141,11 +138,6 @@ class History:
 
 
 # ---------------------------------------------------------------- what to log
-
-
-def dropped(slot: int, incarnation: int) -> Record:
-    """Somebody who was in no view has gone."""
-    return Record({"what": "dropped", "slot": slot, "incarnation": incarnation})
 
 
 def layout(number: int, table: bytes) -> Record:

@@ -223,7 +223,7 @@ class Coordinator:
         free = (
             slot
             for slot in range(self.settings.workers.count)
-            if (holder := self.workers.get(slot)) is None or self._is_out(holder)
+            if (holder := self.workers.get(slot)) is None or self._is_out(holder) or (holder.gone and not self.run.is_in(holder))
         )
         return next(free, None)
 

@@ -184,19 +184,6 @@ def test_who_was_removed_stays_removed():
     assert welcome.incarnation == 4
 
 
-def test_a_slot_that_was_given_up_is_free_after_a_restart():
-    """Who came late and died before any view is no holder of its slot in a later life."""
-    job = training()
-    while not sends(job.beat(b"w1"), m.Freeze):
-        pass
-    job.promise(2)
-    job.say(b"x", m.Join("late", 1, {}))
-    for _ in range(10):
-        job.beat(b"w1")
-    job.restart()
-    assert sorted(job.machine.workers) == [0, 2]
-
-
 def test_layouts_are_known_and_who_was_not_told_hears_when_it_asks():
     """With whether the rounds had begun without it; one that differs is still refused."""
     job = training()

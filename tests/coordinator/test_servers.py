@@ -145,7 +145,7 @@ def test_the_memory_of_another_run_is_refused():
     """It knows a view that this run has not made."""
     job = Job()
     (refused,) = answers(back(job, 0, view=3), b"new s0")
-    assert "server 0 has the memory of another run, which had come to view 3" in refused.reason
+    assert "server 0 is in view 3 of a run that this coordinator does not know" in refused.reason
     assert job.machine.servers == {}
 
 

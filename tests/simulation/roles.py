@@ -1,18 +1,22 @@
 """The thin loops around the real state machines, where `World` gives them sockets and a clock."""
 
 import hashlib
+import json
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 from world import RATE, TABLE
 
+from ps_accordion import crashpoints
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.layout import Layout
+from ps_accordion.server.durable import ShardStore
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
-from ps_accordion.wire.actions import Send, Stop
+from ps_accordion.wire.actions import Record, Send, Stop
 from ps_accordion.worker.client import Client
 from ps_accordion.worker.handover import packed, unpacked
 from ps_accordion.worker.host_exchange import HostExchange
@@ -22,8 +26,9 @@ from ps_accordion.worker.transfer import START, Blob, Donor, Joiner
 
 __all__ = ["POINTS", "ROLES", "CoordinatorProcess", "ServerProcess", "WorkerProcess"]
 
-POINTS = ("w.push", "w.applied", "w.handed_out", "w.admitted")
-"""Named points at which a process may die. Those of a listener need something that outlives it."""
+SHARD_POINTS = ("s.frozen", "s.view", "s.half", "s.marked")
+POINTS = ("w.push", "w.applied", "w.handed_out", "w.admitted", *SHARD_POINTS, "s.sent_some", "c.recorded", "c.sent_some")
+"""Named points at which a process may die."""
 
 
 class Process:
@@ -49,6 +54,9 @@ class Process:
                     self.post(peer, action.message, action.payload)
                     if point:
                         self.world.point(self, point, 0.3)
+            elif isinstance(action, Record):
+                self.log.append(json.loads(json.dumps(action.fields)))
+                self.world.point(self, "c.recorded")
             elif isinstance(action, Stop):
                 return action
         return None
@@ -76,7 +84,8 @@ class CoordinatorProcess(Process):
 
     def __init__(self, world, number):
         super().__init__(world, number)
-        self.machine = self.machine_class(world.settings, world.now)
+        self.log = world.disks.setdefault(self.name, [])
+        self.machine = self.machine_class(world.settings, world.now, records=self.log)
 
     def receive(self, source, message, payload):
         self._carry(self.machine.handle(source.encode(), message, payload, self.world.now))
@@ -119,13 +128,20 @@ class ServerProcess(Process):
         super().__init__(world, number)
         self.shard = self._shard()
         self.relay = Relay()
-        self.layouts = {}
+        self.layouts = self.shard.layouts
         self.beat = 0.0
 
     def _shard(self):
-        return self.shard_class(self.number, 1000 + self.number, self.world.settings)
+        store = self.world.disks.get(self.name)
+        if store is None:
+            store = self.world.disks[self.name] = ShardStore.open(None, shard=self.number, job="")
+        return self.shard_class(self.number, store.boot, self.world.settings, store=store)
 
     def receive(self, source, message, payload):
+        with mock.patch.object(crashpoints, "reach", self._reach):
+            self._receive(source, message, payload)
+
+    def _receive(self, source, message, payload):
         shard, peer = self.shard, source.encode()
         match message:
             case m.View():
@@ -146,8 +162,10 @@ class ServerProcess(Process):
             case m.NewPlan():
                 self._carry(shard.on_plan(message.layout, message.version, bytes(payload[0])))
             case m.Push():
+                self.relay.heard(peer, message.slot)
                 self._carry(shard.on_push(peer, message, payload))
             case m.Ask():
+                self.relay.heard(peer, message.slot)
                 self._carry(shard.on_ask(peer, message))
             case m.Hello():
                 self._carry(self.relay.hello(peer, message))
@@ -155,6 +173,10 @@ class ServerProcess(Process):
                 self._carry(self.relay.get(peer, message))
             case m.State():
                 self._carry(self.relay.state(message, payload))
+
+    def _reach(self, point):
+        if point in SHARD_POINTS:
+            self.world.point(self, point)
 
     def _carry(self, actions):
         for action in actions:
@@ -190,7 +212,9 @@ class SimulatedClient(Client):
         self.events = SimpleNamespace(write=lambda **fields: None)
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient)
         self.codecs = SimpleNamespace(submit=self._submit)
-        self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0)
+        linked = process.world.processes.__contains__  # a link to a dead process has no connection
+        self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked)
+        self._broken = set()
         self.state_bytes = 0
         self._garbage, self._on_tick, self._on_heard, self._on_wanted = {}, [], [], []
         self._key_free = {}

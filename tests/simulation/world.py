@@ -60,7 +60,7 @@ class Faults:
     stop: float = 60.0
     skip: float = 0.0
     unused: float = 0.0
-    kinds: tuple = ("worker", "worker", "stall", "stall", "cut")
+    kinds: tuple = ("worker", "worker", "server", "coordinator", "stall", "stall", "cut")
 
     @classmethod
     def rough(cls):
@@ -70,7 +70,8 @@ class Faults:
             double=0.2,
             late=0.05,
             random_faults=9,
-            points={"w.push": 0.01, "w.applied": 0.05, "w.admitted": 0.1},
+            points={"w.push": 0.01, "w.applied": 0.05, "w.admitted": 0.1, "s.half": 0.01, "s.marked": 0.01, "s.view": 0.1}
+            | {"s.frozen": 0.1, "s.sent_some": 0.002, "c.recorded": 0.02, "c.sent_some": 0.002},
             stop=45.0,
             skip=0.05,
             unused=0.1,
