@@ -8,7 +8,9 @@ from dataclasses import replace
 from unittest import mock
 
 from ps_accordion.coordinator.machine import Coordinator
+from ps_accordion.coordinator.membership import Membership
 from ps_accordion.coordinator.views import Views
+from ps_accordion.server.memory import ShardMemory
 from ps_accordion.server.record import KeyRecord
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
@@ -235,23 +237,47 @@ def a_number_is_used_twice(real, self, members):
     return real(self, members)
 
 
-@bug(Coordinator, "_wanted")
+@bug(Membership, "_wanted")
 def who_was_removed_is_let_in_again(real, self):
-    alive = {worker.slot: worker.incarnation for worker in self.workers.values() if not worker.gone and not worker.left}
+    alive = {worker.slot: worker.incarnation for worker in self._run.workers.values() if not worker.gone and not worker.left}
     return alive | real(self)
 
 
-@bug(Coordinator, "_next")
+@bug(Membership, "_next")
 def an_overtaken_proposal_is_abandoned(real, self, now):
-    if self.views.proposal is not None and self._wanted() == self.views.members:
-        self.views.proposal = None
+    if self._run.views.proposal is not None and self._wanted() == self._run.views.members:
+        self._run.views.proposal = None
     return real(self, now)
 
 
-@bug(Coordinator, "_wanted")
+@bug(Membership, "_wanted")
 def joiners_come_in_without_a_donor(real, self):
-    ready = {worker.slot: worker.incarnation for worker in self.workers.values() if worker.ready and not worker.gone}
+    ready = {worker.slot: worker.incarnation for worker in self._run.workers.values() if worker.ready and not worker.gone}
     return real(self) | ready
+
+
+@bug(Coordinator, "__init__")
+def a_restarted_coordinator_forgets(real, self, settings, now, *, records=()):
+    records = list(records)
+    real(self, settings, now, records=records[: len(records) // 2])
+
+
+@bug(Shard, "_recall")
+def a_promise_dies_with_its_process(real, self):
+    real(self)
+    self.promise = -1
+
+
+@bug(ShardMemory, "save")
+def results_leave_before_they_are_written(real, self, layout, record):
+    if record.round % 2:
+        real(self, layout, record)
+
+
+@bug(KeyRecord, "target")
+def the_residual_is_overwritten_in_place(real, self, start):
+    real(self, start)
+    return real(self, 1 - start)
 
 
 @bug(Relay, "hello")
