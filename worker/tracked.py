@@ -214,8 +214,6 @@ class Tracked:
 
     def _on_decided(self, decision: Decide, timing: Timing) -> None:
         self._session.meter.decided(self.exchange, decision, timing)
-        if decision.kind == "JOIN":
-            self.joined.set()
         if self._begun:
             self._begun = False
             skipped = decision.kind == "SKIP"
@@ -236,6 +234,8 @@ class Tracked:
         elif decision.kind != "END":
             # Windows are counted in rounds of the run: this worker has none to add, but the round has passed.
             self._report(self._statistics.finish_round(decision.round, rate=self._rate, loss=self._loss, skipped=True))
+        if decision.kind == "JOIN":
+            self.joined.set()  # last: whoever waits for it may look at what was reported
 
     def _report(self, report: Report | None) -> None:
         if report is None:

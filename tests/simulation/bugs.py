@@ -120,13 +120,6 @@ def replace_kind(push):
     return m.Push(push.layout, push.key, push.round, push.slot, push.incarnation, "EMPTY", 0.0, 0, push.previous_skipped)
 
 
-@bug(Shard, "_plan_to_attach")
-def a_plan_is_attached_once_only(real, self, layout, record, kind):
-    plan = real(self, layout, record, kind)
-    self._plans.pop(layout, None)
-    return plan if record.round % 2 else b""
-
-
 # ---------------------------------------------------------------- the worker
 
 
@@ -243,17 +236,9 @@ def who_was_removed_is_let_in_again(real, self):
     return alive | real(self)
 
 
-@bug(Membership, "_next")
-def an_overtaken_proposal_is_abandoned(real, self, now):
-    if self._run.views.proposal is not None and self._wanted() == self._run.views.members:
-        self._run.views.proposal = None
-    return real(self, now)
-
-
-@bug(Membership, "_wanted")
-def joiners_come_in_without_a_donor(real, self):
-    ready = {worker.slot: worker.incarnation for worker in self._run.workers.values() if worker.ready and not worker.gone}
-    return real(self) | ready
+@bug(Views, "aim")
+def an_overtaken_proposal_is_abandoned(real, self):
+    return self.members
 
 
 @bug(Coordinator, "__init__")

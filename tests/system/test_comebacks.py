@@ -66,7 +66,7 @@ def views(tmp_path):
     return [(event["removed"], event["new"]) for event in events if event["event"] == "view" and event["p"] > 1]
 
 
-@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("who", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_killed_worker_is_started_again_and_catches_up(tmp_path, who):
     """Also the one whose parameters all began with: parameters, batch-norm, momentum, rate and step are those of the others."""
     fault = f"if (rank, life, step) == ({who}, 0, 20):\n    os.kill(os.getpid(), signal.SIGKILL)\n" + WAIT_FOR_THE_RESTARTED
@@ -78,6 +78,7 @@ def test_a_killed_worker_is_started_again_and_catches_up(tmp_path, who):
     assert views(tmp_path) == [([who], []), ([], [who])]
 
 
+@pytest.mark.full
 def test_a_worker_that_is_started_again_too_late_is_no_failure(tmp_path):
     """The others have finished: it says so, and ends well, because nothing is left to do."""
     fault = "if (rank, life, step) == (1, 0, 118):\n    os.kill(os.getpid(), signal.SIGKILL)"
@@ -88,6 +89,7 @@ def test_a_worker_that_is_started_again_too_late_is_no_failure(tmp_path):
     assert "started again too late" in said
 
 
+@pytest.mark.full
 def test_a_killed_worker_that_nobody_starts_again_is_done_without(tmp_path):
     """The others go on to the end; the launcher still says that one was killed."""
     fault = "if (rank, step) == (2, 20):\n    os.kill(os.getpid(), signal.SIGKILL)"
@@ -118,6 +120,7 @@ def test_a_frozen_worker_comes_back_when_it_thaws(tmp_path):
     assert "the others have gone on without it" in said
 
 
+@pytest.mark.full
 def test_a_worker_that_is_stuck_is_done_without(tmp_path):
     """Its threads answer, but its script waits for something that never comes before the others have moved on."""
     fault = """
@@ -134,6 +137,7 @@ def test_a_worker_that_is_stuck_is_done_without(tmp_path):
     assert views(tmp_path) == [([1], []), ([], [1])]
 
 
+@pytest.mark.full
 def test_who_is_busy_is_waited_for(tmp_path):
     """Several times as long as who says nothing."""
     fault = "if (rank, step) == (1, 20):\n    with session.busy('evaluation'):\n        time.sleep(8)"

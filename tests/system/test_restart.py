@@ -69,7 +69,7 @@ def full(point):
     return pytest.param(point, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize("point", ["s.half:30", full("s.marked:30"), "s.sent_some:30", full("s.view")])
+@pytest.mark.parametrize("point", ["s.half:30", full("s.marked:30"), full("s.sent_some:30"), full("s.view")])
 def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
     """Both servers come to it; each is killed once."""
     assert digest_of(tmp_path, crash=point) == undisturbed()
@@ -77,7 +77,7 @@ def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
     assert not (tmp_path / "run" / "state").exists(), "the state of a run that is over is removed"
 
 
-@pytest.mark.parametrize("point", ["s.frozen", full("s.view:2")])
+@pytest.mark.parametrize("point", [full("s.frozen"), full("s.view:2")])
 def test_servers_killed_between_two_views_change_no_bit(tmp_path, undisturbed, point):
     """One comes back at another address, so that a view must tell the workers; then each dies at its promise, or at the view."""
     assert digest_of(tmp_path, *OTHER_PORT, kills={10: "server 1"}, crash=point) == undisturbed()
@@ -87,6 +87,7 @@ def test_servers_killed_between_two_views_change_no_bit(tmp_path, undisturbed, p
     assert all(event["members"] == views[0]["members"] for event in views)
 
 
+@pytest.mark.full
 def test_servers_that_are_killed_again_and_again_change_no_bit(tmp_path, undisturbed):
     """In turn, from outside, at whatever they are doing; it is noticed, and told on the screen and in the log."""
     kills = {8: "server 0", 16: "server 1", 24: "server 0"}
@@ -106,6 +107,7 @@ def test_a_server_without_a_directory_takes_the_run_with_it(tmp_path):
     assert "the residuals of shard 1 are lost" in said
 
 
+@pytest.mark.full
 def test_a_server_whose_file_is_damaged_takes_the_run_with_it(tmp_path):
     """The reason says what is wrong with the file, and where it is kept."""
     damage = """
