@@ -316,6 +316,8 @@ class Session(BaseSession):
         rounds = [tracked.exchange.rounds.round for tracked in self._exchanges]
         self.came_in_at = rounds[0] if rounds else 0
         waited = round(time.monotonic() - began, 3)
+        where = f"at round {rounds[0]} " if rounds else ""
+        print(f"ps-accordion: this worker came into the run {where}with the state of the others", file=sys.stderr, flush=True)
         client.events.write(event="took part", incarnation=client.membership.incarnation, rounds=rounds, waited_s=waited)
 
     def _catch_up(self, tracked: Tracked) -> None:

@@ -117,7 +117,7 @@ def test_a_frozen_worker_comes_back_when_it_thaws(tmp_path):
     assert len(states) == 3
     assert len(set(states)) == 1, said
     assert views(tmp_path) == [([1], []), ([], [1])]
-    assert "the others have gone on without it" in said
+    assert "with the state of the others" in said
 
 
 @pytest.mark.full
