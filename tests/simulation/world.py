@@ -116,6 +116,7 @@ class World:
             workers_count=workers,
             servers_count=servers,
             layout_partition_elements=1024,
+            servers_state_directory="simulated",  # what a server that dies leaves is there when it is started again
             codec_light=0.2,
             codec_heavy=0.02,
             regime_window="2 steps",
