@@ -7,7 +7,6 @@ folding, encoding and sending of different keys overlap, and no sum needs a lock
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import sys
 import threading
@@ -20,7 +19,7 @@ from typing_extensions import Buffer
 
 from ps_accordion import crashpoints
 from ps_accordion.codecs import warm
-from ps_accordion.config import Settings
+from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.telemetry.events import JsonLines
@@ -141,7 +140,7 @@ class Server:
     def _open_stores(self) -> None:
         """Open the memory of each shard: what a process before this one has left there, or a new one."""
         per_server, directory = self.settings.servers.shards_per_server, self.settings.state_directory
-        job = json.dumps([self.settings.terms(), self.settings.run.directory], sort_keys=True)
+        job = job_of(self.settings)
         for number in range(self.number * per_server, (self.number + 1) * per_server):
             self._stores[number] = ShardStore.open(Path(directory) if directory else None, shard=number, job=job)
 
