@@ -37,8 +37,16 @@ def _start_collector_of_pyzmq() -> None:
     context.term()
 
 
+def _start_gpu() -> None:
+    # The first tensor on a GPU opens the driver's descriptors, which stay open as long as the process.
+    import torch
+
+    torch.ones(8, device="cuda").sum().item()
+    torch.empty(8, pin_memory=True)
+
+
 @pytest.fixture(scope="session")
-def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+def watch(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Watch]:
     """Give the run its own working and temporary directory, so that a file left in either is seen."""
     base = tmp_path_factory.getbasetemp()  # Fixed before TMPDIR changes, or pytest would make it inside.
     work, temporary = base / "w", base / "t"
@@ -50,6 +58,8 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     # torch makes this folder when a part of it is first imported, which may be in any test.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base / "inductor")
     _start_collector_of_pyzmq()
+    if any(item.get_closest_marker("cuda") for item in request.session.items):
+        _start_gpu()
     yield Watch([work, temporary])
     os.chdir(before[0])
     tempfile.tempdir = before[2]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ps_accordion.codecs.device import host_memory
 
-__all__ = ["DEVICES", "NoSync", "Seen", "Synchronised", "offences"]
+__all__ = ["DEVICES", "NoSync", "Seen", "Synchronised", "offences", "watched_by_torch"]
 
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 """Where parity is checked. Without a GPU there are no tests that need one: none that could pass, and none that is skipped."""
@@ -97,6 +97,16 @@ class NoSync(TorchDispatchMode):
             )
         self.fetched.append(source.numel())
         return source.is_meta
+
+
+@contextmanager
+def watched_by_torch() -> Iterator[None]:
+    """Let torch refuse what makes the host wait for a GPU, which it sees more of than we list, in all threads of the process."""
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 class Seen:

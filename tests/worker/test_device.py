@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import gaussian, layout_of, settings_of
-from nosync import DEVICES, NoSync, Seen, Synchronised
+from nosync import DEVICES, NoSync, Seen, Synchronised, watched_by_torch
 
 from ps_accordion.codecs import get
 from ps_accordion.errors import UsageError
@@ -265,9 +265,6 @@ if torch.cuda.is_available():
         pair = Pair("cuda")
         pair.take_back(pair.push(gaussian(2048)))  # what is loaded or allocated for the first time may wait
         parts = pair.parts(gaussian(2048, 1))
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with watched_by_torch():
             pending = pair.device.begin(parts, round_=1, used=1, choice=choice, previous_skipped=False)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         assert pending.pushed().message.kind == "DATA"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nosync import NoSync, Seen, Synchronised
+from nosync import NoSync, Seen, Synchronised, watched_by_torch
 from ring import Ring
 from torch import nn
 from torch.nn import functional
@@ -398,11 +399,8 @@ if torch.cuda.is_available():
             strict = False
 
             def watched(bucket: Any) -> Any:
-                torch.cuda.set_sync_debug_mode("error" if strict else "default")
-                try:
+                with watched_by_torch() if strict else nullcontext():
                     return hand_over(bucket)
-                finally:
-                    torch.cuda.set_sync_debug_mode("default")
 
             model._gradients.hand_over = watched  # type: ignore[method-assign]
             for step in range(4):
