@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import STEPS, Network, loss_of, same, state, train
 from nosync import NoSync, Seen, Synchronised, watched_by_torch
 from ring import Ring
 from torch import nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from ps_accordion.codecs.device import registry as twins
@@ -30,7 +30,6 @@ CODECS = {
     "random_block": {"codec.name": "random_block", "codec.light": 0.25},
 }
 BASE = {"servers.count": 2, "layout.partition_elements": 1024, "regime.policy": "static"}
-STEPS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -43,30 +42,6 @@ def _one_thread() -> Iterator[None]:
     DistributedDataParallel._active_ddp_module = None
 
 
-def draw(*shape: int, seed: int) -> torch.Tensor:
-    """Return random numbers that depend on nothing else."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-class Network(nn.Module):
-    """A network with a branch that a step may leave out, and batch-norm if asked for."""
-
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        self.trunk = nn.Linear(20, 64)
-        self.norm = nn.BatchNorm1d(64) if norm else nn.Identity()
-        self.left, self.right = nn.Linear(64, 32), nn.Linear(64, 32)
-        with torch.no_grad():
-            for index, parameter in enumerate(self.parameters()):
-                parameter.copy_(draw(*parameter.shape, seed=index) * 0.2)
-
-    def forward(self, x: torch.Tensor, branch: str = "both") -> torch.Tensor:
-        """Run the branches asked for."""
-        hidden = torch.relu(self.norm(self.trunk(x)))
-        parts = [getattr(self, name)(hidden) for name in ("left", "right") if branch in (name, "both")]
-        return sum(parts[1:], parts[0])
-
-
 class Product(nn.Module):
     """Two parameters, of whose gradients one is what is put in, and the other is 3."""
 
@@ -77,39 +52,6 @@ class Product(nn.Module):
     def forward(self, factor: float) -> torch.Tensor:
         """Return a number."""
         return (self.first * factor).sum() + (self.second * 3).sum()
-
-
-def loss_of(model: nn.Module, step: int, rank: int, **how: Any) -> torch.Tensor:
-    """Return the loss on one worker's batch of one step, in the type of the model."""
-    like = next(model.parameters())
-    x, y = (draw(8, size, seed=1000 * step + 10 * rank + size).to(like.device, like.dtype) for size in (20, 32))
-    return functional.mse_loss(model(x, **how), y)
-
-
-def state(model: nn.Module) -> list[torch.Tensor]:
-    """Return a copy of all parameters and buffers, on the host."""
-    return [tensor.detach().cpu().clone() for tensor in model.state_dict().values()]
-
-
-def same(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    """Say whether two lists of tensors have the same bits."""
-    return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-
-
-def train(session: Session, module: nn.Module, *, bad: tuple[int, ...] = (), **options: Any) -> list[torch.Tensor]:
-    """Train with momentum; in the steps `bad`, worker 1 has no finite gradient."""
-    model = DistributedModel(module, session=session, **options)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    session.track(optimizer)
-    leave_out, before = options.get("find_unused_parameters", False), session.counters.skipped_rounds
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        branch = ("left", "both", "right", "both", "left")[(step + session.rank) % 5] if leave_out else "both"
-        loss = loss_of(model, step, session.rank, branch=branch)
-        (loss * float("inf") if step in bad and session.rank == 1 else loss).backward()
-        optimizer.step()
-    assert session.counters.skipped_rounds == before + len(bad)
-    return state(model)
 
 
 def train_scaled(session: Session) -> list[torch.Tensor]:
@@ -331,63 +273,6 @@ def test_a_codec_without_a_twin_is_refused_when_the_model_is_wrapped(
 
 
 if torch.cuda.is_available():
-
-    class Sums(nn.Module):
-        """Two parameters whose gradients are what is put in: the same bits on every device."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.large = nn.Parameter(draw(300, 300, seed=1))
-            self.small = nn.Parameter(draw(17, seed=2))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            """Return a number."""
-            return (self.large * x).sum() + (self.small * x[0, :17]).sum()
-
-    def train_sums(session: Session, where: str) -> list[torch.Tensor]:
-        """Make five steps that every device computes without rounding differently; the third is skipped."""
-        module = Sums()
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.add_(session.rank)
-        model = DistributedModel(module.to(where), session=session)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        session.track(optimizer)
-        gradients = []
-        for step in range(5):
-            optimizer.zero_grad()
-            x = draw(300, 300, seed=10 * step + session.rank).to(where)
-            (model(x) * (float("nan") if step == 2 and session.rank else 1.0)).backward()
-            gradients += [parameter.grad.cpu().clone() for parameter in model.parameters() if parameter.grad is not None]
-            optimizer.step()
-        assert session.counters.skipped_rounds == 1
-        return [*gradients, *state(model)]
-
-    @pytest.mark.cuda
-    @pytest.mark.parametrize("codec", CODECS)
-    def test_a_gpu_trains_as_the_host_does(codec: str) -> None:
-        """The same mean gradients and parameters to the bit in five steps, from the parameters of worker 0."""
-        expected = run(codec, lambda session: train_sums(session, "cpu"))
-        made = run(codec, lambda session: train_sums(session, "cuda"))
-        assert len(made[0]) == 4 * 2 + 2
-        for mine in (expected[1], *made):
-            assert same(expected[0], mine)
-        mixed = run(codec, lambda session: train_sums(session, "cuda" if session.rank else "cpu"))
-        for mine in mixed:
-            assert same(expected[0], mine)
-
-    @pytest.mark.cuda
-    @pytest.mark.parametrize("half", [False, True])
-    def test_a_gpu_trains_a_network(half: bool) -> None:
-        """Branches, batch-norm, skips and half precision: two workers stay the same to the bit, and all is finite."""
-        dtype = torch.bfloat16 if half else torch.float32
-
-        def work(session: Session) -> list[torch.Tensor]:
-            return train(session, Network(norm=True).to("cuda", dtype), bad=(2,), find_unused_parameters=True)
-
-        mine, theirs = run("topk", work)
-        assert same(mine, theirs)
-        assert all(torch.isfinite(tensor).all() for tensor in mine)
 
     @pytest.mark.cuda
     def test_torch_itself_sees_no_synchronisation_in_a_backward() -> None:
