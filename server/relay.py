@@ -22,7 +22,7 @@ class Relay:
     def __init__(self) -> None:
         self._routes: dict[int, Peer] = {}
         self._incarnations: dict[int, int] = {}
-        self._waiting: dict[tuple[int, int, int], set[Peer]] = {}
+        self._waiting: dict[tuple[int, int, int], dict[Peer, None]] = {}  # in order of asking, which replays; a set's does not
 
     def hello(self, peer: Peer, hello: m.Hello) -> list[Action]:
         """Remember whose connection this is, and echo the greeting."""
@@ -46,9 +46,9 @@ class Relay:
         # Who asks for a later state has the earlier one: what is still noted for that came too late, and would stay for ever.
         for known in [known for known in self._waiting if known[0] == get.layout and known[1] < get.round]:
             del self._waiting[known]
-        waiting = self._waiting.setdefault((get.layout, get.round, get.part), set())
+        waiting = self._waiting.setdefault((get.layout, get.round, get.part), {})
         asked = bool(waiting) and peer not in waiting
-        waiting.add(peer)
+        waiting[peer] = None
         donor = self._routes.get(get.donor)
         return [] if donor is None or asked else [Send((donor,), get)]
 

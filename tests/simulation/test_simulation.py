@@ -16,15 +16,16 @@ SEEDS = 300
 """Of each kind half: drawn at random, mild and harsh; and rough ones, in which something dies all the time."""
 
 
+def start(*words, **environment):
+    """Start `simulate.py` with these words."""
+    command = [sys.executable, str(Path(__file__).with_name("simulate.py")), *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+
+
 def run(count):
     """Run seeds 0 to `count` - 1 on all cores; return the sums of what happened, and what was found."""
     cores = os.cpu_count() or 1
-    parts = [(count * core // cores, count * (core + 1) // cores) for core in range(cores)]
-    script = str(Path(__file__).with_name("simulate.py"))
-    children = [
-        subprocess.Popen([sys.executable, script, *map(str, part)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for part in parts
-    ]
+    children = [start(count * core // cores, count * (core + 1) // cores) for core in range(cores)]
     outputs = [child.communicate() for child in children]
     happened = sum((Counter(json.loads(out)) for out, _ in outputs if out), Counter())
     return happened, "".join(errors for _, errors in outputs)
