@@ -17,15 +17,15 @@ from ..wire.transport import Transport, check_address
 from .log import Log
 from .machine import Coordinator
 
-__all__ = ["carry_out", "run"]
+__all__ = ["LOGGED", "carry_out", "run"]
 
 TICK_S = 0.1
 STATE = "state"
 """Folder of the run directory with what a process needs that is started again."""
 LEAVE_S = 0.1
 """Time for a message to leave, where a test kills this process after it."""
-_LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged"}
-"""Crash points behind records."""
+LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged"}
+"""Crash points behind records, by what is recorded."""
 
 
 def run(settings: Settings, *, transport: Transport | None = None, listening: Callable[[str], None] | None = None) -> int:
@@ -104,7 +104,7 @@ def carry_out(actions: Iterable[Action], transport: Transport, events: JsonLines
             _say(action)
         elif isinstance(action, Record):
             log.append(action.fields)
-            reach(_LOGGED.get(action.fields["what"], ""))
+            reach(LOGGED.get(action.fields["what"], ""))
         else:
             return action
     return None

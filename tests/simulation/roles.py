@@ -9,6 +9,7 @@ import numpy as np
 from world import RATE, TABLE
 
 from ps_accordion import crashpoints
+from ps_accordion.coordinator.loop import LOGGED
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.layout import Layout
 from ps_accordion.server.durable import ShardStore
@@ -24,11 +25,15 @@ from ps_accordion.worker.member import COORDINATOR, Membership
 from ps_accordion.worker.rounds import Standing
 from ps_accordion.worker.transfer import START, Blob, Donor, Joiner
 
-__all__ = ["POINTS", "ROLES", "CoordinatorProcess", "ServerProcess", "WorkerProcess"]
+__all__ = ["NAMED", "POINTS", "ROLES", "CoordinatorProcess", "ServerProcess", "WorkerProcess"]
 
 SHARD_POINTS = ("s.frozen", "s.view", "s.half", "s.marked")
 POINTS = ("w.push", "w.applied", "w.handed_out", "w.admitted", *SHARD_POINTS, "s.sent_some", "c.recorded", "c.sent_some")
 """Named points at which a process may die."""
+SENT = {m.View: "c.view_sent_some", m.Welcome: "c.welcomed"}
+"""Those behind messages of the coordinator, as its loop has them."""
+NAMED = (*POINTS, *LOGGED.values(), *SENT.values())
+"""All points, also those that are special cases of another."""
 
 
 class Process:
@@ -53,9 +58,11 @@ class Process:
                 for peer in action.peers:
                     self.post(peer, action.message, action.payload)
                     if point:
+                        self.world.reach(self, SENT.get(type(action.message), ""))
                         self.world.point(self, point, 0.3)
             elif isinstance(action, Record):
                 self.log.append(json.loads(json.dumps(action.fields)))
+                self.world.reach(self, LOGGED.get(action.fields["what"], ""))
                 self.world.point(self, "c.recorded")
             elif isinstance(action, Stop):
                 return action
