@@ -62,6 +62,8 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
                 guard=guard,
                 grace=settings.timeouts.grace,
                 restarts=settings.run.restarts,
+                minimum=settings.workers.minimum,
+                joined=lambda: _joined(directory),
                 events=events,
                 progress=Progress(directory / "metrics-worker-0.jsonl", directory / "events-coordinator.jsonl").update,
                 accused=lambda: _accused(directory),
@@ -153,6 +155,11 @@ def _programs(settings: Settings, file: Path, command: tuple[str, ...]) -> list[
         place = worker_environment(rank, workers, local_rank=rank, local_world_size=workers)
         programs.append(Program(f"worker {rank}", "worker", command, environment | place))
     return programs
+
+
+def _joined(directory: Path) -> bool:
+    """Return whether all workers had joined: then the coordinator has made a view."""
+    return any(event["event"] == "view" for event in Tail(directory / "events-coordinator.jsonl").read())
 
 
 def _accused(directory: Path) -> tuple[str, float] | None:
