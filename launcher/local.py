@@ -65,7 +65,7 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
                 minimum=settings.workers.minimum,
                 joined=lambda: _joined(directory),
                 events=events,
-                progress=Progress(directory / "metrics-worker-0.jsonl", directory / "events-coordinator.jsonl").update,
+                progress=_progress(directory).update,
                 accused=lambda: _accused(directory),
             )
 
@@ -155,6 +155,10 @@ def _programs(settings: Settings, file: Path, command: tuple[str, ...]) -> list[
         place = worker_environment(rank, workers, local_rank=rank, local_world_size=workers)
         programs.append(Program(f"worker {rank}", "worker", command, environment | place))
     return programs
+
+
+def _progress(directory: Path) -> Progress:
+    return Progress(*(directory / f"{name}.jsonl" for name in ("metrics-worker-0", "events-coordinator", "events-worker-0")))
 
 
 def _joined(directory: Path) -> bool:

@@ -57,12 +57,14 @@ class Progress:
     Args:
         metrics: The file that worker 0 appends its metrics to; it need not exist yet.
         events: The file that the coordinator appends its events to; nor need this.
+        worker: The file that worker 0 appends its events to: whether the coordinator is silent. It need not exist, either.
         clock: Gives the time, in seconds.
     """
 
-    def __init__(self, metrics: Path, events: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, metrics: Path, events: Path, worker: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._tail = Tail(metrics)
         self._events = Tail(events)
+        self._seen_by_worker = Tail(worker)
         self._clock = clock
         self._busy: dict[int, str] = {}
         self._silent: dict[str, float] = {}
@@ -103,11 +105,18 @@ class Progress:
                 self._busy.pop(event["slot"], None)
                 if event["what"]:
                     self._busy[event["slot"]] = what
-            elif event["event"] == "silent":
-                self._silent[event["name"]] = self._clock() - event["since_s"]
-            elif event["event"] == "heard":
-                self._silent.pop(event["name"], None)
+            else:
+                self._note_silence(event)
+        for event in self._seen_by_worker.read():
+            if event.get("name") == "coordinator":
+                self._note_silence(event)
         return (self._busy, self._silent) != before
+
+    def _note_silence(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "silent":
+            self._silent[event["name"]] = self._clock() - event["since_s"]
+        elif event["event"] == "heard":
+            self._silent.pop(event["name"], None)
 
     def _line(self, states: Mapping[str, str], troubles: Mapping[str, str]) -> str | None:
         busy: dict[str, list[int]] = {}

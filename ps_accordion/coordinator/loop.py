@@ -126,5 +126,9 @@ def _say(note: Note) -> None:
     elif note.event == "gone":
         who = f"server {note.fields['server']}" if "server" in note.fields else f"worker {note.fields['slot']}"
         print(f"coordinator: {who} {note.fields['why']}", file=sys.stderr)
+    elif note.event == "silent":
+        print(f"coordinator: {note.fields['name']} has not been heard for {note.fields['since_s']:.0f} s", file=sys.stderr)
+    elif note.event == "heard":
+        print(f"coordinator: {note.fields['name']} is heard again, after {note.fields['after_s']:.0f} s", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

@@ -18,10 +18,12 @@ from ps_accordion.server.shard import Shard
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Record, Send, Stop
+from ps_accordion.wire.silence import Silence
 from ps_accordion.worker.client import Client
 from ps_accordion.worker.handover import packed, unpacked
 from ps_accordion.worker.host_exchange import HostExchange
 from ps_accordion.worker.member import COORDINATOR, Membership
+from ps_accordion.worker.overdue import Overdue
 from ps_accordion.worker.rounds import Standing
 from ps_accordion.worker.transfer import START, Blob, Donor, Joiner
 
@@ -222,6 +224,7 @@ class SimulatedClient(Client):
         linked = process.world.processes.__contains__  # a link to a dead process has no connection
         self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked)
         self._broken = set()
+        self._overdue, self._silence = Overdue(), Silence(settings.timeouts.heartbeat)
         self.state_bytes = 0
         self._garbage, self._on_tick, self._on_heard, self._on_wanted = {}, [], [], []
         self._key_free = {}
