@@ -136,6 +136,7 @@ class ServerProcess(Process):
     def __init__(self, world, number):
         super().__init__(world, number)
         self.shard = self._shard()
+        self.view = self.shard.epoch
         self.relay = Relay()
         self.layouts = self.shard.layouts
         self.beat = 0.0
@@ -154,6 +155,9 @@ class ServerProcess(Process):
         shard, peer = self.shard, source.encode()
         match message:
             case m.View():
+                self.view = max(
+                    self.view, message.p
+                )  # also one that its shard does not obey, because it has promised a later one
                 self._carry(shard.on_view(message))
                 self._alive()
             case m.Freeze():
@@ -198,10 +202,10 @@ class ServerProcess(Process):
 
     def _alive(self):
         self.beat = self.world.now + self.world.settings.timeouts.heartbeat
-        terms = self.world.terms if self.shard.epoch < 0 else {}
+        terms = self.world.terms if self.view < 0 else {}
         layouts = [(number, layout.digest) for number, layout in self.layouts.items()]
         shards = [(self.number, self.shard.boot)]
-        self.post(COORDINATOR, m.ServerAlive(self.number, f"ipc://{self.name}", shards, layouts, self.shard.epoch, terms))
+        self.post(COORDINATOR, m.ServerAlive(self.number, f"ipc://{self.name}", shards, layouts, self.view, terms))
 
     def describe(self):
         records = {key: (record.round, record.epoch, sorted(record.open)) for (_, key), record in self.shard.records.items()}
@@ -219,7 +223,7 @@ class SimulatedClient(Client):
         self.error = None
         self.exchanges, self.donors, self.joiners = {}, {}, {}
         self.events = SimpleNamespace(write=lambda **fields: None)
-        self.record = SimpleNamespace(result=self._result, gradient=self._gradient)
+        self.record = SimpleNamespace(result=self._result, gradient=self._gradient, push=lambda push, payload: None)
         self.codecs = SimpleNamespace(submit=self._submit)
         linked = process.world.processes.__contains__  # a link to a dead process has no connection
         self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked)
