@@ -169,7 +169,7 @@ def _joined(directory: Path) -> bool:
 def _accused(directory: Path) -> tuple[str, float] | None:
     for event in Tail(directory / "events-coordinator.jsonl").read():
         if event["event"] == "error":
-            return event["culprit"], event["time"]
+            return event["culprit"], event["monotonic"]
     return None
 
 

@@ -77,8 +77,8 @@ def supervise(
             caller's.
         progress: Called twice a second with what is the matter with each child (empty: nothing); returns a new progress line
             or None.
-        accused: Called at the end of a run that failed; returns whom the coordinator ended it for, and when (seconds since the
-            epoch), or None.
+        accused: Called at the end of a run that failed; returns whom the coordinator ended it for, and when (of the machine's
+            monotonic clock), or None.
 
     Raises:
         ConfigError: A program does not exist. Those already started have been ended.
@@ -264,7 +264,7 @@ class _Supervision:
         accusation = self._accused() if outcome.cause is not None and self._accused is not None else None
         if accusation is not None:
             name, when = accusation
-            outcome.accused(name, when - time.time() + time.monotonic())
+            outcome.accused(name, when)
         for name in dict.fromkeys(name for name in (outcome.cause, outcome.ender) if name is not None):
             child = self._children[name]
             self._screen.heading(f"{name} failed: {_code(outcome.codes[name])}, after {child.seconds:.1f} s")

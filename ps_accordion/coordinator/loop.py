@@ -24,7 +24,7 @@ STATE = "state"
 """Folder of the run directory with what a process needs that is started again."""
 LEAVE_S = 0.1
 """Time for a message to leave, where a test kills this process after it."""
-LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged"}
+LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged", "over": "c.over_logged"}
 """Crash points behind records, by what is recorded."""
 
 
@@ -100,7 +100,9 @@ def carry_out(actions: Iterable[Action], transport: Transport, events: JsonLines
         if isinstance(action, Send):
             _send(action, transport)
         elif isinstance(action, Note):
-            events.write(event=action.event, **action.fields)
+            # On one machine all processes have this clock, so the launcher can tell who was first; the other one may be set.
+            clock = {"monotonic": round(time.monotonic(), 6)} if action.event == "error" else {}
+            events.write(event=action.event, **action.fields, **clock)
             _say(action)
         elif isinstance(action, Record):
             log.append(action.fields)

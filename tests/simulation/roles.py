@@ -34,7 +34,7 @@ POINTS = ("w.push", "w.applied", "w.handed_out", "w.admitted", *SHARD_POINTS, "s
 """Named points at which a process may die."""
 SENT = {m.View: "c.view_sent_some", m.Welcome: "c.welcomed"}
 """Those behind messages of the coordinator, as its loop has them."""
-NAMED = (*POINTS, *LOGGED.values(), *SENT.values())
+NAMED = (*POINTS, "s.layout", *LOGGED.values(), *SENT.values())
 """All points, also those that are special cases of another."""
 
 
@@ -190,6 +190,8 @@ class ServerProcess(Process):
     def _reach(self, point):
         if point in SHARD_POINTS:
             self.world.point(self, point)
+        else:
+            self.world.reach(self, point)
 
     def _carry(self, actions):
         for action in actions:
