@@ -62,8 +62,10 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
                 guard=guard,
                 grace=settings.timeouts.grace,
                 restarts=settings.run.restarts,
+                minimum=settings.workers.minimum,
+                joined=lambda: _joined(directory),
                 events=events,
-                progress=Progress(directory / "metrics-worker-0.jsonl", directory / "events-coordinator.jsonl").update,
+                progress=_progress(directory).update,
                 accused=lambda: _accused(directory),
             )
 
@@ -155,10 +157,19 @@ def _programs(settings: Settings, file: Path, command: tuple[str, ...]) -> list[
     return programs
 
 
+def _progress(directory: Path) -> Progress:
+    return Progress(*(directory / f"{name}.jsonl" for name in ("metrics-worker-0", "events-coordinator", "events-worker-0")))
+
+
+def _joined(directory: Path) -> bool:
+    """Return whether all workers had joined: then the coordinator has made a view."""
+    return any(event["event"] == "view" for event in Tail(directory / "events-coordinator.jsonl").read())
+
+
 def _accused(directory: Path) -> tuple[str, float] | None:
     for event in Tail(directory / "events-coordinator.jsonl").read():
         if event["event"] == "error":
-            return event["culprit"], event["time"]
+            return event["culprit"], event["monotonic"]
     return None
 
 

@@ -26,6 +26,7 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
+from ps_accordion.wire.silence import Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
 from .durable import ShardStore
@@ -92,6 +93,7 @@ class Server:
         self._layouts: dict[int, Layout] = {}
         self._garbage: dict[Peer, int] = {}
         self._heard: float | None = None
+        self._silence = Silence(settings.timeouts.heartbeat)
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
         self._stores: dict[int, ShardStore] = {}
@@ -182,6 +184,8 @@ class Server:
             if now >= beat or self._heard is None:
                 beat = now + limits.heartbeat
                 self._alive()
+            for note in self._silence.look({} if self._heard is None else {COORDINATOR: self._heard}, now):
+                self._events.write(event=note.event, **note.fields)
             silent = now - (born if self._heard is None else self._heard)
             if silent > (limits.join if self._heard is None else limits.lost):
                 raise Unreachable(

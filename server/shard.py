@@ -110,6 +110,7 @@ class Shard:
         if number not in self._layouts:
             mine = layout.keys_of_shard(self.number)
             self.records.update({(number, record.key.number): record for record in self._memory.hold(number, layout, mine)})
+            crashpoints.reach("s.layout")
             self._layouts[number] = layout
             largest = max((key.elements for key in mine), default=0)
             if largest > self._scratch.size:

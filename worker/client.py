@@ -16,11 +16,13 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import join_frames
+from ps_accordion.wire.silence import Silence
 from ps_accordion.wire.transport import Arrival, Transport
 
 from .compute import CodecThreads
 from .exchange import Exchange
 from .member import COORDINATOR, Connect, Membership
+from .overdue import Overdue
 from .record import Record
 from .transfer import Donor, Joiner
 
@@ -67,6 +69,8 @@ class Client:
         self._garbage: dict[Peer, int] = {}
         self._broken: set[str] = set()
         """Links to servers that have no connection."""
+        self._overdue = Overdue()
+        self._silence = Silence(settings.timeouts.heartbeat)
         self.state_bytes = 0
         """Bytes of the model's initial state that this worker has handed to others: start-up, whenever they ask."""
         self._on_tick: list[Callable[[], None]] = []
@@ -310,6 +314,7 @@ class Client:
         ]
         self.membership.waits = next((number for number, exchange in self.exchanges.items() if exchange.rounds.waits), -1)
         self._look_at_links(now)
+        self._note_silence(now)
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
         if self.error is None:
@@ -322,6 +327,14 @@ class Client:
             membership.synced = complete and membership.member and (bool(exchanges) or not membership.came_late)
             for callback in self._on_tick:
                 callback()
+
+    def _note_silence(self, now: float) -> None:
+        """Log whom this worker has waited for, or not heard, for some heartbeats."""
+        heard = self._overdue.look(self.exchanges, now)
+        if self.membership.joined:
+            heard[COORDINATOR] = self.membership.heard
+        for note in self._silence.look(heard, now):
+            self.events.write(event=note.event, **note.fields)
 
     def _look_at_links(self, now: float) -> None:
         """Notice which servers have been away and are back: whoever is there now may be a process that was started again."""

@@ -198,9 +198,13 @@ class Exchange(ABC):
                 norm=pushed.loss,
                 why="switch",
             )
-        self.client.carry(self.rounds.pushed(pushed.message, pushed.payload, time.monotonic()))
+        self._push(pushed.message, pushed.payload)
         if self.rounds.out:
             self._try_decide()
+
+    def _push(self, push: m.Push, payload: Payload | None) -> None:
+        self.client.record.push(push, payload)
+        self.client.carry(self.rounds.pushed(push, payload, time.monotonic()))
 
     def on_result(self, result: m.Result, frames: Sequence[Buffer]) -> None:
         """Take in a result."""
@@ -319,7 +323,7 @@ class Exchange(ABC):
         self._push_idle()
 
     def _push_idle(self) -> None:
-        rounds, now = self.rounds, time.monotonic()
+        rounds = self.rounds
         assert rounds.idle is not None
         for coder in self.coders:
             # Buffers are not a mean: who has none must not count.
@@ -327,4 +331,4 @@ class Exchange(ABC):
             push = coder.without_payload(
                 rounds.idle, round_=rounds.round, previous_skipped=rounds.previous_skipped, weight=weight
             )
-            self.client.carry(rounds.pushed(push, None, now))
+            self._push(push, None)

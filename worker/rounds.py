@@ -184,6 +184,10 @@ class Rounds:
         """Whether everything of the open round has been pushed, and its results are awaited."""
         return len(self._sent) == len(self.layout.keys) and not self.ended
 
+    def owing(self) -> set[str]:
+        """Return the names of the servers that have not answered every push of the open round."""
+        return {server_name(self.layout.keys[key].shard, self.settings) for key in self._sent if key not in self._results}
+
     def tick(self, now: float) -> list[Send]:
         """Ask after pushes that have had no result for too long."""
         if self.out:

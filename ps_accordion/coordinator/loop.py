@@ -17,15 +17,15 @@ from ..wire.transport import Transport, check_address
 from .log import Log
 from .machine import Coordinator
 
-__all__ = ["carry_out", "run"]
+__all__ = ["LOGGED", "carry_out", "run"]
 
 TICK_S = 0.1
 STATE = "state"
 """Folder of the run directory with what a process needs that is started again."""
 LEAVE_S = 0.1
 """Time for a message to leave, where a test kills this process after it."""
-_LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged"}
-"""Crash points behind records."""
+LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged", "over": "c.over_logged"}
+"""Crash points behind records, by what is recorded."""
 
 
 def run(settings: Settings, *, transport: Transport | None = None, listening: Callable[[str], None] | None = None) -> int:
@@ -100,11 +100,13 @@ def carry_out(actions: Iterable[Action], transport: Transport, events: JsonLines
         if isinstance(action, Send):
             _send(action, transport)
         elif isinstance(action, Note):
-            events.write(event=action.event, **action.fields)
+            # On one machine all processes have this clock, so the launcher can tell who was first; the other one may be set.
+            clock = {"monotonic": round(time.monotonic(), 6)} if action.event == "error" else {}
+            events.write(event=action.event, **action.fields, **clock)
             _say(action)
         elif isinstance(action, Record):
             log.append(action.fields)
-            reach(_LOGGED.get(action.fields["what"], ""))
+            reach(LOGGED.get(action.fields["what"], ""))
         else:
             return action
     return None
@@ -126,5 +128,9 @@ def _say(note: Note) -> None:
     elif note.event == "gone":
         who = f"server {note.fields['server']}" if "server" in note.fields else f"worker {note.fields['slot']}"
         print(f"coordinator: {who} {note.fields['why']}", file=sys.stderr)
+    elif note.event == "silent":
+        print(f"coordinator: {note.fields['name']} has not been heard for {note.fields['since_s']:.0f} s", file=sys.stderr)
+    elif note.event == "heard":
+        print(f"coordinator: {note.fields['name']} is heard again, after {note.fields['after_s']:.0f} s", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

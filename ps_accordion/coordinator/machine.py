@@ -28,6 +28,7 @@ from ..errors import ConfigError, RunAborted, WireError
 from ..regimes import check_settings
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
+from ..wire.silence import Silence
 from . import history
 from .clocks import Progress
 from .ending import Ending
@@ -72,6 +73,7 @@ class Coordinator:
         self._progress = Progress(settings.timeouts)
         self._membership = Membership(self.run, self._ending, self._progress)
         self._noted = now
+        self._silence = Silence(settings.timeouts.heartbeat)
         self._handlers: dict[type[m.Message], Callable[..., list[Action]]] = {
             m.Join: self._on_join,
             m.Declare: self._on_declare,
@@ -131,7 +133,7 @@ class Coordinator:
         """Look at the clock: who is silent, what has not happened, what is to be said again."""
         if self.over is not None:
             return self._ending.tick(now)
-        notes = self._look_at_servers(now)
+        notes = [*self._silence.look(self.run.heard(), now), *self._look_at_servers(now)]
         if (missed := self._missed(now)) is not None:
             return notes + missed
         if self.view is None:

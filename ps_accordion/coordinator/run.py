@@ -67,6 +67,11 @@ class Run:
         worker = self.workers.get(slot)
         return worker if worker is not None and worker.incarnation == incarnation else None
 
+    def heard(self) -> dict[str, float]:
+        """Return when everybody was heard last that is still waited for, by name."""
+        present: list[Worker | Server] = [worker for worker in self.workers.values() if not worker.left]
+        return {other.name: other.seen for other in (*present, *self.servers.values())}
+
     def everybody(self) -> tuple[Peer, ...]:
         """Return where to reach all that can be reached."""
         return peers_of([*self.servers.values(), *self.workers.values()])

@@ -69,7 +69,7 @@ def full(point):
     return pytest.param(point, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize("point", ["s.half:30", full("s.marked:30"), full("s.sent_some:30"), full("s.view")])
+@pytest.mark.parametrize("point", ["s.half:30", *map(full, ["s.layout", "s.marked:30", "s.sent_some:30", "s.view"])])
 def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
     """Both servers come to it; each is killed once."""
     assert digest_of(tmp_path, crash=point) == undisturbed()
@@ -85,6 +85,20 @@ def test_servers_killed_between_two_views_change_no_bit(tmp_path, undisturbed, p
     views = [event for event in events(tmp_path, "coordinator") if event["event"] == "view"]
     assert len(views) > 1
     assert all(event["members"] == views[0]["members"] for event in views)
+
+
+@pytest.mark.parametrize("point", [full("c.welcomed"), full("c.over_logged")])
+def test_a_coordinator_killed_at_a_point_changes_no_bit(tmp_path, undisturbed, point):
+    """While it takes workers in, or when the end is on its disk and nobody has been told."""
+    assert digest_of(tmp_path, crash=point) == undisturbed()
+    assert restarts(tmp_path) == {"coordinator": 1, "server 0": 0, "server 1": 0, "worker 0": 0, "worker 1": 0}
+
+
+@pytest.mark.parametrize("point", [full("c.proposed"), full("c.view_logged:2"), full("c.view_sent_some:2")])
+def test_a_coordinator_killed_while_it_makes_a_view_changes_no_bit(tmp_path, undisturbed, point):
+    """A server comes back at another address, so there is a view to make; its members, and so every sum, stay."""
+    assert digest_of(tmp_path, *OTHER_PORT, kills={10: "server 1"}, crash=point) == undisturbed()
+    assert restarts(tmp_path) == {"coordinator": 1, "server 0": 0, "server 1": 1, "worker 0": 0, "worker 1": 0}
 
 
 @pytest.mark.full
