@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ps_accordion.codecs.base import Coding, FloatVector, Payload
+from ps_accordion.codecs.base import Coding, FloatVector, Hint, Payload
 from ps_accordion.layout import Key
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer
@@ -82,6 +82,7 @@ class KeyRecord:
             None means all, before the first round.
         current_before: The same before the last finished round.
         open: Pushes of round `round + 1`, by slot.
+        hint: What makes the next fold faster; forgotten with the process.
     """
 
     key: Key
@@ -99,6 +100,7 @@ class KeyRecord:
     current: frozenset[int] | None = None
     current_before: frozenset[int] | None = None
     open: dict[int, Held] = field(default_factory=dict)
+    hint: Hint = field(default_factory=Hint)
 
     def start(self, *, skipped: bool) -> int:
         """Return the half from which the next fold starts: the last round's own start if that round was skipped."""

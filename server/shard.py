@@ -344,6 +344,7 @@ class Shard:
             reply=reply,
             held=[(part.offset, part.length) for part in key.elements_of(start.used)],
             rule=self.settings.codec.residual_at_switch if 0 < start.bound < bound else "keep",
+            hint=record.hint,
         )
         crashpoints.reach("s.half")
         if folded is None:

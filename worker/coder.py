@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ps_accordion.codecs import encode_holding, registry, settle
+from ps_accordion.codecs import Hint, encode_holding, registry, settle, workspace
 from ps_accordion.codecs.base import Coding, FloatVector, Payload
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key
@@ -64,6 +64,7 @@ class KeyCoder:
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot
         self._bound = 0
+        self._hint = Hint()
         self._out: Payload | None = None
 
     @property
@@ -104,7 +105,14 @@ class KeyCoder:
         seed = seed_for(settings.seed, self.layout, key.number, round_, who)
         out = self._room(bound)
         unused = [(part.offset, part.length) for part in key.elements_of(used)]
-        encoded = encode_holding(codec, gradient, self._residual, unused, level=choice.level, seed=seed, out=out)
+        old, rest = self._residual, None if self._residual is None else workspace.take(key.elements)
+        encoded = encode_holding(
+            codec, gradient, old, unused, level=choice.level, seed=seed, out=out, rest=rest, hint=self._hint
+        )  # fmt: skip
+        if old is not None and rest is not None:
+            if encoded is not None:
+                self._residual, rest = rest, old
+            workspace.give(rest)
         if encoded is None:
             if self._residual is not None and before is not None:
                 self._residual[:] = before
