@@ -38,6 +38,8 @@ __all__ = ["Server", "ShardThread", "run"]
 GARBAGE_LIMIT = 3
 """Unreadable messages in a row that one member may send: a checksum fails by chance once in years, three times never."""
 Task = Callable[[Shard], list[Action]]
+TOGETHER = 4
+"""Tasks of a shard after which the thread of the sockets is woken, if more are queued: to send several results at once."""
 Packed = tuple[tuple[Peer, ...], list[Buffer]]
 
 
@@ -62,16 +64,21 @@ class ShardThread:
         self._thread.join()
 
     def _run(self) -> None:
+        since = 0
         while (task := self._tasks.get()) is not None:
             try:
                 for action in task(self.shard):
                     if isinstance(action, Send):
-                        self._transport.post((action.peers, framing.pack(action.message, action.payload)))
+                        self._transport.post((action.peers, framing.pack(action.message, action.payload)), wake=False)
                     elif isinstance(action, Note):
                         self._events.write(event=action.event, **action.fields)
             except BaseException as error:  # the run must end with the true cause, not hang for want of a result
                 self._transport.post(error)
                 return
+            since += 1
+            if since >= TOGETHER or self._tasks.empty():
+                since = 0
+                self._transport.wake()
 
 
 class Server:

@@ -64,8 +64,8 @@ class Client:
         self.joiners: dict[int, Joiner] = {}
         self.events = JsonLines(None)
         self.record = Record(None)
-        self.codecs = CodecThreads(threads, self.fail)
         self.transport = transport or Transport()
+        self.codecs = CodecThreads(threads, self.fail, self.transport.wake)
         self._garbage: dict[Peer, int] = {}
         self._broken: set[str] = set()
         """Links to servers that have no connection."""
@@ -99,6 +99,10 @@ class Client:
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` on the thread that owns the sockets."""
         self.transport.post(function)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Do the same from a task of a codec thread, which wakes the other one after some of them."""
+        self.transport.post(function, wake=False)
 
     def fail(self, error: BaseException) -> None:
         """End this worker's part in the run because of `error`. The first error is the one that counts."""

@@ -181,7 +181,7 @@ class Exchange(ABC):
             began = time.perf_counter()
             self._decode(key, decode, current)
             seconds = time.perf_counter() - began
-            self.client.call(lambda: self._on_decoded(decode, seconds))
+            self.client.call_soon(lambda: self._on_decoded(decode, seconds))
 
         return work
 

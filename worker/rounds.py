@@ -253,10 +253,11 @@ class Rounds:
             raise WireError(f"result of key {result.key}: expected {key.elements} elements, got {result.elements}")
         payload = join_frames(frames[: len(result.frames)], result.frames)
         try:
-            registry.get(result.codec).check_level(result.level)
+            codec = registry.find(registry.DEFAULT, result.codec)
+            codec.check_level(result.level)
         except CodecError as error:
             raise WireError(f"result of key {result.key}: {error}") from None
-        registry.get(result.codec).validate(payload, coding_of(result))
+        codec.validate(payload, coding_of(result))
         return Decode(result.key, result, payload)
 
     def _may_count(self, result: m.Result) -> bool:

@@ -12,6 +12,7 @@ Payload, little-endian, with C = ceil(n / 32768) chunks:
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,6 +35,9 @@ CHUNK = 1 << 15
 """Elements that a 16-bit index reaches. A power of two, and half of what fits, so that a chunk's count fits too."""
 MAX_ELEMENTS = 1 << 32
 """Indices are 32 bits wide while they are chosen."""
+
+KEPT = 1024
+"""Pairs of length and level whose count is remembered: it is asked for a dozen times a key and round."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,7 @@ class TopK(Codec):
 
     def kept(self, elements: int, level: float) -> int:
         """Return k: how many of `elements` are sent at most, `max(1, ceil(level * elements))` in float64."""
-        self.check_level(level)
-        return min(elements, max(1, math.ceil(level * elements)))
+        return _kept(elements, level)
 
     def payload_bound(self, elements: int, level: float) -> int:
         """Return the length in bytes of a payload with k values, which is every payload unless fewer are not zero."""
@@ -164,6 +167,12 @@ class TopK(Codec):
     @staticmethod
     def _length(elements: int, count: int, form: ValueFormat) -> int:
         return values.PREAMBLE + count * (values.width(form) + 2) + 2 * _chunks(elements)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _kept(elements: int, level: float) -> int:
+    check_fraction(TopK.name, level)
+    return min(elements, max(1, math.ceil(level * elements)))
 
 
 def _chunks(elements: int) -> int:

@@ -239,6 +239,8 @@ class SimulatedClient(Client):
         world, process = self.process.world, self.process
         world.at(0.0, lambda: world._run(process, function), process)
 
+    call_soon = call
+
     def _submit(self, key, work):
         """Do work on the thread that owns a key: after all that came before it for this key."""
         world, process = self.process.world, self.process
