@@ -69,7 +69,7 @@ class KeyCoder:
 
     @property
     def residual(self) -> FloatVector | None:
-        """What pushes have not carried, float32[key.elements]; None before the first. Owned by the coder, which changes it."""
+        """What pushes have not carried, float32[key.elements]; None before the first. The coder's: other memory after a push."""
         if self._residual is None and self._begun:
             return np.zeros(self.key.elements, np.float32)
         return self._residual
