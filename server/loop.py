@@ -26,7 +26,7 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
-from ps_accordion.wire.silence import Silence
+from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
 from .durable import ShardStore
@@ -181,8 +181,12 @@ class Server:
         limits = self.settings.timeouts
         born = due = time.monotonic()
         beat = 0.0
+        absence = Absence(born)
         while self._over is None:
-            for arrival in self._transport.poll(max(0.0, due - time.monotonic())):
+            arrivals = self._transport.poll(max(0.0, due - time.monotonic()))
+            if (away := absence.look(time.monotonic())) and self._heard is not None:
+                self._heard += away
+            for arrival in arrivals:
                 self._dispatch(arrival)
             now = time.monotonic()
             if now < due:

@@ -16,7 +16,7 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import join_frames
-from ps_accordion.wire.silence import Silence
+from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport
 
 from .compute import CodecThreads
@@ -221,9 +221,11 @@ class Client:
 
     def _run(self) -> None:
         due = time.monotonic()
+        absence = Absence(due)
         try:
             while not self._stopping:
                 arrivals = self.transport.poll(max(0.0, due - time.monotonic()))
+                self.membership.heard += absence.look(time.monotonic())
                 for arrival in arrivals:
                     self._guarded(functools.partial(self._dispatch, arrival))
                 if time.monotonic() >= due:

@@ -13,6 +13,7 @@ from ..errors import StorageError
 from ..telemetry.events import JsonLines
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Record, Send, Stop
+from ..wire.silence import Absence
 from ..wire.transport import Transport, check_address
 from .log import Log
 from .machine import Coordinator
@@ -73,9 +74,13 @@ def run(settings: Settings, *, transport: Transport | None = None, listening: Ca
 
 def _serve(machine: Coordinator, transport: Transport, events: JsonLines, log: Log) -> int:
     due = time.monotonic() + TICK_S
+    absence = Absence(time.monotonic())
     while True:
         actions: list[Action] = []
-        for arrival in transport.poll(max(0.0, due - time.monotonic())):
+        arrivals = transport.poll(max(0.0, due - time.monotonic()))
+        if away := absence.look(time.monotonic()):
+            actions += machine.away(away, time.monotonic())
+        for arrival in arrivals:
             if arrival.lost:
                 actions += machine.lost(arrival.peer, time.monotonic())
             elif arrival.error is not None:

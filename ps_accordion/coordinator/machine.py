@@ -129,6 +129,21 @@ class Coordinator:
                 other.lost = now
         return []
 
+    def away(self, seconds: float, now: float) -> list[Action]:
+        """Note that this process has heard nobody for a time, because it was stopped: nobody was silent in it.
+
+        Args:
+            seconds: How long.
+            now: The time, at which it listens again.
+        """
+        everybody: list[Worker | Server] = [*self.workers.values(), *self.servers.values()]
+        for other in everybody:
+            other.seen = min(now, other.seen + seconds)
+            other.lost += seconds
+        for worker in self.workers.values():
+            worker.since = min(now, worker.since + seconds)
+        return [Note("away", {"for_s": round(seconds, 3)})]
+
     def tick(self, now: float) -> list[Action]:
         """Look at the clock: who is silent, what has not happened, what is to be said again."""
         if self.over is not None:

@@ -62,3 +62,25 @@ def test_a_worker_that_has_left_is_not_silent():
     job = Job().started().declared()
     job.say(b"w1", leave(1))
     assert noticed(job, "worker 1", "silent", limit=5.0) == {}
+
+
+@pytest.mark.parametrize("options", [{"run_directory": "/run"}, {}])
+def test_a_coordinator_that_was_stopped_blames_nobody(options):
+    """It has heard nobody for minutes because it did not listen: no eviction, no view, no end of the run."""
+    job = Job(**options).started().declared()
+    job.now += 200.0
+    actions = job.machine.away(200.0, job.now)
+    assert notes(actions, "away") == [{"for_s": 200.0}]
+    actions = job.later(0.1)
+    assert job.machine.phase == "running"
+    assert [notes(actions, event) for event in ("silent", "gone", "proposal", "error")] == [[], [], [], []]
+
+
+def test_a_peer_that_dies_while_the_coordinator_is_stopped_is_noticed_afterwards():
+    """As soon as if it had died when the coordinator went on."""
+    job = Job(run_directory="/run").started().declared()
+    job.now += 60.0
+    job.machine.away(60.0, job.now)
+    times = noticed(job, "worker 1", "silent", "gone")
+    assert times["silent"] + LAST_WORD <= 3.0
+    assert times["gone"] <= 11.0

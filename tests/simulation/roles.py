@@ -136,7 +136,6 @@ class ServerProcess(Process):
     def __init__(self, world, number):
         super().__init__(world, number)
         self.shard = self._shard()
-        self.view = self.shard.epoch
         self.relay = Relay()
         self.layouts = self.shard.layouts
         self.beat = 0.0
@@ -155,9 +154,6 @@ class ServerProcess(Process):
         shard, peer = self.shard, source.encode()
         match message:
             case m.View():
-                self.view = max(
-                    self.view, message.p
-                )  # also one that its shard does not obey, because it has promised a later one
                 self._carry(shard.on_view(message))
                 self._alive()
             case m.Freeze():
@@ -204,10 +200,10 @@ class ServerProcess(Process):
 
     def _alive(self):
         self.beat = self.world.now + self.world.settings.timeouts.heartbeat
-        terms = self.world.terms if self.view < 0 else {}
+        terms = self.world.terms if self.shard.epoch < 0 else {}
         layouts = [(number, layout.digest) for number, layout in self.layouts.items()]
         shards = [(self.number, self.shard.boot)]
-        self.post(COORDINATOR, m.ServerAlive(self.number, f"ipc://{self.name}", shards, layouts, self.view, terms))
+        self.post(COORDINATOR, m.ServerAlive(self.number, f"ipc://{self.name}", shards, layouts, self.shard.epoch, terms))
 
     def describe(self):
         records = {key: (record.round, record.epoch, sorted(record.open)) for (_, key), record in self.shard.records.items()}

@@ -1,8 +1,10 @@
 """A server is killed in the middle of a run and started again: the parameters are those of a run that nothing happened to."""
 
 import functools
+import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from launched import events, launch
@@ -153,6 +155,35 @@ def test_a_full_disk_ends_the_run_with_its_own_code(tmp_path):
     code, said = launch(tmp_path, script, largest_file=8192)
     assert code == 8
     assert "expected room for" in said
+
+
+@pytest.mark.full
+def test_a_disk_that_fills_up_in_the_middle_ends_the_run_and_names_the_file(tmp_path):
+    """Of the run's own files only the logs grow; what was written of them is whole."""
+    code, said = launch(tmp_path, "STEPS, KILLS = 20_000, {}\n" + SCRIPT, *AGAIN, largest_file=400)
+    assert code != 0
+    named = re.findall(r"(\S+\.jsonl): expected to append a line of the log, got: File too large; make room", said)
+    assert named, said
+    rows = [json.loads(line) for line in Path(named[0]).read_text().splitlines(keepends=True) if line.endswith("\n")]
+    assert len(rows) > 100
+
+
+JUMPS = """
+import itertools, time
+real, readings = time.time, itertools.count()
+time.time = lambda: real() + 3600 * (next(readings) // 3 % 3 - 1)
+"""
+
+
+@pytest.mark.full
+def test_a_clock_that_jumps_by_an_hour_changes_nothing(tmp_path, undisturbed, monkeypatch):
+    """To and fro with every third reading, in all processes, while a server and the coordinator are killed."""
+    (tmp_path / "sitecustomize.py").write_text(JUMPS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert digest_of(tmp_path, kills={10: "server 1", 20: "coordinator"}) == undisturbed()
+    times = [event["time"] for event in events(tmp_path, "coordinator")]
+    assert max(times) - min(times) > 3000, "the clock did not jump"
+    assert restarts(tmp_path) == {"coordinator": 1, "server 0": 0, "server 1": 1, "worker 0": 0, "worker 1": 0}
 
 
 def test_the_state_of_another_run_is_refused(tmp_path):

@@ -1,7 +1,7 @@
 """Who falls silent is named once, within seconds, and once more when that is over."""
 
 from ps_accordion.wire.actions import Note
-from ps_accordion.wire.silence import Silence
+from ps_accordion.wire.silence import AWAY_S, Absence, Silence
 
 
 def test_silence_is_said_once_and_its_end_too():
@@ -27,3 +27,11 @@ def test_a_peer_that_spoke_once_and_fell_silent_again_is_named_again():
     silence = Silence(0.4)
     silence.look({"worker 0": 10.0}, 13.0)
     assert [note.event for note in silence.look({"worker 0": 13.5}, 16.0)] == ["heard", "silent"]
+
+
+def test_who_was_away_knows_for_how_long():
+    """Looks that come ten times a second are none; what lies between two that do not is said once."""
+    absence = Absence(10.0)
+    assert [absence.look(now) for now in (10.1, 10.2, 10.2 + AWAY_S)] == [0.0, 0.0, 0.0]
+    assert absence.look(71.2) == 60.0
+    assert absence.look(71.3) == 0.0
