@@ -31,6 +31,7 @@ __all__ = [
     "Manifest",
     "Part",
     "commit",
+    "complete",
     "find",
     "folder",
     "part_named",
@@ -188,7 +189,7 @@ def _prune(root: Path, step: int, keep: int) -> None:
     for old in sorted(root.glob(f"step-*{_PARTIAL}")):
         if old.name < partial(root, step).name:
             shutil.rmtree(old)
-    before = [old for old in _complete(root) if old.name <= folder(root, step).name]
+    before = [old for old in complete(root) if old.name <= folder(root, step).name]
     for old in before[:-keep]:
         shutil.rmtree(old)
 
@@ -262,7 +263,7 @@ def find(path: Path) -> tuple[Path, list[str]]:
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         _verify(path)
         return path, []
-    known, said = _complete(path), list[str]()
+    known, said = complete(path), list[str]()
     for candidate in reversed(known):
         try:
             _verify(candidate)
@@ -280,7 +281,7 @@ def _verify(path: Path) -> None:
         read_part(path, part)
 
 
-def _complete(root: Path) -> list[Path]:
+def complete(root: Path) -> list[Path]:
     """Return the folders of complete checkpoints, oldest first."""
     return sorted(path for path in root.glob("step-*") if not path.name.endswith(_PARTIAL))
 
