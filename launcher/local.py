@@ -130,6 +130,10 @@ def _placed(settings: Settings, sockets: Path, link: Link) -> Settings:
         values["servers.bind"] = f"ipc://{sockets}/s{{number}}"
     directory = Path(settings.run.directory) if settings.run.directory else new_run_directory()
     values["run.directory"] = str(directory.absolute())
+    if settings.checkpoint.directory:
+        values["checkpoint.directory"] = str(Path(settings.checkpoint.directory).absolute())
+    if settings.checkpoint.resume:
+        values["checkpoint.resume"] = str(Path(settings.checkpoint.resume).absolute())
     return settings.replaced(values, source="the launcher")
 
 
