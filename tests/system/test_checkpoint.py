@@ -97,7 +97,7 @@ def test_a_job_goes_on_from_a_checkpoint_on_another_number_of_servers(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)  # twenty-one runs
 def test_stopped_at_any_of_ten_rounds_it_ends_as_if_it_had_not_been(tmp_path):
     """At rounds before, at and behind skipped ones; every time on as many servers as the number says."""
     stops = {2: 1, 4: 2, 5: 3, 6: 1, 8: 2, 12: 3, 13: 1, 14: 2, 18: 3, 22: 1}
