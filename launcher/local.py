@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ps_accordion import config
+from ps_accordion import checkpoint, config
 from ps_accordion.config import ENVIRONMENT_PREFIX, CoordinatorSettings, ServerSettings, Settings
 from ps_accordion.errors import ConfigError
 from ps_accordion.role import CONFIG_VARIABLE
@@ -56,7 +56,7 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
             f"policy {settings.regime.policy}; run directory {_shown(directory)}"
         )
         with contextlib.closing(JsonLines.of_role(str(directory), "events", "launcher")) as events:
-            return supervise(
+            ending = supervise(
                 _programs(settings, directory / "config.toml", (program, *command[1:])),
                 screen=screen,
                 guard=guard,
@@ -68,6 +68,10 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
                 progress=_progress(directory).update,
                 accused=lambda: _accused(directory),
             )
+        checkpoints = Path(settings.checkpoint_directory)
+        if ending.exit_code and checkpoint.complete(checkpoints):
+            screen.say(f"to go on from the last checkpoint: ps-accordion launch --resume {_shown(checkpoints)} ...")
+        return ending
 
 
 def new_run_directory() -> Path:
@@ -126,6 +130,10 @@ def _placed(settings: Settings, sockets: Path, link: Link) -> Settings:
         values["servers.bind"] = f"ipc://{sockets}/s{{number}}"
     directory = Path(settings.run.directory) if settings.run.directory else new_run_directory()
     values["run.directory"] = str(directory.absolute())
+    if settings.checkpoint.directory:
+        values["checkpoint.directory"] = str(Path(settings.checkpoint.directory).absolute())
+    if settings.checkpoint.resume:
+        values["checkpoint.resume"] = str(Path(settings.checkpoint.resume).absolute())
     return settings.replaced(values, source="the launcher")
 
 

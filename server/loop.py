@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Buffer
 
-from ps_accordion import crashpoints
+from ps_accordion import checkpoint, crashpoints
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
@@ -29,6 +29,7 @@ from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
+from .checkpoint import Residuals, save
 from .durable import ShardStore
 from .relay import Relay
 from .shard import COORDINATOR, Shard
@@ -105,6 +106,8 @@ class Server:
         self._address = ""
         self._stores: dict[int, ShardStore] = {}
         self._threads: dict[int, ShardThread] = {}
+        self._said_saved: dict[int, m.Saved] = {}
+        """The answer for the last checkpoint, by shard; each shard's thread has its own entry."""
 
     def run(self, *, listening: Callable[[str], None] | None = None) -> int:
         """Serve until the run is over; return the exit code.
@@ -129,8 +132,10 @@ class Server:
             if listening is not None:
                 listening(self._address)
             warm()
+            resume = self.settings.checkpoint.resume
+            restore = Residuals(Path(resume)).restored if resume else None
             for number, store in self._stores.items():
-                shard = Shard(number, store.boot, self.settings, store=store)
+                shard = Shard(number, store.boot, self.settings, store=store, restore=restore)
                 self._threads[number] = ShardThread(shard, self._transport, self._events)
             self._recall()
             self._events.write(event="start", address=self._address, shards=list(self._threads), view=self.view, lost=self._lost)
@@ -275,12 +280,22 @@ class Server:
                 owner = self._threads.get(self._layouts[message.layout].keys[0].shard)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_plan(message.layout, message.version, plan))
+            case m.Save():
+                self._to_all(lambda shard: [Send((COORDINATOR,), self._saved(shard, message))])
             case m.Refused():
                 raise JoinRefused(f"the coordinator at {self.settings.coordinator.address} refused: {message.reason}")
             case m.Ended() | m.Abort():
                 self._over = message
             case _:
                 pass
+
+    def _saved(self, shard: Shard, request: m.Save) -> m.Saved:
+        """Write a shard's part of a checkpoint, on its thread; who asks again gets the same answer."""
+        known = self._said_saved.get(shard.number)
+        if known is None or known.step != request.step or known.error:
+            root = Path(self.settings.checkpoint_directory)
+            known = self._said_saved[shard.number] = save(shard, request, checkpoint.partial(root, request.step))
+        return known
 
     def _from_worker(self, peer: Peer, message: m.Message, payload: Sequence[Buffer]) -> None:
         actions: list[Action] = []

@@ -75,6 +75,7 @@ class Client:
         """Bytes of the model's initial state that this worker has handed to others: start-up, whenever they ask."""
         self._on_tick: list[Callable[[], None]] = []
         self._on_heard: list[Callable[[m.Heard], None]] = []
+        self._on_kept: list[Callable[[m.Kept], None]] = []
         self._on_wanted: list[Callable[[m.Get], None]] = []
         self._on_failure: list[Callable[[BaseException], None]] = []
         self._changed = threading.Condition()
@@ -125,6 +126,10 @@ class Client:
     def on_heard(self, callback: Callable[[m.Heard], None]) -> None:
         """Call `callback`, on the socket's thread, when the coordinator has heard a report."""
         self._on_heard.append(callback)
+
+    def on_kept(self, callback: Callable[[m.Kept], None]) -> None:
+        """Call `callback`, on the socket's thread, when the coordinator says what has become of a checkpoint."""
+        self._on_kept.append(callback)
 
     def on_wanted(self, callback: Callable[[m.Get], None]) -> None:
         """Call `callback`, on the socket's thread, when a state is asked for that nobody has handed out yet."""
@@ -279,6 +284,9 @@ class Client:
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)
+            case m.Kept():
+                for keep in self._on_kept:
+                    keep(message)
             case m.Refuse():
                 raise WireError(f"{arrival.peer!r} refused what this worker sent: {message.reason}")
             case m.Get():

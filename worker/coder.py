@@ -63,7 +63,7 @@ class KeyCoder:
         self.incarnation = incarnation
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot
-        self._bound = 0
+        self.bound = 0
         self._hint = Hint()
         self._out: Payload | None = None
 
@@ -98,7 +98,7 @@ class KeyCoder:
         if not exact and self._residual is None:
             self._residual = np.zeros(key.elements, np.float32)
         loss, before = 0.0, None
-        if self._residual is not None and 0 < self._bound < bound:
+        if self._residual is not None and 0 < self.bound < bound:
             before = self._residual.copy()
             loss = settle(settings.codec.residual_at_switch, self._residual, gradient)
         who = SHARED if codec.shared_seed else self._slot + 1
@@ -118,7 +118,7 @@ class KeyCoder:
                 self._residual[:] = before
             push = self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped, weight=weight)
             return Pushed(push, None, 0.0)
-        self._bound = bound
+        self.bound = bound
         if exact and not unused:
             self._residual = None  # all of it is on its way, and zeros need not be added in the next round
         payload = out[: encoded.nbytes]

@@ -69,6 +69,8 @@ class Coder(Protocol):
     key: Key
     incarnation: int
     """Of this worker, in the headers of its pushes."""
+    bound: int
+    """Bytes of the last push's bound, 0 before the first: a larger one means that compression has turned lighter."""
 
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""

@@ -9,6 +9,7 @@ Each record is plain JSON with a `what`; `History` is what a sequence of them me
     proposed {p, members}                          before any shard is asked to promise
     view     {view, out}                           before anybody obeys it; `out` lists all (slot, incarnation) that were removed
     planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
+    kept     {message}                             before a worker hears that a checkpoint is complete, which it is
     ending   {}                                    some worker's rounds have ended: no view follows
     over     {message}                             before anybody is told that the run is over
 """
@@ -26,7 +27,20 @@ from ..errors import ConfigError
 from ..wire import messages as m
 from ..wire.actions import Record
 
-__all__ = ["History", "Joined", "PastLayout", "ending", "late", "layout", "opened", "over", "planned", "proposed", "viewed"]
+__all__ = [
+    "History",
+    "Joined",
+    "PastLayout",
+    "ending",
+    "kept",
+    "late",
+    "layout",
+    "opened",
+    "over",
+    "planned",
+    "proposed",
+    "viewed",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,7 @@ class History:
         layouts: By number.
         ending: Whether some worker's rounds have ended.
         over: What everybody was told at the end.
+        kept: The last complete checkpoint.
     """
 
     incarnations: int = 0
@@ -81,6 +96,7 @@ class History:
     layouts: dict[int, PastLayout] = field(default_factory=dict)
     ending: bool = False
     over: m.Ended | m.Abort | None = None
+    kept: m.Kept | None = None
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> History:
@@ -119,6 +135,8 @@ class History:
             case {"what": "planned", "layout": number, "version": version, "rate": rate}:
                 self.layouts[number].version = version
                 self.layouts[number].rate = rate
+            case {"what": "kept", "message": fields}:
+                self.kept = msgspec.convert(fields, m.Kept)
             case {"what": "ending"}:
                 self.ending = True
             case {"what": "over", "message": fields}:
@@ -169,6 +187,11 @@ def viewed(view: m.View, out: Sequence[tuple[int, int]]) -> Record:
 def planned(number: int, version: int, rate: float | None) -> Record:
     """A plan of this version is given out."""
     return Record({"what": "planned", "layout": number, "version": version, "rate": rate})
+
+
+def kept(message: m.Kept) -> Record:
+    """A checkpoint is complete."""
+    return Record({"what": "kept", "message": msgspec.json.decode(msgspec.json.encode(message))})
 
 
 def ending() -> Record:

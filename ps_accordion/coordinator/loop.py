@@ -6,7 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from .. import checkpoint
 from ..config import Settings, job_of
 from ..crashpoints import reach
 from ..errors import StorageError
@@ -15,12 +19,16 @@ from ..wire import messages as m
 from ..wire.actions import Action, Note, Record, Send, Stop
 from ..wire.silence import Absence
 from ..wire.transport import Transport, check_address
+from .checkpoints import Due
+from .layouts import Resume
 from .log import Log
 from .machine import Coordinator
 
 __all__ = ["LOGGED", "carry_out", "run"]
 
 TICK_S = 0.1
+PLANNERS = "coordinator.msgpack"
+"""The coordinator's own part of a checkpoint."""
 STATE = "state"
 """Folder of the run directory with what a process needs that is started again."""
 LEAVE_S = 0.1
@@ -53,7 +61,7 @@ def run(settings: Settings, *, transport: Transport | None = None, listening: Ca
     try:
         # First the log: its lock keeps two coordinators of one job from ever being heard side by side.
         with Log.open(directory, job=job_of(settings)) as log:
-            machine = Coordinator(settings, time.monotonic(), records=log.records)
+            machine = Coordinator(settings, time.monotonic(), records=log.records, resume=_resume(settings))
             resolved = transport.listen(address, watch=True)
             if listening is not None:
                 listening(resolved)
@@ -90,9 +98,39 @@ def _serve(machine: Coordinator, transport: Transport, events: JsonLines, log: L
         if time.monotonic() >= due:
             due = time.monotonic() + TICK_S
             actions += machine.tick(time.monotonic())
+        if (ready := machine.checkpoints.due) is not None:
+            actions += machine.checkpoints.kept(*_keep(ready, machine.settings), time.monotonic())
         stop = carry_out(actions, transport, events, log)
         if stop is not None:
             return stop.code
+
+
+def _resume(settings: Settings) -> Resume | None:
+    """Read the checkpoint that the job goes on from, if one is set.
+
+    Raises:
+        ConfigError: There is none, or it is of another job.
+        StorageError: It is damaged.
+    """
+    if not settings.checkpoint.resume:
+        return None
+    path = Path(settings.checkpoint.resume)
+    manifest = checkpoint.read(path)
+    manifest.refuse_other_terms(settings.terms(), where=path)
+    planners = checkpoint.read_part(path, checkpoint.part_named(manifest, PLANNERS, where=path))
+    return Resume(manifest, msgspec.msgpack.decode(planners, type=dict[int, dict[str, Any]]))
+
+
+def _keep(due: Due, settings: Settings) -> tuple[str, int, str]:
+    """Complete a checkpoint on the disk; return where it is, its bytes, and why it is not there (empty where it is)."""
+    root = Path(settings.checkpoint_directory)
+    try:
+        own = checkpoint.write_part(checkpoint.partial(root, due.manifest.step), PLANNERS, due.planners)
+        manifest = msgspec.structs.replace(due.manifest, parts=[*due.manifest.parts, own])
+        path = checkpoint.commit(root, manifest, keep=settings.checkpoint.keep)
+    except StorageError as error:
+        return "", 0, str(error)
+    return str(path), manifest.nbytes, ""
 
 
 def carry_out(actions: Iterable[Action], transport: Transport, events: JsonLines, log: Log) -> Stop | None:
@@ -137,5 +175,11 @@ def _say(note: Note) -> None:
         print(f"coordinator: {note.fields['name']} has not been heard for {note.fields['since_s']:.0f} s", file=sys.stderr)
     elif note.event == "heard":
         print(f"coordinator: {note.fields['name']} is heard again, after {note.fields['after_s']:.0f} s", file=sys.stderr)
+    elif note.event == "checkpoint":
+        size, seconds = note.fields["nbytes"] / 1e6, note.fields["seconds"]
+        print(f"coordinator: checkpoint of step {note.fields['step']}: {size:.1f} MB in {seconds:.2f} s, {note.fields['path']}")
+        sys.stdout.flush()
+    elif note.event == "no checkpoint":
+        print(f"coordinator: no checkpoint of step {note.fields['step']}: {note.fields['reason']}", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

@@ -30,9 +30,11 @@ from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
 from ..wire.silence import Silence
 from . import history
+from .checkpoints import Checkpoints
 from .clocks import Progress
 from .ending import Ending
 from .history import History, Joined
+from .layouts import Resume
 from .membership import LOST_BEATS, WAITING_NOTE_S, Membership
 from .roster import Server, Worker, disagreement
 from .run import Run
@@ -47,13 +49,16 @@ class Coordinator:
         settings: The settings of the job, which bind everybody who joins.
         now: The time at the start, in seconds of any monotonic clock; all later times are of the same clock.
         records: What earlier coordinators of the run have asked to `Record`, in order; this one goes on from there.
+        resume: The checkpoint that the run goes on from.
 
     Raises:
         ConfigError: `[regime]` names no policy or no window, or more workers are needed than there are.
         CodecError: `[codec]` names no codec, or a level that it does not have.
     """
 
-    def __init__(self, settings: Settings, now: float, *, records: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, settings: Settings, now: float, *, records: Iterable[Mapping[str, Any]] = (), resume: Resume | None = None
+    ) -> None:
         # Now, not when the first model is declared: by then others would wait for an answer.
         check_settings(settings.regime)
         for level in (settings.codec.light, settings.codec.heavy):
@@ -64,7 +69,7 @@ class Coordinator:
             )
         past = History.of(records)
         self.settings = settings
-        self.run = Run(settings, past, now)
+        self.run = Run(settings, past, now, resume)
         self.workers = self.run.workers
         self.servers = self.run.servers
         self.layouts = self.run.layouts
@@ -72,6 +77,7 @@ class Coordinator:
         self._ending = Ending(self.run, past, now)
         self._progress = Progress(settings.timeouts)
         self._membership = Membership(self.run, self._ending, self._progress)
+        self.checkpoints = Checkpoints(self.run, past.kept)
         self._noted = now
         self._silence = Silence(settings.timeouts.heartbeat)
         self._handlers: dict[type[m.Message], Callable[..., list[Action]]] = {
@@ -82,6 +88,7 @@ class Coordinator:
             m.Frozen: lambda _peer, frozen, _, now: self._membership.frozen(frozen, now),
             m.Report: self._on_report,
             m.Rate: self._on_rate,
+            m.Saved: lambda peer, saved, _, now: self.checkpoints.saved(peer, saved, now),
             m.Leave: self._on_leave,
             m.Fault: self._on_fault,
             m.Bye: self._on_bye,
@@ -153,7 +160,7 @@ class Coordinator:
             return notes + missed
         if self.view is None:
             return notes + self._gather(now)
-        return notes + self._membership.tick(now) + self._pending_plans()
+        return notes + self._membership.tick(now) + self._pending_plans() + self.checkpoints.tick(now)
 
     def _look_at_servers(self, now: float) -> list[Action]:
         """Note which servers are taken for dead."""
@@ -319,7 +326,9 @@ class Coordinator:
         settings = self.settings
         if self.view is not None or len(self.workers) < settings.workers.count or len(self.servers) < settings.servers.count:
             return []
-        view = self.views.first({slot: worker.incarnation for slot, worker in self.workers.items()}, self.run.shards())
+        view = self.views.first(
+            {slot: worker.incarnation for slot, worker in self.workers.items()}, self.run.shards(), self.run.first_rounds
+        )
         note = Note("view", {"p": 1, "members": view.members, "waited_s": round(now - self.run.born, 3)})
         tell: list[Action] = [history.viewed(view, []), note, Send(self.run.everybody(), view)]
         return [*tell, *self.layouts.open(self.views.members, self.servers.values())]
@@ -365,6 +374,8 @@ class Coordinator:
         if alive.busy != worker.busy:
             worker.busy, worker.since = alive.busy, now
             actions.append(Note("busy", {"slot": worker.slot, "what": worker.busy}))
+        if alive.waits >= 0:
+            actions += self.checkpoints.waits(worker.slot, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits)
         if self.view is not None and alive.view < self.view.p:
             actions.append(Send((peer,), self.view))
         return actions

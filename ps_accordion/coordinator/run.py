@@ -6,7 +6,7 @@ from ..config import Settings
 from ..wire import messages as m
 from ..wire.actions import Peer
 from .history import History
-from .layouts import Layouts
+from .layouts import Layouts, Resume
 from .roster import Server, Worker, peers_of
 from .views import ShardPlace, Views
 
@@ -20,6 +20,7 @@ class Run:
         settings: The settings of the job.
         history: What earlier coordinators of the run have logged. Whoever it names has `timeouts.dead` from now to be heard.
         now: The time.
+        resume: The checkpoint that the run goes on from.
 
     Attributes:
         workers: By slot.
@@ -31,9 +32,10 @@ class Run:
         born: When this coordinator began.
     """
 
-    def __init__(self, settings: Settings, history: History, now: float) -> None:
+    def __init__(self, settings: Settings, history: History, now: float, resume: Resume | None = None) -> None:
         self.settings = settings
-        self.layouts = Layouts(settings, history)
+        self.resume = resume
+        self.layouts = Layouts(settings, history, resume)
         self.views = Views(history)
         self.incarnations = history.incarnations
         self.ending = history.ending
@@ -75,6 +77,11 @@ class Run:
     def everybody(self) -> tuple[Peer, ...]:
         """Return where to reach all that can be reached."""
         return peers_of([*self.servers.values(), *self.workers.values()])
+
+    @property
+    def first_rounds(self) -> dict[int, int]:
+        """The round with which each layout begins that goes on from a checkpoint."""
+        return {} if self.resume is None else {layout.number: layout.round for layout in self.resume.manifest.layouts}
 
     def shards(self) -> list[ShardPlace]:
         """Return number, boot and address of all shards."""

@@ -81,10 +81,17 @@ class Views:
         """Whether this incarnation was in a view and is not in the last one: it is never let in again."""
         return (slot, incarnation) in self._removed
 
-    def first(self, members: Mapping[int, int], shards: Sequence[ShardPlace]) -> m.View:
-        """Make the view that a run begins with. Nothing has been finished, so nobody has to promise anything."""
+    def first(self, members: Mapping[int, int], shards: Sequence[ShardPlace], rounds: Mapping[int, int] | None = None) -> m.View:
+        """Make the view that a run begins with. Nothing has been finished in it, so nobody has to promise anything.
+
+        Args:
+            members: Incarnation of each slot.
+            shards: All shards.
+            rounds: The round with which a layout begins, where that is not 0: the run goes on from a checkpoint.
+        """
         self._last = 1
-        self.view = m.View(1, sorted(members.items()), [], list(shards), [], min(members), [])
+        cuts = [(layout, round_, -1) for layout, round_ in sorted((rounds or {}).items())]
+        self.view = m.View(1, sorted(members.items()), cuts, list(shards), [], min(members), [])
         return self.view
 
     def propose(self, members: Mapping[int, int]) -> Proposal:
