@@ -26,7 +26,7 @@ from .holding import Held, without
 from .registry import DEFAULT, Choice, Codecs, find, lightest
 from .switch import Rule, settle
 
-__all__ = ["Folded", "Push", "fold"]
+__all__ = ["Folded", "Push", "fold", "sum_decoded"]
 
 
 class Push(NamedTuple):
@@ -119,10 +119,7 @@ def fold(
     )
     if undecoded:
         return _sum(codec, pushes, residual, new_residual, scale=scale, out=out)
-    for position, push in enumerate(pushes):
-        member = find(known, push.coding.codec)
-        add = member.accumulate if position else member.begin
-        add(push.payload, push.coding, np.float32(push.weight), scratch)
+    sum_decoded(pushes, scratch, codecs=known)
     for start, length in held:
         scratch[start : start + length] = 0.0
     base, lost = residual, 0.0
@@ -138,6 +135,15 @@ def fold(
         for start, length in held:
             new_residual[start : start + length] = residual[start : start + length]
     return Folded(_coding(codec, choice[1], elements, encoded, seed), encoded.nbytes, new_residual is not None, lost)
+
+
+def sum_decoded(pushes: Sequence[Push], total: FloatVector, *, codecs: Codecs | None = None) -> None:
+    """Set `total`, float32[n], to the sum of weight * D(payload), in the order of the pushes: the first half of a fold."""
+    known = DEFAULT if codecs is None else codecs
+    for position, push in enumerate(pushes):
+        member = find(known, push.coding.codec)
+        add = member.accumulate if position else member.begin
+        add(push.payload, push.coding, np.float32(push.weight), total)
 
 
 def _sum(
