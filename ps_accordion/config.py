@@ -90,7 +90,12 @@ class CoordinatorSettings(Section):
     """Where the coordinator listens, and where everybody else looks for it."""
 
 
-LEVELS = {"topk": (0.04, 0.005), "random_block": (0.2, 0.04), "dense": (32.0, 16.0)}
+LEVELS = {
+    "topk": (0.04, 0.005),
+    "random_block": (0.2, 0.04),
+    "onebit": (512.0, 8192.0),
+    "dense": (32.0, 16.0),
+}
 """Light and heavy level of each codec where none is set."""
 
 
@@ -98,12 +103,14 @@ class CodecSettings(Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
-    """Codec of every tensor that is worth compressing: dense, topk, random_block."""
+    """Codec of every tensor that is worth compressing: dense, onebit, topk, random_block."""
     light: Annotated[float, Meta(ge=0)] = 0.0
-    """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense, bits (32 or 16).
-    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32."""
+    """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense, bits (32 or 16);
+    for onebit, elements that share a size.
+    0 takes the codec's own: topk 0.04, random_block 0.2, onebit 512, dense 32."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
-    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense 16."""
+    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04,
+    onebit 8192, dense 16."""
     values: Literal["fp16", "fp32"] = "fp16"
     """Number format of kept values (topk). What fp16 rounds away stays in the residual."""
     small_bits: Literal[16, 32] = 16

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CodecError
 from .base import Codec
 from .dense import Dense
+from .onebit import OneBit
 from .random_block import RandomBlock
 from .topk import TopK
 
@@ -20,7 +21,7 @@ Codecs = Mapping[str, Codec]
 Choice = tuple[str, float]
 """A codec's name and a level."""
 
-_CLASSES: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, RandomBlock, TopK)}
+_CLASSES: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, OneBit, RandomBlock, TopK)}
 
 
 def names() -> list[str]:

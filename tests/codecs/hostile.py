@@ -81,7 +81,7 @@ def main():
     tries = int(sys.argv[1])
     assert bounds_are_checked()
     results = {}
-    for name, levels in (("dense", (32, 16)), ("topk", (0.02, 0.5)), ("random_block", (0.1,))):
+    for name, levels in (("dense", (32, 16)), ("topk", (0.02, 0.5)), ("onebit", (64, 1024)), ("random_block", (0.1,))):
         done = [attack(name, level, n, tries // len(levels) // 4, rng) for level in levels for n in (1, 5, 1000, 70_000)]
         results[name] = [sum(column) for column in zip(*done, strict=True)]
     print(json.dumps(results))

@@ -6,12 +6,13 @@ from ...errors import CodecError
 from ..base import Codec
 from .base import DeviceCodec
 from .dense import DenseTwin
+from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
 from .topk import TopKTwin
 
 __all__ = ["twin_of"]
 
-_CLASSES: dict[str, type[DeviceCodec]] = {twin.name: twin for twin in (DenseTwin, RandomBlockTwin, TopKTwin)}
+_CLASSES: dict[str, type[DeviceCodec]] = {twin.name: twin for twin in (DenseTwin, OneBitTwin, RandomBlockTwin, TopKTwin)}
 
 
 def twin_of(codec: Codec) -> DeviceCodec:

@@ -22,6 +22,7 @@ __all__ = [
     "begin",
     "clear",
     "combine",
+    "fold_lanes",
     "peak",
     "scaled",
     "scaled_into",
@@ -110,7 +111,8 @@ def add(weight: Any, values: Any, total: Any) -> None:
 
 
 @helper
-def _fold_lanes(lanes: Any) -> Any:
+def fold_lanes(lanes: Any) -> Any:
+    """Return the sum of float64[64], added pairwise; overwrites them."""
     half = LANES // 2
     while half > 0:
         for j in range(half):
@@ -132,7 +134,7 @@ def squares(a: Any, lanes: Any) -> Any:
     lanes[:] = 0.0
     for start in range(0, a.shape[0], LANES):
         _add_squares(a[start : min(start + LANES, a.shape[0])], lanes)
-    return _fold_lanes(lanes)
+    return fold_lanes(lanes)
 
 
 @helper
@@ -151,4 +153,4 @@ def shrink(a: Any, factor: Any, lanes: Any) -> Any:
     lanes[:] = 0.0
     for start in range(0, a.shape[0], LANES):
         _shrink_row(a[start : min(start + LANES, a.shape[0])], factor, lanes)
-    return _fold_lanes(lanes)
+    return fold_lanes(lanes)
