@@ -21,7 +21,7 @@ from ..progress import human_bytes
 
 __all__ = ["bar", "cases_of", "codecs"]
 
-BAR = 24
+BAR = 18
 """Characters of the longest bar."""
 BAR_COPIES = 3.0
 """Copies that the longest bar stands for; what takes longer ends in an arrow."""
@@ -86,7 +86,7 @@ def cases_of(only: str) -> list[Case]:
 def _show(console: Console, case: Case, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"{case.codec} {case.level:g}: {rows[0]['bytes_per_element']:g} bytes an element", title_justify="left")
     for heading in ("op", "ms", "GB/s", "copies", "a member"):
-        table.add_column(heading, justify="left" if heading == "op" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading == "op" else "right", no_wrap=True, min_width=len(heading))
     table.add_column("", width=BAR + 1, no_wrap=True)
     for row in rows:
         copies = row["vs_memcpy"]

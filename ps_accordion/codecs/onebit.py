@@ -66,12 +66,11 @@ class OneBit(Codec):
         """Encode at a worker; see `Codec.encode`."""
         need_rest(self, residual, level)
         assert residual is not None
-        # What is not finite may turn up in the last chunk, and must leave the residual as it was.
-        kept = borrow("v", gradient.size, np.float32) if rest is None else rest
-        encoded = self._split(gradient, ONE, residual, kept, level, out)
-        if rest is None and encoded is not None:
-            np.copyto(residual, kept)
-        return encoded
+        # What is not finite may turn up in the last chunk, and must leave the residual as it was. To look for it first takes one
+        # pass that writes nothing, less than a second vector would.
+        if rest is None and kernels.vector.peak_of_sum(gradient, residual) >= INFINITE:
+            return None
+        return self._split(gradient, ONE, residual, residual if rest is None else rest, level, out)
 
     def reencode(
         self,

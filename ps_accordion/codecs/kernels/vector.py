@@ -24,6 +24,7 @@ __all__ = [
     "combine",
     "fold_lanes",
     "peak",
+    "peak_of_sum",
     "scaled",
     "scaled_into",
     "shrink",
@@ -42,6 +43,15 @@ def peak(a: Any) -> Any:
     top = np.int32(0)
     for i in range(a.shape[0]):
         top = max(top, np.int32(bits(a[i]) & _MAGNITUDE))
+    return top
+
+
+@kernel(int32(F32_IN, F32_IN))
+def peak_of_sum(a: Any, b: Any) -> Any:
+    """Return the peak of `a + b`, which is written nowhere."""
+    top = np.int32(0)
+    for i in range(a.shape[0]):
+        top = max(top, np.int32(bits(a[i] + b[i]) & _MAGNITUDE))
     return top
 
 
