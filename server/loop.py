@@ -188,6 +188,10 @@ class Server:
                     f"no coordinator has answered at {self.settings.coordinator.address} for {silent:.0f} s; start one with "
                     "`ps-accordion coordinator`, or set coordinator.address to where it listens"
                 )
+        for thread in self._threads.values():
+            thread.close()
+        entries = [(number, *thread.shard.account()) for number, thread in self._threads.items()]
+        self._transport.send(COORDINATOR, m.Books(self.number, entries))
         self._transport.send(COORDINATOR, m.Bye(f"server {self.number}"))
 
     def _alive(self) -> None:

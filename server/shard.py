@@ -31,11 +31,13 @@ from ps_accordion.codecs.base import Coding, Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, PayloadError, WireError
 from ps_accordion.layout import Layout
+from ps_accordion.ledger import Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.framing import join_frames
 
+from . import accounts
 from .durable import ShardStore
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
@@ -74,6 +76,7 @@ class Shard:
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
         self._codecs = registry.suite(values=settings.codec.values)
+        self._probes: dict[tuple[int, int], Probe] = {}
         self._scratch = np.zeros(0, np.float32)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
         self._state = self._memory.state()
@@ -83,6 +86,10 @@ class Shard:
     def layouts(self) -> dict[int, Layout]:
         """The layouts whose keys it holds, by number."""
         return dict(self._layouts)
+
+    def account(self) -> Tally:
+        """Return what all pushes, results and residuals of its keys come to."""
+        return accounts.closed((probe, self.records[where]) for where, probe in self._probes.items())
 
     def close(self) -> None:
         """Let go of the store's memory."""
@@ -111,6 +118,7 @@ class Shard:
             mine = layout.keys_of_shard(self.number)
             self.records.update({(number, record.key.number): record for record in self._memory.hold(number, layout, mine)})
             self._layouts[number] = layout
+            self._probes.update({(number, key.number): Probe(number, key) for key in mine if not key.buffer})
             largest = max((key.elements for key in mine), default=0)
             if largest > self._scratch.size:
                 self._scratch = np.zeros(largest, np.float32)
@@ -310,7 +318,8 @@ class Shard:
         used = 0
         for each in held:
             used |= each.message.used
-        nothing = Outcome("SKIP", used, NO_CODING, (), start, start, bound, 0.0)
+        tally = record.tally_before if skipped else record.tally
+        nothing = Outcome("SKIP", used, NO_CODING, (), start, start, bound, 0.0, tally)
         if "SKIP" in kinds:
             return nothing
         if kinds == {"EMPTY"}:
@@ -330,12 +339,13 @@ class Shard:
         bound = codec.payload_bound(key.elements, reply[1])
         residual = record.halves[start.before]
         out = np.empty(bound, np.uint8)
+        total_weight = sum(each.message.weight for each in held)
         folded = fold(
             pushes,
             residual,
             record.target(start.before) if residual is not None or not codec.exact(reply[1]) else None,
             elements=key.elements,
-            total_weight=sum(each.message.weight for each in held),
+            total_weight=total_weight,
             seed_reply=seed_for(self.settings.seed, layout, key.number, record.round + 1, SERVER),
             scratch=self._scratch[: key.elements],
             out=out,
@@ -348,8 +358,15 @@ class Shard:
         if folded is None:
             return None
         after = 1 - start.before if folded.wrote else start.before
-        frames = (out[: folded.nbytes].data,)
-        return Outcome("DATA", start.used, folded.coding, frames, start.before, after, bound, folded.lost)
+        payload = out[: folded.nbytes]
+        tally = start.tally
+        probe = self._probes.get((layout, key.number))
+        if probe is not None:
+            left = residual if after == start.before else record.halves[after]
+            tally = accounts.counted(
+                probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
+            )  # fmt: skip
+        return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)
 
 
 def _coding(push: m.Push) -> Coding:

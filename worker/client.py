@@ -18,6 +18,7 @@ from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import join_frames
 from ps_accordion.wire.transport import Arrival, Transport
 
+from .accounting import Accounting
 from .compute import CodecThreads
 from .exchange import Exchange
 from .member import COORDINATOR, Connect, Membership
@@ -60,6 +61,7 @@ class Client:
         self.exchanges: dict[int, Exchange] = {}
         self.donors: dict[int, Donor] = {}
         self.joiners: dict[int, Joiner] = {}
+        self.accounting = Accounting(self.membership)
         self.events = JsonLines(None)
         self.record = Record(None)
         self.codecs = CodecThreads(threads, self.fail)
@@ -312,6 +314,7 @@ class Client:
         self._look_at_links(now)
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
+        self.carry(self.accounting.tick(self.exchanges.values(), now))
         if self.error is None:
             for exchange in self.exchanges.values():
                 self.carry(exchange.rounds.tick(now))

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from typing_extensions import Buffer
 
+from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.errors import RunAborted, TooManySkips, UsageError
 from ps_accordion.layout import Key, Layout, Slice
 from ps_accordion.wire import messages as m
 
-from .coder import Pushed
+from .account import Account
+from .coder import Pushed, coding_of
 from .memory import Gradient
 from .rounds import Decide, Decode, Rounds, Standing
 
@@ -70,6 +72,10 @@ class Coder(Protocol):
     incarnation: int
     """Of this worker, in the headers of its pushes."""
 
+    @property
+    def account(self) -> Account:
+        """What this key's pushes and results come to so far."""
+
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""
 
@@ -104,6 +110,8 @@ class Exchange(ABC):
         """Whether this worker has applied every round so far."""
         self.starting = False
         """Whether it has yet to fetch the parameters that training starts from."""
+        self.whole = True
+        """Whether this worker has seen the result of every round."""
         self._decodes = 0
         self._decided = decided
         self._keys_of: dict[int, list[tuple[Key, Slice]]] = {index: [] for index in range(len(layout.tensors))}
@@ -180,6 +188,7 @@ class Exchange(ABC):
         def work() -> None:
             began = time.perf_counter()
             self._decode(key, decode, current)
+            self._account_for(decode)
             seconds = time.perf_counter() - began
             self.client.call(lambda: self._on_decoded(decode, seconds))
 
@@ -210,12 +219,19 @@ class Exchange(ABC):
             return
         self.client.record.result(decode.result, decode.payload)
         if self._open is None:  # idle: nobody wants the aggregate
+            self._account_for(decode)
             self.rounds.decoded(decode)
             self._try_decide()
             return
         self._decodes += 1
         key = self.layout.keys[decode.key]
         self.client.codecs.submit(decode.key, self._decoding(key, decode, self._open))
+
+    def _account_for(self, decode: Decode) -> None:
+        """Note what a result comes to, which counts when the round does."""
+        if not self.layout.keys[decode.key].buffer:
+            result = decode.result
+            self.coders[decode.key].account.result(registry.get(result.codec), decode.payload, coding_of(result))
 
     def _on_decoded(self, decode: Decode, seconds: float) -> None:
         self._decodes -= 1
@@ -251,6 +267,9 @@ class Exchange(ABC):
         elif decision.kind == "JOIN":
             self.current = True  # it takes over the state that it lacks before it goes on
         self._open = None
+        for coder in self.coders:
+            # A result that a view took back may have become none: in the round that counts, nobody used the key.
+            coder.account.decided(applied=decision.kind == "DATA" and decision.used[coder.key.number] > 0)
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
         self._decided(decision, self._timing)
@@ -292,7 +311,7 @@ class Exchange(ABC):
             self._take_back(push, payload)
         for coder in self.coders:
             coder.incarnation = incarnation
-        self.behind, self.current = False, True
+        self.behind, self.current, self.whole = False, True, False
 
     def _note_skip(self, round_: int) -> None:
         self.client.events.write(event="skip", layout=self.number, round=round_)

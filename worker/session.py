@@ -405,6 +405,9 @@ class Session(BaseSession):
                 # Who has not got the last results learns of the end all the same: they would change nothing.
                 ours = client.membership
                 client.wait(lambda: ours.over or all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
+                client.codecs.drain()  # a last skipped round returns its payloads there
+                account = client.accounting.close(tracked.exchange for tracked in self._exchanges)
+                client.call(lambda: client.carry(account))
                 client.call(lambda: client.membership.leave("", 0))
                 # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
                 client.wait(lambda: client.membership.gone, "the coordinator's goodbye")

@@ -9,6 +9,8 @@ Each record is plain JSON with a `what`; `History` is what a sequence of them me
     proposed {p, members}                          before any shard is asked to promise
     view     {view, out}                           before anybody obeys it; `out` lists all (slot, incarnation) that were removed
     planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
+    lost     {item}                                a view has taken out a worker whose residual may be lost with it
+    accounted {account}                            a worker that has finished said what its pushes came to
     ending   {}                                    some worker's rounds have ended: no view follows
     over     {message}                             before anybody is told that the run is over
 """
@@ -26,7 +28,22 @@ from ..errors import ConfigError
 from ..wire import messages as m
 from ..wire.actions import Record
 
-__all__ = ["History", "Joined", "PastLayout", "ending", "late", "layout", "opened", "over", "planned", "proposed", "viewed"]
+__all__ = [
+    "History",
+    "Joined",
+    "Lost",
+    "PastLayout",
+    "accounted",
+    "ending",
+    "late",
+    "layout",
+    "lost",
+    "opened",
+    "over",
+    "planned",
+    "proposed",
+    "viewed",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,28 @@ class Joined:
         """Return what to log before the welcome."""
         fields = {"slot": self.slot, "incarnation": self.incarnation, "token": self.token, "restart": self.restart}
         return Record({"what": "joined", **fields})
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A residual that is lost.
+
+    Attributes:
+        who: Whose, for people: `worker 2`, `shard 1`.
+        incarnation: Of the worker, or boot of the shard.
+        round: Last round of which something is known.
+        norm: About the norm of the residual after that round; None where nobody knows.
+        why: What happened.
+    """
+
+    who: str
+    incarnation: int
+    round: int
+    norm: float | None
+    why: str
+
+    def __str__(self) -> str:
+        norm = "of unknown norm" if self.norm is None else f"norm about {self.norm:.2g}"
+        return f"{self.who} (incarnation {self.incarnation}), last heard of after round {self.round}, {norm}: {self.why}"
 
 
 @dataclass
@@ -71,6 +110,8 @@ class History:
         layouts: By number.
         ending: Whether some worker's rounds have ended.
         over: What everybody was told at the end.
+        lost: Residuals that may be lost.
+        accounts: Of workers that have finished.
     """
 
     incarnations: int = 0
@@ -81,6 +122,8 @@ class History:
     layouts: dict[int, PastLayout] = field(default_factory=dict)
     ending: bool = False
     over: m.Ended | m.Abort | None = None
+    lost: list[Lost] = field(default_factory=list)
+    accounts: list[m.Account] = field(default_factory=list)
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> History:
@@ -119,6 +162,10 @@ class History:
             case {"what": "planned", "layout": number, "version": version, "rate": rate}:
                 self.layouts[number].version = version
                 self.layouts[number].rate = rate
+            case {"what": "lost", "item": item}:
+                self.lost.append(msgspec.convert(item, Lost))
+            case {"what": "accounted", "account": account}:
+                self.accounts.append(msgspec.convert(account, m.Account))
             case {"what": "ending"}:
                 self.ending = True
             case {"what": "over", "message": fields}:
@@ -169,6 +216,16 @@ def viewed(view: m.View, out: Sequence[tuple[int, int]]) -> Record:
 def planned(number: int, version: int, rate: float | None) -> Record:
     """A plan of this version is given out."""
     return Record({"what": "planned", "layout": number, "version": version, "rate": rate})
+
+
+def lost(item: Lost) -> Record:
+    """A residual may be lost."""
+    return Record({"what": "lost", "item": msgspec.to_builtins(item)})
+
+
+def accounted(account: m.Account) -> Record:
+    """A worker has given its whole account."""
+    return Record({"what": "accounted", "account": msgspec.json.decode(msgspec.json.encode(account))})
 
 
 def ending() -> Record:

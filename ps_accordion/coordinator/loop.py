@@ -126,5 +126,7 @@ def _say(note: Note) -> None:
     elif note.event == "gone":
         who = f"server {note.fields['server']}" if "server" in note.fields else f"worker {note.fields['slot']}"
         print(f"coordinator: {who} {note.fields['why']}", file=sys.stderr)
+    elif note.event == "ledger" and (note.fields["workers"] or note.fields["wrong"]):
+        print(f"coordinator: {note.fields['text']}", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

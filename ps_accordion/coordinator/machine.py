@@ -80,6 +80,8 @@ class Coordinator:
             m.Frozen: lambda _peer, frozen, _, now: self._membership.frozen(frozen, now),
             m.Report: self._on_report,
             m.Rate: self._on_rate,
+            m.Account: self._on_account,
+            m.Books: self._on_books,
             m.Leave: self._on_leave,
             m.Fault: self._on_fault,
             m.Bye: self._on_bye,
@@ -111,7 +113,7 @@ class Coordinator:
         handler = self._handlers.get(type(message))
         if handler is None:
             return [Note("unexpected", {"message": type(message).__name__})]
-        if self.over is not None and not isinstance(message, m.Bye):
+        if self.over is not None and not isinstance(message, (m.Books, m.Bye)):
             return [Send((peer,), self.over)]
         return handler(peer, message, payload, now)
 
@@ -383,6 +385,14 @@ class Coordinator:
         return [action for entry in entries for action in self.layouts.pending(entry, self.run.members(), self.servers)]
 
     # ------------------------------------------------------------ the end
+
+    def _on_account(self, _peer: Peer, account: m.Account, _: Sequence[Buffer], _now: float) -> list[Action]:
+        worker = self.run.member(account.slot, account.incarnation)
+        return [] if worker is None else self.run.accounts.worker(account)
+
+    def _on_books(self, _peer: Peer, books: m.Books, _: Sequence[Buffer], _now: float) -> list[Action]:
+        self.run.accounts.books(books)
+        return []
 
     def _on_leave(self, peer: Peer, leave: m.Leave, _: Sequence[Buffer], now: float) -> list[Action]:
         worker = self.run.member(leave.slot, leave.incarnation)

@@ -170,5 +170,9 @@ class Membership:
                 run.layouts.entries[layout].planner.rejoined(sorted(proposal.members), cut)
                 notes += run.layouts.plans(run.layouts.entries[layout], run.members(), run.servers)
         fields = {"p": view.p, "members": view.members, "cuts": view.cuts, "removed": removed, "new": new, "donor": donor}
-        told: list[Action] = [history.viewed(view, views.removed), Note("view", fields), Send(run.everybody(), view)]
+        lost: list[Action] = []
+        for slot in removed:
+            out = run.member(slot, before[slot])
+            lost += run.accounts.gone(slot, before[slot], "another has taken its place" if out is None else out.gone)
+        told: list[Action] = [*lost, history.viewed(view, views.removed), Note("view", fields), Send(run.everybody(), view)]
         return [*told, *notes, *run.layouts.open(views.members, run.servers.values())]

@@ -12,8 +12,10 @@ from msgspec import Meta, Struct
 
 __all__ = [
     "Abort",
+    "Account",
     "Alive",
     "Ask",
+    "Books",
     "Bye",
     "Declare",
     "Ended",
@@ -67,6 +69,7 @@ Digest = Annotated[str, Meta(min_length=16, max_length=16)]
 Address = Annotated[str, Meta(max_length=256)]
 Terms = Annotated[dict[Name, Text | int | float | bool], Meta(max_length=MAX_TERMS)]
 Member = tuple[Slot, Count]
+Entries = Annotated[list[tuple[Slot, float, float, float, float, float, float]], Meta(max_length=65536)]
 Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
 
 
@@ -140,6 +143,44 @@ class Leave(Message, tag="leave", frozen=True):
     incarnation: Count
     error: Text
     code: Annotated[int, Meta(ge=0, le=255)]
+
+
+class Account(Message, tag="account", frozen=True):
+    """Worker to coordinator, once a second and before it leaves: what its pushes have come to, for the ledger.
+
+    Attributes:
+        slot: Sender.
+        incarnation: Of the sender.
+        former: Incarnations that it had before: what they left behind is not lost.
+        round: Last round that it has decided.
+        norm: About the L2 norm of all that its residuals hold; -1 where it does not know.
+        final: Whether its rounds have ended. Only then there are entries.
+        whole: Whether it has seen the results of all rounds.
+        measured: Whether it knows what its gradients came to.
+        entries: By shard: gradients, pushes that count, residuals, lost, results, slack.
+    """
+
+    slot: Slot
+    incarnation: Count
+    former: Annotated[list[Count], Meta(max_length=4096)]
+    round: Round
+    norm: Annotated[float, Meta(ge=-1)]
+    final: bool = False
+    whole: bool = True
+    measured: bool = True
+    entries: Entries = []
+
+
+class Books(Message, tag="books", frozen=True):
+    """Server to coordinator, when it hears that the run is over: what its shards have counted, for the ledger.
+
+    Attributes:
+        server: Sender.
+        entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack.
+    """
+
+    server: Slot
+    entries: Entries
 
 
 class Ended(Message, tag="ended", frozen=True):

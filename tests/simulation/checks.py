@@ -5,6 +5,7 @@
    before left.
 3. The run ended, and nobody was left behind.
 4. What a worker encoded is in counted pushes or in its residual: none is counted that went back, none went back that was counted.
+5. The ledger that the product itself makes at the end balances.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ from ps_accordion.codecs import Push as FoldPush
 from ps_accordion.codecs import fold, registry
 from ps_accordion.codecs.base import Coding
 from ps_accordion.seeds import SERVER, seed_for
+from ps_accordion.wire import messages as m
 
 __all__ = ["check"]
 
@@ -37,6 +39,7 @@ def check(world):
     )
     counted = _replay(world, kinds, last)
     _ledger(world, counted)
+    _verdict(world)
 
 
 def _replicas_agree(world):
@@ -140,3 +143,16 @@ def _ledger(world, counted):
             encoded = process.gradient_sum.get(key.number, np.zeros(key.elements))
             error = np.abs(total - encoded).max()
             assert error < 1e-3 * max(1.0, np.abs(encoded).max()), ("mass of a worker", process.name, key.number, float(error))
+
+
+def _verdict(world):
+    """Balance the ledger as the coordinator does when all have said goodbye."""
+    for coordinator in world.alive("coordinator"):
+        run = coordinator.machine.run
+        for server in world.alive("server"):
+            run.accounts.books(m.Books(server.number, [(server.number, *server.shard.account())]))
+        verdict = run.accounts.verdict(run.views.members, range(world.settings.num_shards), ended=True)
+        if verdict is not None:
+            assert not verdict.wrong, ("the ledger", str(verdict))
+            world.count["sums compared"] += verdict.compared
+            world.count["residuals itemised as lost"] += len(verdict.lost)

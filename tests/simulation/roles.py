@@ -17,6 +17,7 @@ from ps_accordion.server.shard import Shard
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Record, Send, Stop
+from ps_accordion.worker.accounting import Accounting
 from ps_accordion.worker.client import Client
 from ps_accordion.worker.handover import packed, unpacked
 from ps_accordion.worker.host_exchange import HostExchange
@@ -209,6 +210,7 @@ class SimulatedClient(Client):
         )
         self.error = None
         self.exchanges, self.donors, self.joiners = {}, {}, {}
+        self.accounting = Accounting(self.membership)
         self.events = SimpleNamespace(write=lambda **fields: None)
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient)
         self.codecs = SimpleNamespace(submit=self._submit)
@@ -493,6 +495,7 @@ class WorkerProcess(Process):
 
     def _finishing(self):
         if self.exchange.rounds.ended:
+            self.client.carry(self.client.accounting.close([self.exchange]))
             self.client.membership.leave("", 0)
             self.state = "leaving"
 
