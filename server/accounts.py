@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from ps_accordion.ledger import Probe, Tally, added
 
 from .record import KeyRecord
 
-__all__ = ["closed", "counted"]
+__all__ = ["closed", "counted", "whole_norm"]
 
 
 def counted(
@@ -48,6 +49,11 @@ def counted(
     thrown = came + probe.vector(residuals[0]).mass - went.mass - after.mass if lost else 0.0
     norms = (*(scale * weight * len(pushes) * each.norm for weight, each in seen), went.norm, after.norm)
     return tally.plus(came=came, went=went.mass, lost=thrown, other=sum(each.mass for _, each in seen), norms=norms)
+
+
+def whole_norm(probe: Probe, residual: FloatVector | None) -> float:
+    """Return about the L2 norm of a residual, from the elements that are watched."""
+    return probe.vector(residual).norm / math.sqrt(probe.share)
 
 
 def closed(records: Iterable[tuple[Probe, KeyRecord]]) -> Tally:

@@ -36,6 +36,8 @@ __all__ = ["Server", "ShardThread", "run"]
 
 GARBAGE_LIMIT = 3
 """Unreadable messages in a row that one member may send: a checksum fails by chance once in years, three times never."""
+NORMS_S = 1.0
+"""How old the norm of a residual may be that is lost with its shard."""
 Task = Callable[[Shard], list[Action]]
 Packed = tuple[tuple[Peer, ...], list[Buffer]]
 
@@ -92,6 +94,7 @@ class Server:
         self._layouts: dict[int, Layout] = {}
         self._garbage: dict[Peer, int] = {}
         self._heard: float | None = None
+        self._norms_due = 0.0
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
         self._stores: dict[int, ShardStore] = {}
@@ -200,6 +203,11 @@ class Server:
         layouts = [(number, layout.digest) for number, layout in self._layouts.items()]
         lost = self._lost[: m.MAX_TEXT]
         self._transport.send(COORDINATOR, m.ServerAlive(self.number, self._address, shards, layouts, self.view, terms, lost))
+        now = time.monotonic()
+        if now >= self._norms_due:
+            self._norms_due = now + NORMS_S
+            norms = [(number, *thread.shard.norm()) for number, thread in self._threads.items()]
+            self._transport.send(COORDINATOR, m.Books(self.number, norms=norms))
 
     def _dispatch(self, arrival: Arrival) -> None:
         if isinstance(arrival.posted, BaseException):
@@ -280,6 +288,10 @@ class Server:
                 owner = self._owner(message.layout, message.key)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_push(peer, message, payload))
+            case m.Restore():
+                owner = self._owner(message.result.layout, message.result.key)
+                if owner is not None:
+                    owner.submit(lambda shard: shard.on_restore(message, payload))
             case m.Ask():
                 self._relay.heard(peer, message.slot)
                 self._to_all(lambda shard: shard.on_ask(peer, message))

@@ -47,12 +47,19 @@ class ShardState(msgspec.Struct, frozen=True, array_like=True):
     new: list[int] = []
     donor: int = 0
 
+    def is_blank(self, layout: int, record: KeyRecord) -> bool:
+        """Whether a key lacks the round with which this view's rounds go on: it was finished by a former self of the shard."""
+        return record.round < self.cut_of(layout)[0] - 1
+
+    def cut_of(self, layout: int) -> tuple[int, int]:
+        """Return (cut, previous epoch) of a layout."""
+        return next(((cut, epoch) for of, cut, epoch in self.cuts if of == layout), (0, -1))
+
     def apply(self, layout: int, record: KeyRecord) -> None:
         """Have a key obey the view, unless it has finished a round under it."""
         if record.epoch >= self.epoch:
             return
-        cut, previous_epoch = next(((cut, epoch) for of, cut, epoch in self.cuts if of == layout), (0, -1))
-        record.undo(cut, previous_epoch)
+        record.undo(*self.cut_of(layout))
         record.admit(dict(self.members).keys(), set(self.new), donor=self.donor)
 
 

@@ -106,6 +106,8 @@ class KeyRecord:
     current: frozenset[int] | None = None
     current_before: frozenset[int] | None = None
     open: dict[int, Held] = field(default_factory=dict)
+    norm: float = 0.0
+    """About the L2 norm of the residual, for people; not kept."""
 
     def start(self, *, skipped: bool) -> int:
         """Return the half from which the next fold starts: the last round's own start if that round was skipped."""
@@ -135,6 +137,20 @@ class KeyRecord:
         self.current_before, self.current = self.current, current
         self.result = finished
         self.open = {}
+
+    def restore(self, finished: Finished, *, bound: int, version: int) -> None:
+        """Go on after a round that a former self of the shard has finished, of whose residuals nothing is left.
+
+        Args:
+            finished: Its result, from a worker.
+            bound: Size of its bound in bytes.
+            version: Of the plan in force after it.
+        """
+        self.round, self.epoch, self.result = finished.message.round, finished.message.epoch, finished
+        self.halves, self.before, self.after = [None, None], 0, 0
+        self.bound = self.bound_before = bound
+        self.plan = self.plan_before = version
+        self.current = self.current_before = frozenset([finished.message.lead])  # of those that have the state, one is known
 
     def admit(self, members: Collection[int], new: set[int], *, donor: int) -> None:
         """Note that a view has changed the members: who is new takes over the donor's state before it pushes."""

@@ -18,6 +18,7 @@ a promise before the answer, a view before what follows from it (`memory.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -41,6 +42,7 @@ from . import accounts
 from .durable import ShardStore
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
+from .restoring import bound_of, finished_of
 
 __all__ = ["COORDINATOR", "Shard"]
 
@@ -91,6 +93,11 @@ class Shard:
         """Return what all pushes, results and residuals of its keys come to."""
         return accounts.closed((probe, self.records[where]) for where, probe in self._probes.items())
 
+    def norm(self) -> tuple[int, float]:
+        """Return the last round of any key, and about the norm of all residuals after it. From any thread."""
+        records = list(self.records.values())
+        return max((record.round for record in records), default=-1), math.hypot(*(record.norm for record in records))
+
     def close(self) -> None:
         """Let go of the store's memory."""
         self.records.clear()
@@ -138,7 +145,8 @@ class Shard:
             last = min(((record.round, record.epoch) for (of, _), record in self.records.items() if of == layout), default=None)
             if last is not None:
                 done.append((layout, *last))
-        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done))]
+        blank = any(self._state.is_blank(layout, record) for (layout, _), record in self.records.items())
+        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done, blank))]
 
     def on_view(self, view: m.View) -> list[Action]:
         """Obey a view that is newer than ours, no older than what was promised, and names our boot."""
@@ -216,6 +224,26 @@ class Shard:
         if missing:
             actions.append(Send((peer,), m.Missing(ask.layout, ask.round, missing)))
         return actions
+
+    def on_restore(self, restore: m.Restore, frames: Sequence[Buffer]) -> list[Action]:
+        """Go on after the result that a worker has kept of a key, if nothing of the key is left here."""
+        result, state = restore.result, self._state
+        record = self.records.get((result.layout, result.key))
+        sender = self.members.get(restore.slot) == restore.incarnation
+        if record is None or not sender or (restore.p, restore.boot) != (self.epoch, self.boot):
+            return []
+        cut, previous_epoch = state.cut_of(result.layout)
+        if not state.is_blank(result.layout, record) or (result.round, result.epoch) != (cut - 1, previous_epoch):
+            return []
+        try:
+            finished = finished_of(result, frames, record.key)
+        except (WireError, CodecError) as error:
+            return [Note("refused", {"culprit": f"worker {restore.slot}", "reason": str(error)})]
+        record.restore(finished, bound=bound_of(result, self._codecs), version=restore.version)
+        self._memory.save(result.layout, record)
+        if any(state.is_blank(layout, other) for (layout, _), other in self.records.items()):
+            return []
+        return [Note("restored", {"shard": self.number, "layout": result.layout, "round": result.round, "slot": restore.slot})]
 
     def _is_member(self, push: m.Push) -> bool:
         return self.members.get(push.slot) == push.incarnation
@@ -366,6 +394,7 @@ class Shard:
             tally = accounts.counted(
                 probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
             )  # fmt: skip
+            record.norm = accounts.whole_norm(probe, left)
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)
 
 

@@ -23,6 +23,7 @@ from .compute import CodecThreads
 from .exchange import Exchange
 from .member import COORDINATOR, Connect, Membership
 from .record import Record
+from .restoring import Restoring
 from .transfer import Donor, Joiner
 
 __all__ = ["Client"]
@@ -62,6 +63,7 @@ class Client:
         self.donors: dict[int, Donor] = {}
         self.joiners: dict[int, Joiner] = {}
         self.accounting = Accounting(self.membership)
+        self.restoring = Restoring(self.membership, self.exchanges)
         self.events = JsonLines(None)
         self.record = Record(None)
         self.codecs = CodecThreads(threads, self.fail)
@@ -268,6 +270,8 @@ class Client:
                     raise WireError(f"from {arrival.peer!r}: {error}") from None
             case m.Missing() if message.layout in self.exchanges:
                 self.carry(self.exchanges[message.layout].rounds.on_missing(message, now))
+            case m.Freeze():
+                self.carry(self.restoring.on_freeze(message))
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)
@@ -294,6 +298,7 @@ class Client:
             joiner.ask(view.donor)
         for exchange in self.exchanges.values():
             exchange.on_view(view, now, member=membership.member)
+        self.carry(self.restoring.on_view(now))
 
     def _on_get(self, peer: Peer, get: m.Get) -> None:
         donor = self.donors.get(get.layout)
@@ -318,6 +323,7 @@ class Client:
         if self.error is None:
             for exchange in self.exchanges.values():
                 self.carry(exchange.rounds.tick(now))
+            self.carry(self.restoring.tick(now))
             for joiner in self.joiners.values():
                 self.carry(joiner.tick(now))
             membership, exchanges = self.membership, self.exchanges.values()

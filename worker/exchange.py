@@ -295,6 +295,8 @@ class Exchange(ABC):
         """
         was_out = self.rounds.out
         self.rounds.on_view(view, now, member=member)
+        if member:
+            self._try_decide()  # all results may have been there, and a promise in the way
         if member or was_out:
             return
         self.behind = True

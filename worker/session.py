@@ -329,6 +329,9 @@ class Session(BaseSession):
         membership = client.membership
         incarnation, view = membership.incarnation, membership.view
         assert view is not None
+        if exchange.rounds.held:
+            client.wait(lambda: not exchange.rounds.held or not membership.member, "a view that restores a shard")
+            return
         cut, _ = view.cut_of(exchange.number)
         standing = Standing()
         if cut > 0:
@@ -345,7 +348,7 @@ class Session(BaseSession):
 
         def admit() -> None:
             # The view may have changed while the state came, but who is still in it has missed no round.
-            if membership.member and membership.incarnation == incarnation:
+            if membership.member and membership.incarnation == incarnation and not exchange.rounds.held:
                 exchange.admit(standing, incarnation)
             admitted.set()
 

@@ -104,6 +104,7 @@ class Accounts:
         self._lost = {(item.who, item.incarnation): item for item in lost}
         self._workers = {account.incarnation: account for account in accounts}
         self._shards: dict[int, Tally] = {}
+        self._norms: dict[int, tuple[int, float]] = {}
 
     # ------------------------------------------------------------ in
 
@@ -117,12 +118,22 @@ class Accounts:
 
     def books(self, books: m.Books) -> None:
         """Take in what a server says."""
+        self._norms.update({shard: (round_, norm) for shard, round_, norm in books.norms})
         self._shards.update({shard: Tally(*sums) for shard, *sums in books.entries})
 
     def gone(self, slot: int, incarnation: int, why: str) -> list[Action]:
         """Note that a worker has been taken out of the run. Unless it comes back, its residual is lost."""
         last = self._workers.get(incarnation)
-        item = _last_words(slot, incarnation, last, why or "is gone")
+        return self._add(_last_words(slot, incarnation, last, why or "is gone"))
+
+    def shard_lost(self, shard: int, boot: int, why: str) -> list[Action]:
+        """Note that the memory of a shard is lost: its residual, and what it had counted."""
+        if (f"shard {shard}", boot) in self._lost:
+            return []
+        round_, norm = self._norms.pop(shard, (-1, None))
+        return self._add(Lost(f"shard {shard}", boot, round_, norm, why))
+
+    def _add(self, item: Lost) -> list[Action]:
         self._lost[item.who, item.incarnation] = item
         return [history.lost(item), Note("lost", msgspec.structs.asdict(item))]
 
@@ -140,7 +151,9 @@ class Accounts:
             return None
         found = Verdict()
         back = {former for account in self._workers.values() for former in account.former}
-        found.lost = [item for item in self._lost.values() if item.incarnation not in back]
+        found.lost = [item for item in self._lost.values() if item.of_shard or item.incarnation not in back]
+        began_anew = {item.who for item in found.lost if item.of_shard}
+        died = len(found.lost) > sum(item.of_shard for item in found.lost)
         finals = {slot: self._workers[who] for slot, who in members.items() if who in self._workers and self._workers[who].final}
         if ended:
             self._look_at_workers(found, members, finals)
@@ -155,8 +168,11 @@ class Accounts:
             found.servers = added(self._shards[shard] for shard in known)
         if ended:
             for shard in known:
-                self._look_between(found, shard, finals, whole=not found.lost)
-            if found.lost:
+                if f"shard {shard}" in began_anew:
+                    found.open.append(f"what shard {shard} counted before it lost its memory")
+                else:
+                    self._look_between(found, shard, finals, whole=not died)
+            if died:
                 found.open.append("pushes that workers count, because some have died")
         return found
 

@@ -9,7 +9,7 @@ Each record is plain JSON with a `what`; `History` is what a sequence of them me
     proposed {p, members}                          before any shard is asked to promise
     view     {view, out}                           before anybody obeys it; `out` lists all (slot, incarnation) that were removed
     planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
-    lost     {item}                                a view has taken out a worker whose residual may be lost with it
+    lost     {item}                                a worker taken out by a view, or a shard's memory: its residual may be lost
     accounted {account}                            a worker that has finished said what its pushes came to
     ending   {}                                    some worker's rounds have ended: no view follows
     over     {message}                             before anybody is told that the run is over
@@ -78,9 +78,15 @@ class Lost(msgspec.Struct, frozen=True):
     norm: float | None
     why: str
 
+    @property
+    def of_shard(self) -> bool:
+        """Whether it was a shard's."""
+        return self.who.startswith("shard ")
+
     def __str__(self) -> str:
         norm = "of unknown norm" if self.norm is None else f"norm about {self.norm:.2g}"
-        return f"{self.who} (incarnation {self.incarnation}), last heard of after round {self.round}, {norm}: {self.why}"
+        who = self.who if self.of_shard else f"{self.who} (incarnation {self.incarnation})"
+        return f"{who}, last heard of after round {self.round}, {norm}: {self.why}"
 
 
 @dataclass

@@ -78,6 +78,7 @@ class Coordinator:
             m.Alive: self._on_alive,
             m.ServerAlive: self._on_server,
             m.Frozen: lambda _peer, frozen, _, now: self._membership.frozen(frozen, now),
+            m.Promise: lambda _peer, promise, _, now: self._membership.promised(promise, now),
             m.Report: self._on_report,
             m.Rate: self._on_rate,
             m.Account: self._on_account,
@@ -262,9 +263,10 @@ class Coordinator:
             return [Note("refused", {"server": alive.server, "reason": reason}), _refused("", peer, reason)]
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if known is not None and known.shards != tuple(alive.shards):
-            if self.view is not None:
-                return self._lost_memory(known, peer, alive, now)
-            known = None  # nothing has begun, so nothing is lost with the one before
+            # Where nothing has begun, nothing is lost with the one before.
+            lost = self._lost_memory(known, alive) if self.view is not None else []
+            actions += lost
+            known = None
         if known is None:
             known = Server(alive.server, alive.address, tuple(alive.shards), peer, now)
             self.servers[alive.server] = known
@@ -284,14 +286,18 @@ class Coordinator:
 
     def _is_away(self, server: Server) -> bool:
         """Whether a process that claims to be this server may be the one that was started in its place."""
-        return bool(server.gone) or not math.isinf(server.lost)
+        return bool(server.gone) or not math.isinf(server.lost) or server.peer is None
 
-    def _lost_memory(self, server: Server, peer: Peer, alive: m.ServerAlive, now: float) -> list[Action]:
-        """End the run: what was started in a server's place is not what it was."""
+    def _lost_memory(self, server: Server, alive: m.ServerAlive) -> list[Action]:
+        """Note what is lost with a server's memory: what was started in its place is not what it was, and begins anew."""
         why = alive.lost or "nothing of it was found (servers.state_directory, run.directory)"
-        reason = f"{server.name} has come back without its memory: {why}; {_residuals(server)} are lost"
-        server.peer = peer
-        return self._abort(server.name, reason, now)
+        boots = dict(alive.shards)
+        return [
+            action
+            for number, boot in server.shards
+            if boots.get(number) != boot
+            for action in self.run.accounts.shard_lost(number, boot, why)
+        ]
 
     def _missing(self) -> str:
         settings = self.settings

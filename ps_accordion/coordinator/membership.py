@@ -143,19 +143,32 @@ class Membership:
         assert run.views.proposal is not None
         per_server = run.settings.servers.shards_per_server
         servers = sorted({number // per_server for number in run.views.missing(run.shards())})
-        peers = peers_of(run.servers[number] for number in servers)
+        workers = [worker for worker in run.members() if worker.slot in run.views.missing_workers(run.shards())]
+        peers = peers_of([*(run.servers[number] for number in servers), *workers])
         return [Send(peers, m.Freeze(run.views.proposal.p))] if peers else []
 
     def frozen(self, report: m.Frozen, now: float) -> list[Action]:
         """Take in a shard's promise; make the view with the last one."""
+        self._run.views.promised(report)
+        return self._commit(now)
+
+    def promised(self, promise: m.Promise, now: float) -> list[Action]:
+        """Take in a worker's promise; make the view with the last one."""
+        self._run.views.worker_promised(promise)
+        return self._commit(now)
+
+    def _commit(self, now: float) -> list[Action]:
         run, views = self._run, self._run.views
-        views.promised(report)
-        proposal = views.proposal
-        if proposal is None or views.missing(run.shards()) or run.ending:
+        proposal, shards = views.proposal, run.shards()
+        if proposal is None or views.missing(shards) or views.missing_workers(shards) or run.ending:
             return []
         kept = [worker for worker in run.members() if proposal.members.get(worker.slot) == worker.incarnation]
         if proposal.members != self._wanted() or not kept:
             return []  # somebody has come or gone meanwhile: the next look makes a proposal that knows
+        if layouts := views.unrestorable(shards, run.layouts.opened):
+            numbers = ", ".join(str(number) for number, _ in views.blank(shards))
+            reason = f"shard {numbers} has lost its memory, and nobody has the last results of layout {layouts[0]}"
+            return self._ending.abort("coordinator", f"{reason}, by which it could go on", now)
         before = views.members
         donor = min(kept, key=lambda worker: (not worker.synced, worker.slot)).slot
         view = views.commit(run.shards(), donor=donor, layouts=run.layouts.opened)
@@ -169,7 +182,16 @@ class Membership:
             if new:  # whoever comes has other statistics, or none: all tensors are light until the next check
                 run.layouts.entries[layout].planner.rejoined(sorted(proposal.members), cut)
                 notes += run.layouts.plans(run.layouts.entries[layout], run.members(), run.servers)
-        fields = {"p": view.p, "members": view.members, "cuts": view.cuts, "removed": removed, "new": new, "donor": donor}
+        restore = [number for number, _ in view.restore]
+        fields = {
+            "p": view.p,
+            "restore": restore,
+            "members": view.members,
+            "cuts": view.cuts,
+            "removed": removed,
+            "new": new,
+            "donor": donor,
+        }
         lost: list[Action] = []
         for slot in removed:
             out = run.member(slot, before[slot])

@@ -31,6 +31,7 @@ __all__ = [
     "Missing",
     "NewLayout",
     "NewPlan",
+    "Promise",
     "Pulse",
     "Push",
     "PushKind",
@@ -39,6 +40,7 @@ __all__ = [
     "Refuse",
     "Refused",
     "Report",
+    "Restore",
     "Result",
     "ResultKind",
     "ServerAlive",
@@ -172,15 +174,17 @@ class Account(Message, tag="account", frozen=True):
 
 
 class Books(Message, tag="books", frozen=True):
-    """Server to coordinator, when it hears that the run is over: what its shards have counted, for the ledger.
+    """Server to coordinator, once a second and when it hears that the run is over: what its shards counted, for the ledger.
 
     Attributes:
         server: Sender.
         entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack.
+        norms: (shard, round, about the L2 norm of what its residuals hold after it), said once a second, without entries.
     """
 
     server: Slot
-    entries: Entries
+    entries: Entries = []
+    norms: Annotated[list[tuple[Slot, Round, float]], Meta(max_length=65536)] = []
 
 
 class Ended(Message, tag="ended", frozen=True):
@@ -280,7 +284,10 @@ class View(Message, tag="view", frozen=True):
 
 
 class Freeze(Message, tag="freeze", frozen=True):
-    """Coordinator to server: promise to finish no round before a view of number `p` or higher, and say how far you are."""
+    """Coordinator to server: promise to finish no round before a view of number `p` or higher, and say how far you are.
+
+    To workers too where a shard has lost what it knew: they promise to decide no round.
+    """
 
     p: Count
 
@@ -295,6 +302,7 @@ class Frozen(Message, tag="frozen", frozen=True):
         epoch: Number of the last view that it obeyed; -1 before the first.
         done: (layout, round, epoch) of each layout that it holds: the last round that all its keys have finished, and the view
             under which they did; (-1, -1) before the first.
+        blank: Whether it lacks what came before the rounds of that view: its boot is new, and nobody has restored it yet.
     """
 
     p: Count
@@ -302,6 +310,24 @@ class Frozen(Message, tag="frozen", frozen=True):
     boot: Seed
     epoch: Round
     done: Annotated[list[tuple[Count, Round, Round]], Meta(max_length=MAX_LAYOUTS)]
+    blank: bool = False
+
+
+class Promise(Message, tag="promise", frozen=True):
+    """Worker to coordinator: I decide no round and take over no state before a view of number `p` or higher.
+
+    Attributes:
+        p: Number that is promised.
+        slot: Who promises.
+        incarnation: Of the sender.
+        layouts: (layout, open round, epoch of the round before, whether it has that round's results) of each layout that it is
+            not behind in.
+    """
+
+    p: Count
+    slot: Slot
+    incarnation: Count
+    layouts: Annotated[list[tuple[Count, Round, Round, bool]], Meta(max_length=MAX_LAYOUTS)]
 
 
 class Hello(Message, tag="hello", frozen=True):
@@ -390,6 +416,26 @@ class Result(Message, tag="result", frozen=True):
     seed: Seed = 0
     frames: Annotated[list[Count], Meta(max_length=16)] = []
     plan: Count = 0
+
+
+class Restore(Message, tag="restore", frozen=True):
+    """Worker to a shard that a view names as blank: the last result of one key, with that result's frames.
+
+    Attributes:
+        p: Number of the view.
+        boot: Of the shard.
+        slot: Sender.
+        incarnation: Of the sender.
+        version: Of the plan in force after that round.
+        result: As that shard's former self gave it.
+    """
+
+    p: Count
+    boot: Seed
+    slot: Slot
+    incarnation: Count
+    version: Count
+    result: Result
 
 
 class Ask(Message, tag="ask", frozen=True):

@@ -94,7 +94,8 @@ def test_a_coordinator_that_is_started_again_knows_the_items_and_accounts():
     past = History.of(records)
     found = verdict(ledger=Accounts(past.lost, past.accounts), shard=None, shards=())
     assert [item.who for item in found.lost] == ["worker 1"]
-    assert Accounts(past.lost, past.accounts).verdict({0: 1}, [], ended=True).workers == WORKER._replace(slack=pytest.approx(1e-6))
+    found = Accounts(past.lost, past.accounts).verdict({0: 1}, [], ended=True)
+    assert found.workers == WORKER._replace(slack=pytest.approx(1e-6))
 
 
 def test_who_gives_no_account_is_named():
