@@ -150,6 +150,7 @@ class KeyRecord:
         self.halves, self.before, self.after = [None, None], 0, 0
         self.bound = self.bound_before = bound
         self.plan = self.plan_before = version
+        self.open = {}
         self.current = self.current_before = frozenset([finished.message.lead])  # of those that have the state, one is known
 
     def admit(self, members: Collection[int], new: set[int], *, donor: int) -> None:

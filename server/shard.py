@@ -183,8 +183,9 @@ class Shard:
     def on_push(self, peer: Peer, push: m.Push, frames: Sequence[Buffer]) -> list[Action]:
         """Take in a push; finish the round if it was the last one missing."""
         record = self.records.get((push.layout, push.key))
-        if record is None or not self._is_member(push):
-            return []  # the layout or the view has not reached us, or the sender is no member: it will ask again
+        if record is None or not self._is_member(push) or self._state.is_blank(push.layout, record):
+            # The layout, the view or the last result has not reached us, or the sender is no member: it will ask again.
+            return []
         if push.round == record.round and record.result is not None:
             return [Send((peer,), record.result.message, record.result.frames)]
         if push.round != record.round + 1:
@@ -210,7 +211,7 @@ class Shard:
             return []
         for number in ask.keys:
             record = self.records.get((ask.layout, number))
-            if record is None:
+            if record is None or self._state.is_blank(ask.layout, record):
                 continue
             if ask.round == record.round and record.result is not None:
                 actions.append(Send((peer,), record.result.message, record.result.frames))

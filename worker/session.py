@@ -27,7 +27,6 @@ from .base import BaseSession, Exchanging
 from .client import Client
 from .handover import packed, unpacked
 from .interrupt import Interrupts
-from .member import Membership
 from .meter import Counters, Meter
 from .own_state import load_residuals, residuals_of
 from .record import Record
@@ -287,9 +286,14 @@ class Session(BaseSession):
         others = [slot for slot, _ in view.members] if anybody and view is not None else []
         joiner = Joiner(number, round_, state, self.settings, (self.slot, incarnation), donor, others)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
-        while (progress := joiner.progress) and membership.member:
+
+        def stands() -> bool:
+            # A view that restores a shard may begin a round earlier, and then nobody has this state.
+            return membership.member and (not anybody or membership.cut_of(number) > round_)
+
+        while (progress := joiner.progress) and stands():
             # Every part that comes is a sign of life: a large model over a slow link may take longer in all.
-            moved = functools.partial(_has_moved, joiner, progress, membership)
+            moved = functools.partial(_has_moved, joiner, progress, stands)
             client.wait(moved, f"the next part of worker {donor}'s parameters", self.settings.timeouts.join)
         client.call(lambda: client.joiners.__delitem__(number))
         return not joiner.progress
@@ -348,7 +352,8 @@ class Session(BaseSession):
 
         def admit() -> None:
             # The view may have changed while the state came, but who is still in it has missed no round.
-            if membership.member and membership.incarnation == incarnation and not exchange.rounds.held:
+            same = membership.member and membership.incarnation == incarnation
+            if same and not exchange.rounds.held and membership.cut_of(exchange.number) >= cut:
                 exchange.admit(standing, incarnation)
             admitted.set()
 
@@ -474,5 +479,5 @@ class Session(BaseSession):
         self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)
 
 
-def _has_moved(joiner: Joiner, progress: tuple[int, ...], membership: Membership) -> bool:
-    return joiner.progress != progress or not membership.member
+def _has_moved(joiner: Joiner, progress: tuple[int, ...], stands: Callable[[], bool]) -> bool:
+    return joiner.progress != progress or not stands()

@@ -135,7 +135,7 @@ class Accounts:
 
     def _add(self, item: Lost) -> list[Action]:
         self._lost[item.who, item.incarnation] = item
-        return [history.lost(item), Note("lost", msgspec.structs.asdict(item))]
+        return [history.lost(item), Note("lost", {**msgspec.structs.asdict(item), "text": str(item)})]
 
     # ------------------------------------------------------------ the end
 
@@ -153,7 +153,6 @@ class Accounts:
         back = {former for account in self._workers.values() for former in account.former}
         found.lost = [item for item in self._lost.values() if item.of_shard or item.incarnation not in back]
         began_anew = {item.who for item in found.lost if item.of_shard}
-        died = len(found.lost) > sum(item.of_shard for item in found.lost)
         finals = {slot: self._workers[who] for slot, who in members.items() if who in self._workers and self._workers[who].final}
         if ended:
             self._look_at_workers(found, members, finals)
@@ -167,13 +166,17 @@ class Accounts:
         if known:
             found.servers = added(self._shards[shard] for shard in known)
         if ended:
+            died = any(not item.of_shard for item in found.lost)
+            whole = not died and not began_anew
             for shard in known:
                 if f"shard {shard}" in began_anew:
                     found.open.append(f"what shard {shard} counted before it lost its memory")
                 else:
-                    self._look_between(found, shard, finals, whole=not died)
+                    self._look_between(found, shard, finals, whole=whole)
             if died:
                 found.open.append("pushes that workers count, because some have died")
+            elif began_anew:
+                found.open.append("pushes that workers count, because a round may have been made again")
         return found
 
     def _look_at_workers(self, found: Verdict, members: Mapping[int, int], finals: Mapping[int, m.Account]) -> None:

@@ -128,5 +128,7 @@ def _say(note: Note) -> None:
         print(f"coordinator: {who} {note.fields['why']}", file=sys.stderr)
     elif note.event == "ledger" and (note.fields["workers"] or note.fields["wrong"]):
         print(f"coordinator: {note.fields['text']}", file=sys.stderr)
+    elif note.event == "lost" and note.fields["who"].startswith("shard"):
+        print(f"coordinator: residual lost: {note.fields['text']}; it begins anew", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

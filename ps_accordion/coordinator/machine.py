@@ -280,7 +280,9 @@ class Coordinator:
         known.layouts = dict(alive.layouts)
         actions += self.layouts.missing_at(known)
         actions += self._begin(now)
-        if self.view is not None and alive.view < self.view.p:
+        # A view that does not name it is not for it: it waits for the next.
+        named = self.view is not None and set(alive.shards) <= {(number, boot) for number, boot, _ in self.view.shards}
+        if self.view is not None and alive.view < self.view.p and named:
             actions.append(Send((peer,), self.view))
         return actions + self.layouts.open(self.views.members, self.servers.values())
 

@@ -22,6 +22,7 @@ from ps_accordion.worker.client import Client
 from ps_accordion.worker.handover import packed, unpacked
 from ps_accordion.worker.host_exchange import HostExchange
 from ps_accordion.worker.member import COORDINATOR, Membership
+from ps_accordion.worker.restoring import Restoring
 from ps_accordion.worker.rounds import Standing
 from ps_accordion.worker.transfer import START, Blob, Donor, Joiner
 
@@ -44,6 +45,9 @@ class Process:
 
     def post(self, peer, message, payload=()):
         """Send to a peer: a listener by its link's name, or whoever connected, by the bytes of its name."""
+        if isinstance(message, m.Account):
+            self.world.tell(self.name, "coordinator 0", message)
+            return
         target = peer.decode() if isinstance(peer, bytes) else ("coordinator 0" if peer == COORDINATOR else peer)
         self.world.send(self.name, target, framing.pack(message, payload))
 
@@ -165,6 +169,8 @@ class ServerProcess(Process):
             case m.Push():
                 self.relay.heard(peer, message.slot)
                 self._carry(shard.on_push(peer, message, payload))
+            case m.Restore():
+                self._carry(shard.on_restore(message, payload))
             case m.Ask():
                 self.relay.heard(peer, message.slot)
                 self._carry(shard.on_ask(peer, message))
@@ -211,6 +217,7 @@ class SimulatedClient(Client):
         self.error = None
         self.exchanges, self.donors, self.joiners = {}, {}, {}
         self.accounting = Accounting(self.membership)
+        self.restoring = Restoring(self.membership, self.exchanges)
         self.events = SimpleNamespace(write=lambda **fields: None)
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient)
         self.codecs = SimpleNamespace(submit=self._submit)
@@ -341,8 +348,25 @@ class WorkerProcess(Process):
             key: (result, self.payloads.get((key, result.round, result.epoch)) if result.kind == "DATA" else None)
             for key, result in results.items()
         }
-        known = self.world.results.setdefault(round_, found)
-        assert known == found, ("workers decided a round by different results", round_)
+        membership, world = self.client.membership, self.world
+        deciders = world.deciders.setdefault(round_, {})
+        known = world.results.setdefault(round_, found)
+        if known != found:
+            # Rounds that only workers had decided which are out of a later view may be made again, if a disk was lost.
+            older, newer = sorted((each[0][0].epoch for each in (known, found)))
+            views = [
+                view for p, view in world.views.items() if older < p <= newer and view.restore and view.cut_of(0)[0] <= round_
+            ]
+            mine = {(membership.slot, membership.incarnation): self.name}
+            gone = deciders if known[0][0].epoch == older else mine
+            assert any(not gone.keys() & set(view.members) for view in views), ("workers decided a round differently", round_)
+            world.count["rounds made again"] += 1
+            world.forgotten |= {(round_, name) for name in gone.values()}
+            if gone is mine:
+                return
+            world.results[round_] = found
+            deciders.clear()
+        deciders[membership.slot, membership.incarnation] = self.name
 
     def _go_on(self):
         if self.client.membership.joined:
@@ -387,10 +411,10 @@ class WorkerProcess(Process):
 
     def _waiting_for_a_place(self):
         membership = self.client.membership
-        if not (membership.member and membership.inside):
+        if not (membership.member and membership.inside) or self.exchange.rounds.held:
             return
         cut, _ = membership.view.cut_of(0)
-        self._blob = Blob()
+        self._blob, self._cut = Blob(), cut
         self._incarnation = membership.incarnation
         if cut > 0:
             member, view = (membership.slot, membership.incarnation), membership.view
@@ -401,7 +425,7 @@ class WorkerProcess(Process):
 
     def _fetching(self):
         membership, joiner = self.client.membership, self.client.joiners.get(0)
-        if not membership.member:
+        if not membership.member or (joiner is not None and membership.cut_of(0) < self._cut):
             self.client.joiners.pop(0, None)
             self.state = "between"
             return
@@ -413,7 +437,7 @@ class WorkerProcess(Process):
             standing, data = unpacked(self._blob.bytes())
             flat = np.frombuffer(data, np.float32)
             params = [part.copy() for part in np.split(flat, np.cumsum([part.size for part in self.params])[:-1])]
-        if membership.incarnation == self._incarnation:
+        if membership.incarnation == self._incarnation and not self.exchange.rounds.held:
             self.params = params
             self.exchange.admit(standing, membership.incarnation)
             self.world.count["came in"] += 1
