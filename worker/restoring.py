@@ -39,7 +39,7 @@ class Restoring:
         if not membership.member or (membership.view is not None and freeze.p <= membership.view.p):
             return []
         layouts = []
-        for number, exchange in self._exchanges.items():
+        for exchange in self._exchanges.values():
             exchange.rounds.promised = max(exchange.rounds.promised, freeze.p)
             if not (exchange.behind or exchange.starting):
                 layouts.append(exchange.rounds.retained.standing(exchange.rounds.round))

@@ -151,7 +151,8 @@ class ServerProcess(Process):
         match message:
             case m.View():
                 self._carry(shard.on_view(message))
-                self._alive()
+                if shard.epoch == message.p:  # one that has promised a later view would be told of this one again, without end
+                    self._alive()
             case m.Freeze():
                 self._carry(shard.on_freeze(message))
             case m.NewLayout():
@@ -353,7 +354,7 @@ class WorkerProcess(Process):
         known = world.results.setdefault(round_, found)
         if known != found:
             # Rounds that only workers had decided which are out of a later view may be made again, if a disk was lost.
-            older, newer = sorted((each[0][0].epoch for each in (known, found)))
+            older, newer = sorted(each[0][0].epoch for each in (known, found))
             views = [
                 view for p, view in world.views.items() if older < p <= newer and view.restore and view.cut_of(0)[0] <= round_
             ]

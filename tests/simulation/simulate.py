@@ -22,7 +22,8 @@ def main() -> int:
     happened, failed = Counter(), 0
     for seed in range(int(sys.argv[1]), int(sys.argv[2])):
         try:
-            happened += World(seed, Faults.rough() if seed % 2 or "rough" in sys.argv else None).run()
+            faults = Faults.of_disks(seed) if "disks" in sys.argv else Faults.rough() if seed % 2 or "rough" in sys.argv else None
+            happened += World(seed, faults).run()
         except Exception as error:  # whatever it is: the seed is what matters
             failed += 1
             print(f"seed {seed}: {type(error).__name__}: {str(error)[:1000]}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import itertools
 import random
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -76,6 +76,13 @@ class Faults:
             skip=0.05,
             unused=0.1,
         )
+
+    @classmethod
+    def of_disks(cls, seed):
+        """Return rough faults of which many take a server's disk with it; in every second seed nothing dies at named points."""
+        kinds = ("worker", "disk", "disk", "server", "coordinator", "stall", "cut")
+        rough = cls.rough()
+        return replace(rough, kinds=kinds, random_faults=5 + seed % 6, points=rough.points if seed % 2 else {})
 
     @classmethod
     def drawn(cls, rng, points=(), kinds=None):
