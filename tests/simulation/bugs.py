@@ -17,7 +17,6 @@ from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 from ps_accordion.worker.exchange import Exchange
-from ps_accordion.worker.retained import Retained
 from ps_accordion.worker.rounds import Decide, Rounds
 
 __all__ = ["BUGS", "planted"]
@@ -73,11 +72,6 @@ def a_promised_worker_decides(real, self):
 def the_cut_is_that_of_the_slowest(real, self, layout, proposal):
     said = [each for promise in proposal.promises.values() for each in promise.layouts if each[0] == layout]
     return min((round_, epoch) for _, round_, epoch, _ in said) if said else (0, -1)
-
-
-@bug(Retained, "restores")
-def anybody_restores(real, self, view, round_, version, *, who, server_of):
-    return real(self, view, view.cut_of(0)[0], version, who=who, server_of=server_of)
 
 
 # ---------------------------------------------------------------- the shard

@@ -22,10 +22,10 @@ def start(*words, **environment):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
 
 
-def run(count):
-    """Run seeds 0 to `count` - 1 on all cores; return the sums of what happened, and what was found."""
+def run(count, *kinds):
+    """Run seeds 0 to `count` - 1 on all cores, with these faults; return the sums of what happened, and what was found."""
     cores = os.cpu_count() or 1
-    children = [start(count * core // cores, count * (core + 1) // cores) for core in range(cores)]
+    children = [start(count * core // cores, count * (core + 1) // cores, *kinds) for core in range(cores)]
     outputs = [child.communicate() for child in children]
     happened = sum((Counter(json.loads(out)) for out, _ in outputs if out), Counter())
     return happened, "".join(errors for _, errors in outputs)
@@ -41,6 +41,17 @@ def test_no_seed_breaks_a_promise():
     assert happened["came in"] > SEEDS
     assert happened["stalls"] > SEEDS / 2
     assert happened["lost runs"] + happened["lost starts"] < SEEDS / 20
+
+
+DISK_SEEDS = 40
+
+
+def test_servers_that_lose_their_disks_break_no_promise():
+    """Each begins anew after the last result, without its residual: that is stated, and all replicas stay alike."""
+    happened, found = run(DISK_SEEDS, "disks")
+    assert found == ""
+    assert happened["lost disks"] > DISK_SEEDS
+    assert happened["lost runs"] + happened["lost starts"] + happened["lost results"] < DISK_SEEDS / 8
 
 
 def test_a_seed_replays_exactly():
@@ -90,6 +101,14 @@ SEEDS_OF: dict[str, list[int]] = {
 }
 """Runs in which each bug is caught, one of them at least, and nothing is without it."""
 
+DISK_SEEDS_OF: dict[str, list[int]] = {
+    "a_blank_shard_answers": [1],
+    "a_lost_memory_goes_unnoticed": [0],
+    "a_promised_worker_decides": [15],
+    "the_cut_is_that_of_the_slowest": [0],
+}
+"""The same for runs in which servers lose their disks, too."""
+
 SCRIPTED = {
     "a_late_greeting_takes_the_route": "server/test_relay.py::test_a_late_greeting_of_a_dead_process_takes_no_route_away",
     "a_shard_that_missed_a_view_is_believed": (
@@ -120,6 +139,15 @@ def test_a_planted_bug_is_caught(name):
     assert caught
 
 
+@pytest.mark.parametrize("name", sorted(DISK_SEEDS_OF))
+def test_a_bug_that_lost_disks_show_is_caught(name):
+    """In runs that pass without it."""
+    for seed in DISK_SEEDS_OF[name]:
+        World(seed, Faults.of_disks(seed)).run()
+        with planted(name), pytest.raises(Exception):  # noqa: B017, PT011 - a check, or a role that breaks on what it gets
+            World(seed, Faults.of_disks(seed)).run()
+
+
 @pytest.mark.parametrize("name", sorted(SCRIPTED))
 def test_a_scripted_schedule_catches_what_chance_does_not(name):
     """A test that passes without the bug fails with it."""
@@ -135,5 +163,5 @@ def test_a_scripted_schedule_catches_what_chance_does_not(name):
 
 def test_every_planted_bug_is_caught_by_something():
     """A bug that nothing catches would say that the simulation proves less than it seems to."""
-    assert BUGS.keys() == SEEDS_OF.keys() | SCRIPTED.keys()
+    assert BUGS.keys() == SEEDS_OF.keys() | DISK_SEEDS_OF.keys() | SCRIPTED.keys()
     assert len(BUGS) >= 30
