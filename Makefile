@@ -1,7 +1,7 @@
 # Every target sets up its own virtual environment, so that `make demo` and `make test` work in a fresh clone.
 #
 #   make demo        install, then train two workers against two servers on real data
-#   make test        the tests that take a few minutes
+#   make test        the tests that take a few minutes, two files at a time (ARGS="-n 0 --pdb" for one)
 #   make test-full   all tests, but those that need a GPU
 #   make test-cuda   those that need a GPU; says "not run" where there is none
 #   make check       formatting, lint, types, layers
@@ -27,11 +27,13 @@ INPUTS := pyproject.toml setup.py constraints.txt ps_accordion/__init__.py
 demo: install
 	$(BIN)/ps-accordion demo $(ARGS)
 
+# Most tests run on one core or wait for processes, so two files at a time take little more than half the time of one.
 test: install-dev
-	$(BIN)/python -m pytest -m "not full and not cuda" $(ARGS)
+	$(BIN)/python -m pytest -m "not full and not cuda" -n 2 --dist loadfile $(ARGS)
 
-test-full: install-dev
-	$(BIN)/python -m pytest -m "not cuda" $(ARGS)
+# The longer suites kill and stop processes by the dozen: one at a time.
+test-full: test
+	$(BIN)/python -m pytest -m "full and not cuda" $(ARGS)
 
 # Without a GPU there is nothing to collect, which pytest would call an error: say what it means.
 test-cuda: install-dev

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ps_accordion import config
+from ps_accordion import checkpoint, config
 from ps_accordion.config import ENVIRONMENT_PREFIX, CoordinatorSettings, ServerSettings, Settings
 from ps_accordion.errors import ConfigError
 from ps_accordion.role import CONFIG_VARIABLE
@@ -56,16 +56,22 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
             f"policy {settings.regime.policy}; run directory {_shown(directory)}"
         )
         with contextlib.closing(JsonLines.of_role(str(directory), "events", "launcher")) as events:
-            return supervise(
+            ending = supervise(
                 _programs(settings, directory / "config.toml", (program, *command[1:])),
                 screen=screen,
                 guard=guard,
                 grace=settings.timeouts.grace,
                 restarts=settings.run.restarts,
+                minimum=settings.workers.minimum,
+                joined=lambda: _joined(directory),
                 events=events,
-                progress=Progress(directory / "metrics-worker-0.jsonl", directory / "events-coordinator.jsonl").update,
+                progress=_progress(directory).update,
                 accused=lambda: _accused(directory),
             )
+        checkpoints = Path(settings.checkpoint_directory)
+        if ending.exit_code and checkpoint.complete(checkpoints):
+            screen.say(f"to go on from the last checkpoint: ps-accordion launch --resume {_shown(checkpoints)} ...")
+        return ending
 
 
 def new_run_directory() -> Path:
@@ -124,6 +130,10 @@ def _placed(settings: Settings, sockets: Path, link: Link) -> Settings:
         values["servers.bind"] = f"ipc://{sockets}/s{{number}}"
     directory = Path(settings.run.directory) if settings.run.directory else new_run_directory()
     values["run.directory"] = str(directory.absolute())
+    if settings.checkpoint.directory:
+        values["checkpoint.directory"] = str(Path(settings.checkpoint.directory).absolute())
+    if settings.checkpoint.resume:
+        values["checkpoint.resume"] = str(Path(settings.checkpoint.resume).absolute())
     return settings.replaced(values, source="the launcher")
 
 
@@ -155,10 +165,19 @@ def _programs(settings: Settings, file: Path, command: tuple[str, ...]) -> list[
     return programs
 
 
+def _progress(directory: Path) -> Progress:
+    return Progress(*(directory / f"{name}.jsonl" for name in ("metrics-worker-0", "events-coordinator", "events-worker-0")))
+
+
+def _joined(directory: Path) -> bool:
+    """Return whether all workers had joined: then the coordinator has made a view."""
+    return any(event["event"] == "view" for event in Tail(directory / "events-coordinator.jsonl").read())
+
+
 def _accused(directory: Path) -> tuple[str, float] | None:
     for event in Tail(directory / "events-coordinator.jsonl").read():
         if event["event"] == "error":
-            return event["culprit"], event["time"]
+            return event["culprit"], event["monotonic"]
     return None
 
 

@@ -1,6 +1,8 @@
 """How a run ends: a pure state machine from exits and interrupts to signals and one exit code.
 
     running  -- a child is killed --------------> running      it is started again after a pause, as often as is allowed
+             -- a worker is lost ---------------> running      the others go on without it, if they are enough
+             -- too few workers are left -------> terminating  nobody could come back: waiting would not help
              -- a child fails ------------------> failing      others may end by themselves, saying why
              -- all workers ended with 0 -------> draining     coordinator and servers finish
              -- Ctrl-C or SIGTERM --------------> interrupted  the workers get the signal
@@ -14,7 +16,12 @@ pause twice as long as the one before, and a child that has lived for a minute h
 of its own has said how the run ends. Once the run is ending, nobody is started; who still waited to be is counted as failed,
 unless it was an interrupt that ended the run.
 
-The cause of a failure is the first child that failed by itself, and two things are weighed to find it:
+A worker that was killed and may not be started again is lost. All workers are needed until all have joined, and so many as
+`minimum` says from then on: as long as they are there the run goes on. It ends with the code of the worker lost first, however
+well the others do. The coordinator or a server in that place is a failure: no run goes on without it.
+
+The cause of a failure is the worker lost first; else the first child that failed by itself, and two things are weighed to find
+it:
 
 * a child that ended with the code of `RunAborted` says that another one was first, so it is the cause only where nobody else is,
   not even one that waited to be started again;
@@ -36,7 +43,7 @@ from ps_accordion.errors import PsAccordionError, RunAborted
 
 from .child import Kind
 
-__all__ = ["Action", "Order", "Outcome", "Phase", "Restart", "Start", "killed_by"]
+__all__ = ["Action", "Lost", "Order", "Outcome", "Phase", "Restart", "Start", "killed_by"]
 
 FIRST_PAUSE_SECONDS = 0.1
 """Before a first restart. Long enough that a port or a lock of the dead process is free, too short for others to miss it."""
@@ -96,7 +103,21 @@ class Start(NamedTuple):
     restart: int
 
 
-Action = Order | Restart | Start
+class Lost(NamedTuple):
+    """A worker that was killed, and will not be started again.
+
+    Attributes:
+        name: Which.
+        left: How many workers are left, those included that have finished or wait to be started again.
+        needed: How many the run needs. With fewer it ends, and the next action is to end it.
+    """
+
+    name: str
+    left: int
+    needed: int
+
+
+Action = Order | Restart | Start | Lost
 
 
 @dataclass
@@ -111,13 +132,14 @@ class _Lives:
 class Outcome:
     """What has happened to a run so far, and what follows from it. Times are seconds of any one clock."""
 
-    def __init__(self, kinds: Mapping[str, Kind], *, grace: float, restarts: int = 0) -> None:
+    def __init__(self, kinds: Mapping[str, Kind], *, grace: float, restarts: int = 0, minimum: int = 1) -> None:
         """Take in what there is.
 
         Args:
             kinds: Every child's role by name.
             grace: Seconds that a child told to end may take.
             restarts: How often a child that was killed is started again.
+            minimum: Workers that the run goes on with, once all have joined.
         """
         self.phase = Phase.RUNNING
         self.codes: dict[str, int] = {}
@@ -128,6 +150,11 @@ class Outcome:
         self._lives = {name: _Lives() for name in kinds}
         self._waiting: dict[str, float] = {}
         """When each that waits to be started again will be."""
+        self.lost: list[str] = []
+        """Workers that the others went on without, or could not; in this order."""
+        self.joined = False
+        """Whether all workers have joined; the owner says so."""
+        self._minimum = minimum
         self._given_up: list[str] = []
         """Those that waited when the run failed."""
         self._failures: dict[str, float] = {}
@@ -150,11 +177,16 @@ class Outcome:
 
     @property
     def cause(self) -> str | None:
-        """Name of the child that failed first by itself, or None."""
+        """Name of the child that failed first by itself, or None. The exit code of the run is its own."""
+        return next(iter(self.lost), self.ender)
+
+    @property
+    def ender(self) -> str | None:
+        """Name of the child that the run ended because of, or None: another than the cause where workers were lost before."""
         first = next((name for name in self._failures if self.codes[name] != RunAborted.exit_code), None)
         if self._accused is not None:
             name, when = self._accused
-            ended_badly = name in self._failures or name in self._ended_by_us or name in self._given_up
+            ended_badly = name in self._failures or name in self._ended_by_us or name in self._given_up or name in self.lost
             if ended_badly and (first is None or when <= self._failures[first]):
                 return name
         return first or next(iter([*self._given_up, *self._failures]), None)
@@ -181,16 +213,22 @@ class Outcome:
         """Take in that a child ended with `code` (128 + N for signal N)."""
         del self._alive[name]
         self.codes[name] = code
-        if self.phase is Phase.RUNNING and killed_by(code) is not None and (restart := self._restart(name, now)):
-            return [restart]
+        if self.phase is Phase.RUNNING and killed_by(code) is not None:
+            if restart := self._restart(name, now):
+                return [restart]
+            if self._kinds[name] == "worker":
+                return self._lose(name, now)
         ordered = self.phase in (Phase.INTERRUPTED, Phase.TERMINATING, Phase.KILLING)  # its code is our doing
         if code and not ordered:
             self._failures[name] = now
         elif code and self._interrupt is None:
             self._ended_by_us.add(name)
+        return self._go_on(now)
+
+    def _go_on(self, now: float) -> list[Action]:
+        """Enter the phase that an exit leads to."""
         if self.phase is Phase.RUNNING and (self._failures or not self._workers()):
-            self._given_up = [*self._waiting]
-            self._waiting.clear()
+            self._give_up()
         if not self._alive and not self._waiting:
             self._enter(Phase.DONE, None)
         elif (self._failures or self._given_up) and self.phase in (Phase.RUNNING, Phase.DRAINING):
@@ -201,6 +239,36 @@ class Outcome:
             elif self.phase is Phase.INTERRUPTED:
                 return self._terminate(now)
         return []
+
+    def _lose(self, name: str, now: float) -> list[Action]:
+        """Go on without a worker, if the others are enough."""
+        self.lost.append(name)
+        workers = [each for each, kind in self._kinds.items() if kind == "worker"]
+        lost = Lost(name, len(workers) - len(self.lost), self._minimum if self.joined else len(workers))
+        if lost.left >= lost.needed and lost.left:
+            return [lost, *self._go_on(now)]
+        self._give_up()
+        if not self._alive:
+            self._enter(Phase.DONE, None)
+            return [lost]
+        return [lost, *self._terminate(now)]
+
+    def _give_up(self) -> None:
+        """Start nobody again any more."""
+        self._given_up += self._waiting
+        self._waiting.clear()
+
+    def states(self, now: float) -> dict[str, str]:
+        """Return what is the matter with each child, in words; empty where nothing is."""
+        return {name: self._state(name, now) for name in self._kinds}
+
+    def _state(self, name: str, now: float) -> str:
+        if name in self._waiting:
+            number = self._lives[name].counted
+            return f"restarting in {max(0.0, self._waiting[name] - now):.1f} s, {number} of {self.restarts}"
+        if name in self._alive or not self.codes.get(name):
+            return ""
+        return "lost" if name in self.lost else f"ended with {self.codes[name]}"
 
     def accused(self, name: str, when: float) -> None:
         """Take in that the coordinator ended the run because of `name`, at the time `when`."""

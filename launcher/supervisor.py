@@ -12,7 +12,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ps_accordion.errors import RunAborted
@@ -20,7 +20,7 @@ from ps_accordion.role import RESTART_VARIABLE
 from ps_accordion.telemetry.events import JsonLines
 
 from .child import Child, Guard, LineReader, Program
-from .outcome import Action, Order, Outcome, Phase, Restart, killed_by
+from .outcome import Action, Lost, Order, Outcome, Phase, Restart, Start, killed_by
 from .screen import Screen
 
 __all__ = ["Ending", "supervise"]
@@ -57,8 +57,10 @@ def supervise(
     guard: Guard,
     grace: float,
     restarts: int = 0,
+    minimum: int = 1,
+    joined: Callable[[], bool] = lambda: True,
     events: JsonLines | None = None,
-    progress: Callable[[], str | None] | None = None,
+    progress: Callable[[Mapping[str, str]], str | None] | None = None,
     accused: Callable[[], tuple[str, float] | None] | None = None,
 ) -> Ending:
     """Start all programs, start those again that are killed, wait for all to end, and leave no process behind.
@@ -69,17 +71,21 @@ def supervise(
         guard: The guard that ends them should this process be killed.
         grace: Seconds that a child told to end may take, before the next harder signal.
         restarts: How often a child is started again that a signal killed which was not ours; see `outcome`.
-        events: Gets a line for every start, exit and restart; stays the caller's.
-        progress: Called twice a second; returns a new progress line or None.
-        accused: Called at the end of a run that failed; returns whom the coordinator ended it for, and when (seconds since the
-            epoch), or None.
+        minimum: Workers that the run goes on with when others are lost, once all have joined.
+        joined: Called when a worker dies; returns whether all workers had joined.
+        events: Gets a line for every start, exit and restart, every worker that is lost, and every phase of the end; stays the
+            caller's.
+        progress: Called twice a second with what is the matter with each child (empty: nothing); returns a new progress line
+            or None.
+        accused: Called at the end of a run that failed; returns whom the coordinator ended it for, and when (of the machine's
+            monotonic clock), or None.
 
     Raises:
         ConfigError: A program does not exist. Those already started have been ended.
     """
     kinds = {program.name: program.kind for program in programs}
-    outcome = Outcome(kinds, grace=grace, restarts=restarts)
-    return _Supervision(programs, outcome, screen, guard, events or JsonLines(None), progress, accused).run()
+    outcome = Outcome(kinds, grace=grace, restarts=restarts, minimum=minimum)
+    return _Supervision(programs, outcome, screen, guard, events or JsonLines(None), joined, progress, accused).run()
 
 
 class _Supervision:
@@ -90,7 +96,8 @@ class _Supervision:
         screen: Screen,
         guard: Guard,
         events: JsonLines,
-        progress: Callable[[], str | None] | None,
+        joined: Callable[[], bool],
+        progress: Callable[[Mapping[str, str]], str | None] | None,
         accused: Callable[[], tuple[str, float] | None] | None,
     ) -> None:
         self._programs = {program.name: program for program in programs}
@@ -98,6 +105,7 @@ class _Supervision:
         self._screen = screen
         self._guard = guard
         self._events = events
+        self._joined = joined
         self._progress = progress
         self._accused = accused
         self._children: dict[str, Child] = {}
@@ -105,6 +113,7 @@ class _Supervision:
         self._former: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self._open_streams = 0
+        self._phase = outcome.phase
 
     def run(self) -> Ending:
         start = time.monotonic()
@@ -149,6 +158,7 @@ class _Supervision:
                 self._read(key)
         self._reap()
         self._obey(self._outcome.tick(time.monotonic()))
+        self._note_phase()
         self._show_progress()
 
     def _reap(self) -> None:
@@ -163,12 +173,12 @@ class _Supervision:
             child.end_session(self._guard)
             self._events.write(event="exit", name=name, pid=child.pid, code=code, seconds=round(child.seconds, 3))
             before = self._outcome.phase
+            if killed_by(code) is not None:
+                self._outcome.joined = self._outcome.joined or self._joined()
             self._obey(self._outcome.exited(name, code, time.monotonic()))
-            cause = self._outcome.cause
-            if cause and before in (Phase.RUNNING, Phase.DRAINING) and self._outcome.phase is Phase.FAILING:
-                self._screen.say(
-                    f"{cause} ended with {_code(self._outcome.codes[cause])}; the others have {self._outcome.grace:g} s to end"
-                )
+            ender = self._outcome.ender
+            if ender and before in (Phase.RUNNING, Phase.DRAINING) and self._outcome.phase is Phase.FAILING:
+                self._screen.say(f"{self._death(ender)}; the others have {self._outcome.grace:g} s to end")
 
     def _interrupt(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -183,8 +193,10 @@ class _Supervision:
                     self._children[name].signal(action.number)
             elif isinstance(action, Restart):
                 self._announce(action)
-            else:
+            elif isinstance(action, Start):
                 self._start(action.name, action.restart)
+            else:
+                self._mourn(action)
 
     def _announce(self, restart: Restart) -> None:
         name, number, pause = restart
@@ -193,6 +205,28 @@ class _Supervision:
             f"{name} was killed by {killed_by(self._outcome.codes[name])} after {self._children[name].seconds:.1f} s; "
             f"starting it again in {pause:g} s (restart {number} of {self._outcome.restarts})"
         )
+
+    def _mourn(self, lost: Lost) -> None:
+        name, left, needed = lost
+        self._events.write(event="lost", name=name, left=left, needed=needed)
+        if left >= needed:
+            follows = f"the others go on without it: {_workers(left)} left"
+        elif self._outcome.joined:
+            follows = f"{_workers(left)} left, and workers.minimum is {needed}: ending the run"
+        else:
+            follows = f"not all {needed} workers had joined: ending the run"
+        self._screen.say(f"{self._death(name)}; {follows}")
+
+    def _death(self, name: str) -> str:
+        """Say how a child ended for good."""
+        code, restarts = self._outcome.codes[name], self._outcome.restarts
+        why = f", after as many restarts as it has ({restarts}, run.restarts)" if killed_by(code) and restarts else ""
+        return f"{name} ended with {_code(code)}{why}"
+
+    def _note_phase(self) -> None:
+        if self._outcome.phase is not self._phase:
+            self._phase = self._outcome.phase
+            self._events.write(event="phase", phase=self._phase.value)
 
     def _read(self, key: selectors.SelectorKey) -> None:
         child, stream, reader, error = key.data
@@ -220,7 +254,7 @@ class _Supervision:
         self._show_progress()
 
     def _show_progress(self) -> None:
-        line = self._progress() if self._progress is not None else None
+        line = self._progress(self._outcome.states(time.monotonic())) if self._progress is not None else None
         if line is not None:
             self._screen.progress(line)
 
@@ -230,18 +264,22 @@ class _Supervision:
         accusation = self._accused() if outcome.cause is not None and self._accused is not None else None
         if accusation is not None:
             name, when = accusation
-            outcome.accused(name, when - time.time() + time.monotonic())
-        if outcome.cause is not None:
-            child = self._children[outcome.cause]
-            self._screen.heading(f"{outcome.cause} failed: {_code(outcome.codes[outcome.cause])}, after {child.seconds:.1f} s")
+            outcome.accused(name, when)
+        for name in dict.fromkeys(name for name in (outcome.cause, outcome.ender) if name is not None):
+            child = self._children[name]
+            self._screen.heading(f"{name} failed: {_code(outcome.codes[name])}, after {child.seconds:.1f} s")
             for line in child.tail or ["(it wrote nothing to standard error)"]:
                 self._screen.plain(line)
-        elif outcome.stuck:
+        if outcome.cause is None and outcome.stuck:
             self._screen.heading("the workers ended, but the run did not")
             self._screen.plain(
                 f"all workers ended with 0, but {', '.join(outcome.stuck)} still waited for them {outcome.grace:g} s later; "
                 "did the command call ps_accordion.worker.connect(), in every worker?"
             )
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"
 
 
 def _code(code: int) -> str:

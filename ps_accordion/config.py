@@ -30,6 +30,7 @@ from .sections import IllegalValue, Section, explicit, flatten, kinds
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
+    "CheckpointSettings",
     "CodecSettings",
     "CoordinatorSettings",
     "LayoutSettings",
@@ -193,6 +194,19 @@ class RunSettings(Section):
     process has this many, and has them back once it has lived for a minute; one that ends by itself is never started again."""
 
 
+class CheckpointSettings(Section):
+    """`[checkpoint]`: the state of the whole job on the disk, to go on from. All processes must see the same directory."""
+
+    directory: str = ""
+    """Where checkpoints are kept. Empty: `checkpoints` in the run directory."""
+    every_steps: Annotated[int, Meta(ge=0)] = 0
+    """`session.steps` makes one whenever so many steps have passed; 0 leaves it to `session.checkpoint()`."""
+    keep: Annotated[int, Meta(ge=2, le=10_000)] = 2
+    """How many are kept; the one before the last goes only when the last is whole on the disk."""
+    resume: str = ""
+    """A checkpoint to go on from. `ps-accordion launch --resume` sets it to the newest of a directory."""
+
+
 class Settings(Section):
     """All settings of a job."""
 
@@ -209,6 +223,7 @@ class Settings(Section):
     skip: SkipSettings = SkipSettings()
     timeouts: Timeouts = Timeouts()
     run: RunSettings = RunSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
 
     def __post_init__(self) -> None:
         if self.num_shards > MAX_SHARDS:
@@ -219,6 +234,7 @@ class Settings(Section):
     def terms(self) -> dict[str, Any]:
         """Return what every process must agree on, by dotted name: the coordinator compares it at join."""
         agreed = {"seed", "workers.count", "servers.count", "servers.shards_per_server", "skip.limit"}
+        agreed |= {"checkpoint.every_steps", "checkpoint.resume"}
         sections = ("codec.", "layout.", "regime.")
         return {name: value for name, value in flatten(self).items() if name in agreed or name.startswith(sections)}
 
@@ -257,6 +273,12 @@ class Settings(Section):
         if named == "memory" or not (named or self.run.directory):
             return ""
         return named or str(Path(self.run.directory) / "state")
+
+    @property
+    def checkpoint_directory(self) -> str:
+        """Where checkpoints are kept; empty where no place is known."""
+        run = self.run.directory
+        return self.checkpoint.directory or (str(Path(run) / "checkpoints") if run else "")
 
     @property
     def num_shards(self) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Buffer
 
-from ps_accordion import crashpoints
+from ps_accordion import checkpoint, crashpoints
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
@@ -26,8 +26,10 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
+from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
+from .checkpoint import Residuals, save
 from .durable import ShardStore
 from .relay import Relay
 from .shard import COORDINATOR, Shard
@@ -39,6 +41,8 @@ GARBAGE_LIMIT = 3
 NORMS_S = 1.0
 """How old the norm of a residual may be that is lost with its shard."""
 Task = Callable[[Shard], list[Action]]
+TOGETHER = 4
+"""Tasks of a shard after which the thread of the sockets is woken, if more are queued: to send several results at once."""
 Packed = tuple[tuple[Peer, ...], list[Buffer]]
 
 
@@ -63,16 +67,21 @@ class ShardThread:
         self._thread.join()
 
     def _run(self) -> None:
+        since = 0
         while (task := self._tasks.get()) is not None:
             try:
                 for action in task(self.shard):
                     if isinstance(action, Send):
-                        self._transport.post((action.peers, framing.pack(action.message, action.payload)))
+                        self._transport.post((action.peers, framing.pack(action.message, action.payload)), wake=False)
                     elif isinstance(action, Note):
                         self._events.write(event=action.event, **action.fields)
             except BaseException as error:  # the run must end with the true cause, not hang for want of a result
                 self._transport.post(error)
                 return
+            since += 1
+            if since >= TOGETHER or self._tasks.empty():
+                since = 0
+                self._transport.wake()
 
 
 class Server:
@@ -95,10 +104,13 @@ class Server:
         self._garbage: dict[Peer, int] = {}
         self._heard: float | None = None
         self._norms_due = 0.0
+        self._silence = Silence(settings.timeouts.heartbeat)
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
         self._stores: dict[int, ShardStore] = {}
         self._threads: dict[int, ShardThread] = {}
+        self._said_saved: dict[int, m.Saved] = {}
+        """The answer for the last checkpoint, by shard; each shard's thread has its own entry."""
 
     def run(self, *, listening: Callable[[str], None] | None = None) -> int:
         """Serve until the run is over; return the exit code.
@@ -123,8 +135,10 @@ class Server:
             if listening is not None:
                 listening(self._address)
             warm()
+            resume = self.settings.checkpoint.resume
+            restore = Residuals(Path(resume)).restored if resume else None
             for number, store in self._stores.items():
-                shard = Shard(number, store.boot, self.settings, store=store)
+                shard = Shard(number, store.boot, self.settings, store=store, restore=restore)
                 self._threads[number] = ShardThread(shard, self._transport, self._events)
             self._recall()
             self._events.write(event="start", address=self._address, shards=list(self._threads), view=self.view, lost=self._lost)
@@ -175,8 +189,12 @@ class Server:
         limits = self.settings.timeouts
         born = due = time.monotonic()
         beat = 0.0
+        absence = Absence(born)
         while self._over is None:
-            for arrival in self._transport.poll(max(0.0, due - time.monotonic())):
+            arrivals = self._transport.poll(max(0.0, due - time.monotonic()))
+            if (away := absence.look(time.monotonic())) and self._heard is not None:
+                self._heard += away
+            for arrival in arrivals:
                 self._dispatch(arrival)
             now = time.monotonic()
             if now < due:
@@ -185,6 +203,8 @@ class Server:
             if now >= beat or self._heard is None:
                 beat = now + limits.heartbeat
                 self._alive()
+            for note in self._silence.look({} if self._heard is None else {COORDINATOR: self._heard}, now):
+                self._events.write(event=note.event, **note.fields)
             silent = now - (born if self._heard is None else self._heard)
             if silent > (limits.join if self._heard is None else limits.lost):
                 raise Unreachable(
@@ -272,12 +292,22 @@ class Server:
                 owner = self._threads.get(self._layouts[message.layout].keys[0].shard)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_plan(message.layout, message.version, plan))
+            case m.Save():
+                self._to_all(lambda shard: [Send((COORDINATOR,), self._saved(shard, message))])
             case m.Refused():
                 raise JoinRefused(f"the coordinator at {self.settings.coordinator.address} refused: {message.reason}")
             case m.Ended() | m.Abort():
                 self._over = message
             case _:
                 pass
+
+    def _saved(self, shard: Shard, request: m.Save) -> m.Saved:
+        """Write a shard's part of a checkpoint, on its thread; who asks again gets the same answer."""
+        known = self._said_saved.get(shard.number)
+        if known is None or known.step != request.step or known.error:
+            root = Path(self.settings.checkpoint_directory)
+            known = self._said_saved[shard.number] = save(shard, request, checkpoint.partial(root, request.step))
+        return known
 
     def _from_worker(self, peer: Peer, message: m.Message, payload: Sequence[Buffer]) -> None:
         actions: list[Action] = []

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ps_accordion.codecs.base import Coding, FloatVector, Payload
+from ps_accordion.codecs.base import Coding, FloatVector, Hint, Payload
 from ps_accordion.layout import Key
 from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.wire import messages as m
@@ -87,6 +87,7 @@ class KeyRecord:
             None means all, before the first round.
         current_before: The same before the last finished round.
         open: Pushes of round `round + 1`, by slot.
+        hint: What makes the next fold faster; forgotten with the process.
     """
 
     key: Key
@@ -106,6 +107,7 @@ class KeyRecord:
     current: frozenset[int] | None = None
     current_before: frozenset[int] | None = None
     open: dict[int, Held] = field(default_factory=dict)
+    hint: Hint = field(default_factory=Hint)
     norm: float = 0.0
     """About the L2 norm of the residual, for people; not kept."""
 
@@ -150,6 +152,7 @@ class KeyRecord:
         self.halves, self.before, self.after = [None, None], 0, 0
         self.bound = self.bound_before = bound
         self.plan = self.plan_before = version
+        self.tally = self.tally_before = NO_TALLY
         self.open = {}
         self.current = self.current_before = frozenset([finished.message.lead])  # of those that have the state, one is known
 

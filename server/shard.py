@@ -19,7 +19,8 @@ a promise before the answer, a view before what follows from it (`memory.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,11 +29,11 @@ from typing_extensions import Buffer
 from ps_accordion import crashpoints
 from ps_accordion.codecs import Push as FoldPush
 from ps_accordion.codecs import fold, registry
-from ps_accordion.codecs.base import Coding, Payload
+from ps_accordion.codecs.base import Coding, FloatVector, Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, PayloadError, WireError
-from ps_accordion.layout import Layout
-from ps_accordion.ledger import Probe, Tally
+from ps_accordion.layout import Key, Layout
+from ps_accordion.ledger import NO_TALLY, Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
@@ -44,12 +45,35 @@ from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
 from .restoring import bound_of, finished_of
 
-__all__ = ["COORDINATOR", "Shard"]
+__all__ = ["COORDINATOR", "Restored", "Shard"]
 
 COORDINATOR = "coordinator"
 """What a server calls its link to the coordinator."""
 EXACT = ("dense", 32.0)
 """Codec and level of buffers: all workers must have the lead's bits."""
+
+
+class Restored(NamedTuple):
+    """What a key goes on from that begins in the middle: what a checkpoint has of it.
+
+    Attributes:
+        round: The round that comes next.
+        residual: float32[key.elements], or None where it is zero; copied.
+        bound: Size of the last reply's bound in bytes; 0 where it is not known, or does not matter.
+        plan: Version of the last plan that its results have carried.
+        waiting: Version of one that waits for the next result.
+        waiting_plan: And its bytes.
+    """
+
+    round: int
+    residual: FloatVector | None
+    bound: int
+    plan: int
+    waiting: int
+    waiting_plan: bytes
+
+
+Restore = Callable[[int, Key], Restored | None]
 
 
 class Shard:
@@ -61,12 +85,16 @@ class Shard:
         settings: The settings of the job.
         store: Its memory, which stays the caller's: a shard that finds something there goes on from it. None takes memory that
             ends with the process.
+        restore: Says what a key of a new layout goes on from; None where it begins.
 
     Raises:
         ConfigError: The store was written under other settings.
     """
 
-    def __init__(self, number: int, boot: int, settings: Settings, *, store: ShardStore | None = None) -> None:
+    def __init__(
+        self, number: int, boot: int, settings: Settings, *, store: ShardStore | None = None, restore: Restore | None = None
+    ) -> None:
+        self._restore = restore
         self.number = number
         self.boot = boot
         self.settings = settings
@@ -124,12 +152,42 @@ class Shard:
         if number not in self._layouts:
             mine = layout.keys_of_shard(self.number)
             self.records.update({(number, record.key.number): record for record in self._memory.hold(number, layout, mine)})
+            crashpoints.reach("s.layout")
             self._layouts[number] = layout
             self._probes.update({(number, key.number): Probe(number, key) for key in mine if not key.buffer})
+            self._take_up(number)
             largest = max((key.elements for key in mine), default=0)
             if largest > self._scratch.size:
                 self._scratch = np.zeros(largest, np.float32)
         return []
+
+    def _take_up(self, layout: int) -> None:
+        """Have the keys of a new layout go on from a checkpoint, unless they have gone on since."""
+        if self._restore is None:
+            return
+        for record in self.records_of(layout):
+            restored = self._restore(layout, record.key) if record.round < 0 else None
+            if restored is None or restored.round == 0:
+                continue
+            record.round = restored.round - 1
+            if restored.residual is not None:
+                record.target(1)[:] = restored.residual
+            record.bound = record.bound_before = restored.bound
+            probe = self._probes.get((layout, record.key.number))
+            if probe is not None:
+                record.tally = record.tally_before = NO_TALLY.plus(came=probe.vector(restored.residual).mass)
+            record.plan = record.plan_before = restored.plan
+            self._memory.save(layout, record)
+            if restored.waiting_plan:
+                self.on_plan(layout, restored.waiting, restored.waiting_plan)
+
+    def records_of(self, layout: int) -> list[KeyRecord]:
+        """Return the records of a layout's keys that are ours, in order."""
+        return [record for (of, _), record in self.records.items() if of == layout]
+
+    def waiting_plan(self, layout: int) -> tuple[int, bytes]:
+        """Return version and bytes of the newest plan that the coordinator has sent; (0, nothing) before the first."""
+        return self._plans.get(layout, (0, b""))
 
     def on_freeze(self, freeze: m.Freeze) -> list[Action]:
         """Promise to finish nothing before a view of that number, and say which rounds are finished."""
@@ -382,6 +440,7 @@ class Shard:
             reply=reply,
             held=[(part.offset, part.length) for part in key.elements_of(start.used)],
             rule=self.settings.codec.residual_at_switch if 0 < start.bound < bound else "keep",
+            hint=record.hint,
         )
         crashpoints.reach("s.half")
         if folded is None:

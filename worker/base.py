@@ -257,6 +257,23 @@ class BaseSession(ABC):
         if state:
             raise UsageError(f"expected an empty state, got {len(state)} residuals: this process sends nothing, so it keeps none")
 
+    def checkpoint(self) -> Path:
+        """Write the state of the whole job to the disk, and return where it is once it is complete.
+
+        Called between two steps, after `optimizer.step()` and `scheduler.step()`, by every worker at the same step. `steps` does
+        it by itself where `checkpoint.every_steps` is set. A run that is started with `--resume` goes on from it bit for bit.
+
+        Raises:
+            StorageError: It cannot be made. The one before is still there, and the run can go on.
+            UsageError: A round is open, or this process is in no run with servers.
+        """
+        raise UsageError(
+            "checkpoint() needs a run with servers, whose workers are one process each; save the model with torch.save"
+        )
+
+    def _checkpoint_if_due(self, step: int) -> None:  # noqa: B027  # who has no servers makes no checkpoints
+        """Make a checkpoint if `checkpoint.every_steps` says so, and none was made at this step."""
+
     def take_part(self) -> None:
         """Come into the run's rounds where they stand, if this worker came late or was taken out; else do nothing.
 
@@ -278,6 +295,7 @@ class BaseSession(ABC):
         """
         step = self.first_step
         while total is None or step < total:
+            self._checkpoint_if_due(step)
             self.came_in_at = None
             yield step
             # Where this worker came back within the step, the step was that of the others' round.
@@ -285,6 +303,7 @@ class BaseSession(ABC):
             self.came_in_at = None
             self.take_part()
             step = step if self.came_in_at is None else self.came_in_at
+        self._checkpoint_if_due(step)
 
     @property
     def first_step(self) -> int:

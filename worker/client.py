@@ -16,12 +16,14 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import join_frames
+from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport
 
 from .accounting import Accounting
 from .compute import CodecThreads
 from .exchange import Exchange
 from .member import COORDINATOR, Connect, Membership
+from .overdue import Overdue
 from .record import Record
 from .restoring import Restoring
 from .transfer import Donor, Joiner
@@ -66,15 +68,18 @@ class Client:
         self.restoring = Restoring(self.membership, self.exchanges)
         self.events = JsonLines(None)
         self.record = Record(None)
-        self.codecs = CodecThreads(threads, self.fail)
         self.transport = transport or Transport()
+        self.codecs = CodecThreads(threads, self.fail, self.transport.wake)
         self._garbage: dict[Peer, int] = {}
         self._broken: set[str] = set()
         """Links to servers that have no connection."""
+        self._overdue = Overdue()
+        self._silence = Silence(settings.timeouts.heartbeat)
         self.state_bytes = 0
         """Bytes of the model's initial state that this worker has handed to others: start-up, whenever they ask."""
         self._on_tick: list[Callable[[], None]] = []
         self._on_heard: list[Callable[[m.Heard], None]] = []
+        self._on_kept: list[Callable[[m.Kept], None]] = []
         self._on_wanted: list[Callable[[m.Get], None]] = []
         self._on_failure: list[Callable[[BaseException], None]] = []
         self._changed = threading.Condition()
@@ -100,6 +105,10 @@ class Client:
         """Run `function` on the thread that owns the sockets."""
         self.transport.post(function)
 
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Do the same from a task of a codec thread, which wakes the other one after some of them."""
+        self.transport.post(function, wake=False)
+
     def fail(self, error: BaseException) -> None:
         """End this worker's part in the run because of `error`. The first error is the one that counts."""
         self.call(lambda: self._fail(error))
@@ -121,6 +130,10 @@ class Client:
     def on_heard(self, callback: Callable[[m.Heard], None]) -> None:
         """Call `callback`, on the socket's thread, when the coordinator has heard a report."""
         self._on_heard.append(callback)
+
+    def on_kept(self, callback: Callable[[m.Kept], None]) -> None:
+        """Call `callback`, on the socket's thread, when the coordinator says what has become of a checkpoint."""
+        self._on_kept.append(callback)
 
     def on_wanted(self, callback: Callable[[m.Get], None]) -> None:
         """Call `callback`, on the socket's thread, when a state is asked for that nobody has handed out yet."""
@@ -217,9 +230,11 @@ class Client:
 
     def _run(self) -> None:
         due = time.monotonic()
+        absence = Absence(due)
         try:
             while not self._stopping:
                 arrivals = self.transport.poll(max(0.0, due - time.monotonic()))
+                self.membership.heard += absence.look(time.monotonic())
                 for arrival in arrivals:
                     self._guarded(functools.partial(self._dispatch, arrival))
                 if time.monotonic() >= due:
@@ -275,6 +290,9 @@ class Client:
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)
+            case m.Kept():
+                for keep in self._on_kept:
+                    keep(message)
             case m.Refuse():
                 raise WireError(f"{arrival.peer!r} refused what this worker sent: {message.reason}")
             case m.Get():
@@ -317,6 +335,7 @@ class Client:
         ]
         self.membership.waits = next((number for number, exchange in self.exchanges.items() if exchange.rounds.waits), -1)
         self._look_at_links(now)
+        self._note_silence(now)
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
         self.carry(self.accounting.tick(self.exchanges.values(), now))
@@ -331,6 +350,14 @@ class Client:
             membership.synced = complete and membership.member and (bool(exchanges) or not membership.came_late)
             for callback in self._on_tick:
                 callback()
+
+    def _note_silence(self, now: float) -> None:
+        """Log whom this worker has waited for, or not heard, for some heartbeats."""
+        heard = self._overdue.look(self.exchanges, now)
+        if self.membership.joined:
+            heard[COORDINATOR] = self.membership.heard
+        for note in self._silence.look(heard, now):
+            self.events.write(event=note.event, **note.fields)
 
     def _look_at_links(self, now: float) -> None:
         """Notice which servers have been away and are back: whoever is there now may be a process that was started again."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ps_accordion.codecs import encode_holding, registry, settle
+from ps_accordion.codecs import Hint, encode_holding, registry, settle, workspace
 from ps_accordion.codecs.base import Coding, FloatVector, Payload
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key
@@ -65,7 +65,8 @@ class KeyCoder:
         self.incarnation = incarnation
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot
-        self._bound = 0
+        self.bound = 0
+        self._hint = Hint()
         self._out: Payload | None = None
         self._account = Account(layout, key)
 
@@ -76,7 +77,7 @@ class KeyCoder:
 
     @property
     def residual(self) -> FloatVector | None:
-        """What pushes have not carried, float32[key.elements]; None before the first. Owned by the coder, which changes it."""
+        """What pushes have not carried, float32[key.elements]; None before the first. The coder's: other memory after a push."""
         if self._residual is None and self._begun:
             return np.zeros(self.key.elements, np.float32)
         return self._residual
@@ -105,7 +106,7 @@ class KeyCoder:
         if not exact and self._residual is None:
             self._residual = np.zeros(key.elements, np.float32)
         loss, before, thrown = 0.0, None, 0.0
-        if self._residual is not None and 0 < self._bound < bound:
+        if self._residual is not None and 0 < self.bound < bound:
             before = self._residual.copy()
             loss = settle(settings.codec.residual_at_switch, self._residual, gradient)
             thrown = self._account.mass(before) - self._account.mass(self._residual) if loss else 0.0
@@ -113,13 +114,20 @@ class KeyCoder:
         seed = seed_for(settings.seed, self.layout, key.number, round_, who)
         out = self._room(bound)
         unused = [(part.offset, part.length) for part in key.elements_of(used)]
-        encoded = encode_holding(codec, gradient, self._residual, unused, level=choice.level, seed=seed, out=out)
+        old, rest = self._residual, None if self._residual is None else workspace.take(key.elements)
+        encoded = encode_holding(
+            codec, gradient, old, unused, level=choice.level, seed=seed, out=out, rest=rest, hint=self._hint
+        )  # fmt: skip
+        if old is not None and rest is not None:
+            if encoded is not None:
+                self._residual, rest = rest, old
+            workspace.give(rest)
         if encoded is None:
             if self._residual is not None and before is not None:
                 self._residual[:] = before
             push = self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped, weight=weight)
             return Pushed(push, None, 0.0)
-        self._bound = bound
+        self.bound = bound
         if exact and not unused:
             self._residual = None  # all of it is on its way, and zeros need not be added in the next round
         payload = out[: encoded.nbytes]

@@ -108,7 +108,7 @@ class DeviceCoder:
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
         """For pushes without a payload. It never has a residual."""
         self._host.account.measured = False
-        self._bound = 0
+        self.bound = 0
         self._streams: Streams | None = None
         self._ready: Mark | None = None
         """Where backward's stream stood when the gradients had been handed over: before it, they must not be written."""
@@ -154,7 +154,7 @@ class DeviceCoder:
         twin, bound = twin_of(codec), codec.payload_bound(self.key.elements, choice.level)
         self._settle_debts(device)
         residual = self._residual_on(device)
-        rule: Rule = self._settings.codec.residual_at_switch if 0 < self._bound < bound else "keep"
+        rule: Rule = self._settings.codec.residual_at_switch if 0 < self.bound < bound else "keep"
         who = SHARED if codec.shared_seed else self._slot + 1
         seed = seed_for(self._settings.seed, self.layout, self.key.number, round_, who)
         held: Held = [(part.offset, part.length) for part in self.key.elements_of(used)]
@@ -166,7 +166,7 @@ class DeviceCoder:
 
     def note_bound(self, bound: int) -> None:
         """Note the payload bound of a push that was made; a larger one in a later round is a switch to lighter compression."""
-        self._bound = bound
+        self.bound = bound
 
     @torch.no_grad()
     def decode(self, result: m.Result, payload: Payload, out: Sequence[Part]) -> None:

@@ -71,6 +71,8 @@ class Coder(Protocol):
     key: Key
     incarnation: int
     """Of this worker, in the headers of its pushes."""
+    bound: int
+    """Bytes of the last push's bound, 0 before the first: a larger one means that compression has turned lighter."""
 
     @property
     def account(self) -> Account:
@@ -190,7 +192,7 @@ class Exchange(ABC):
             self._decode(key, decode, current)
             self._account_for(decode)
             seconds = time.perf_counter() - began
-            self.client.call(lambda: self._on_decoded(decode, seconds))
+            self.client.call_soon(lambda: self._on_decoded(decode, seconds))
 
         return work
 
@@ -207,9 +209,13 @@ class Exchange(ABC):
                 norm=pushed.loss,
                 why="switch",
             )
-        self.client.carry(self.rounds.pushed(pushed.message, pushed.payload, time.monotonic()))
+        self._push(pushed.message, pushed.payload)
         if self.rounds.out:
             self._try_decide()
+
+    def _push(self, push: m.Push, payload: Payload | None) -> None:
+        self.client.record.push(push, payload)
+        self.client.carry(self.rounds.pushed(push, payload, time.monotonic()))
 
     def on_result(self, result: m.Result, frames: Sequence[Buffer]) -> None:
         """Take in a result."""
@@ -231,7 +237,9 @@ class Exchange(ABC):
         """Note what a result comes to, which counts when the round does."""
         if not self.layout.keys[decode.key].buffer:
             result = decode.result
-            self.coders[decode.key].account.result(registry.get(result.codec), decode.payload, coding_of(result))
+            self.coders[decode.key].account.result(
+                registry.find(registry.DEFAULT, result.codec), decode.payload, coding_of(result)
+            )
 
     def _on_decoded(self, decode: Decode, seconds: float) -> None:
         self._decodes -= 1
@@ -307,13 +315,19 @@ class Exchange(ABC):
         else:
             self._try_decide()
 
-    def admit(self, standing: Standing, incarnation: int) -> None:
-        """Go on where the others stand; see `Rounds.admit`."""
+    def admit(self, standing: Standing, incarnation: int, *, missed: bool = True) -> None:
+        """Go on where the others stand; see `Rounds.admit`.
+
+        Args:
+            standing: Where that is.
+            incarnation: Of this worker now.
+            missed: Whether this run has had rounds before, whose results this worker may not have seen.
+        """
         for push, payload in self.rounds.admit(standing, incarnation):
             self._take_back(push, payload)
         for coder in self.coders:
             coder.incarnation = incarnation
-        self.behind, self.current, self.whole = False, True, False
+        self.behind, self.current, self.whole = False, True, self.whole and not missed
 
     def _note_skip(self, round_: int) -> None:
         self.client.events.write(event="skip", layout=self.number, round=round_)
@@ -340,7 +354,7 @@ class Exchange(ABC):
         self._push_idle()
 
     def _push_idle(self) -> None:
-        rounds, now = self.rounds, time.monotonic()
+        rounds = self.rounds
         assert rounds.idle is not None
         for coder in self.coders:
             # Buffers are not a mean: who has none must not count.
@@ -348,4 +362,4 @@ class Exchange(ABC):
             push = coder.without_payload(
                 rounds.idle, round_=rounds.round, previous_skipped=rounds.previous_skipped, weight=weight
             )
-            self.client.carry(rounds.pushed(push, None, now))
+            self._push(push, None)

@@ -58,7 +58,7 @@ class HostExchange(Exchange):
             began = time.perf_counter()
             pushed = self._encode(key, current)
             seconds = time.perf_counter() - began
-            self.client.call(lambda: self._on_pushed(pushed, seconds))
+            self.client.call_soon(lambda: self._on_pushed(pushed, seconds))
 
         return encode
 
@@ -92,7 +92,7 @@ class HostExchange(Exchange):
 
     def _decode(self, key: Key, decode: Decode, current: Open) -> None:
         gradients: dict[int, FloatVector] = current.gradients
-        codec, coding = registry.get(decode.result.codec), coding_of(decode.result)
+        codec, coding = registry.find(registry.DEFAULT, decode.result.codec), coding_of(decode.result)
         if len(key.slices) == 1:
             part = key.slices[0]
             codec.decode(decode.payload, coding, gradients[part.tensor][part.start : part.start + part.length])

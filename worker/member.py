@@ -84,7 +84,8 @@ class Membership:
         self._token = token
         self._restart = restart
         self._born = now
-        self._heard = now
+        self.heard = now
+        """When the coordinator last said anything."""
         self._repeat = now
         self._beat = now
         self._to_greet: set[str] = set()
@@ -127,7 +128,7 @@ class Membership:
             RunAborted: Another process failed.
         """
         if peer == COORDINATOR:
-            self._heard = now
+            self.heard = now
         match message:
             case m.Welcome() if message.token == self._token and not self.joined:
                 self.slot, self.incarnation = message.slot, message.incarnation
@@ -269,5 +270,5 @@ class Membership:
                 f"no coordinator has answered at {address} within {limits.join:g} s; start one with `ps-accordion coordinator`, "
                 "or set coordinator.address (PS_ACCORDION_COORDINATOR_ADDRESS) to where it listens"
             )
-        if self.joined and now - self._heard > limits.lost:
+        if self.joined and now - self.heard > limits.lost:
             raise Unreachable(f"the coordinator at {address} has not been heard for {limits.lost:g} s")

@@ -193,6 +193,10 @@ class Rounds:
         """Whether everything of the open round has been pushed, and its results are awaited."""
         return len(self._sent) == len(self.layout.keys) and not self.ended
 
+    def owing(self) -> set[str]:
+        """Return the names of the servers that have not answered every push of the open round."""
+        return {server_name(self.layout.keys[key].shard, self.settings) for key in self._sent if key not in self._results}
+
     def tick(self, now: float) -> list[Send]:
         """Ask after pushes that have had no result for too long."""
         if self.out:
@@ -259,10 +263,11 @@ class Rounds:
             raise WireError(f"result of key {result.key}: expected {key.elements} elements, got {result.elements}")
         payload = join_frames(frames[: len(result.frames)], result.frames)
         try:
-            registry.get(result.codec).check_level(result.level)
+            codec = registry.find(registry.DEFAULT, result.codec)
+            codec.check_level(result.level)
         except CodecError as error:
             raise WireError(f"result of key {result.key}: {error}") from None
-        registry.get(result.codec).validate(payload, coding_of(result))
+        codec.validate(payload, coding_of(result))
         return Decode(result.key, result, payload)
 
     def _may_count(self, result: m.Result) -> bool:

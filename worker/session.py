@@ -17,13 +17,14 @@ import torch
 
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
-from ps_accordion.errors import PsAccordionError, RunAborted, RunOver, UsageError
+from ps_accordion.errors import PsAccordionError, RunAborted, RunOver, StorageError, UsageError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.transport import Transport
 
 from .base import BaseSession, Exchanging
+from .checkpoint import Checkpoints
 from .client import Client
 from .handover import packed, unpacked
 from .interrupt import Interrupts
@@ -77,6 +78,8 @@ class Session(BaseSession):
         self._client.on_tick(self._tick)
         self._client.on_heard(self._heard)
         self._client.on_wanted(self._wanted)
+        self._client.on_kept(lambda kept: self._checkpoints.on_kept(kept) if self._checkpoints is not None else None)
+        self._checkpoints: Checkpoints | None = None
         self._names: dict[str, Tracked] = {}
         self._interrupts = Interrupts(self._client)
         self._restarted = restart > 0
@@ -89,6 +92,7 @@ class Session(BaseSession):
             self.rank = self.slot = membership.slot
             self.world_size = self.settings.workers.count
             self._write_to(self.settings.run.directory)
+            self._checkpoints = Checkpoints(self)
         except BaseException as error:
             self._end(error)
             raise
@@ -300,10 +304,48 @@ class Session(BaseSession):
 
     def take_part(self) -> None:
         """Come into the run's rounds where they stand, if this worker came late or was taken out; see `BaseSession.take_part`."""
-        if self.closed or not self._client.behind:
+        if self.closed:
             return
-        with over_is_fine(self._restarted):
-            self._take_part()
+        if self._client.behind:
+            with over_is_fine(self._restarted):
+                self._take_part()
+        if self._checkpoints is not None and self._checkpoints.owed:
+            self._checkpoints.take_up(self._exchanges)
+
+    def checkpoint(self) -> Path:
+        """Write the state of the whole job to the disk; see `BaseSession.checkpoint`."""
+        if self.local is not None:
+            raise UsageError(
+                "checkpoint() does not know local groups yet: start one process a worker, or save the model by itself"
+            )
+        self.take_part()
+        self._refuse_open_rounds("checkpoint() was called")
+        self._client.codecs.drain()
+        self.on_socket(lambda: None)  # what the last round has left to do there is done
+        assert self._checkpoints is not None
+        return self._checkpoints.save(self._exchanges)
+
+    def _checkpoint_if_due(self, step: int) -> None:
+        every = self.settings.checkpoint.every_steps
+        if not every or not step or step % every or self._checkpoints is None or self._checkpoints.last_step == step:
+            return
+        try:
+            self.checkpoint()
+        except StorageError as error:  # training is worth more than one checkpoint, and the one before is still there
+            print(f"ps-accordion: {error}; going on without it", file=sys.stderr, flush=True)
+
+    def on_socket(self, function: Callable[[], None]) -> None:
+        """Run `function` on the thread that owns the sockets, and wait until it has."""
+
+        def work() -> None:
+            function()
+            done.set()
+
+        done = threading.Event()
+        self._client.call(work)
+        while not done.wait(1.0):
+            if self._client.error is not None:
+                raise self._client.error
 
     def _take_part(self) -> None:
         client = self._client
@@ -355,13 +397,8 @@ class Session(BaseSession):
             same = membership.member and membership.incarnation == incarnation
             if same and not exchange.rounds.held and membership.cut_of(exchange.number) >= cut:
                 exchange.admit(standing, incarnation)
-            admitted.set()
 
-        admitted = threading.Event()
-        client.call(admit)
-        while not admitted.wait(1.0):
-            if client.error is not None:
-                raise client.error
+        self.on_socket(admit)
 
     @property
     def first_step(self) -> int:
@@ -376,6 +413,8 @@ class Session(BaseSession):
     def _tick(self) -> None:
         for tracked in self._exchanges:
             tracked.tick()
+        if self._checkpoints is not None:
+            self._checkpoints.tick()
 
     def _heard(self, heard: m.Heard) -> None:
         if heard.layout < len(self._exchanges):

@@ -52,6 +52,12 @@ class Sums(Protocol):
     def clear(self) -> None:
         """Begin sums of zero."""
 
+    def state(self) -> torch.Tensor:
+        """Return the sums, float32[watched elements] on the host, a copy."""
+
+    def restore(self, sums: torch.Tensor) -> None:
+        """Take over what `state` returned."""
+
     def norms(self) -> NDArray[np.float32]:
         """Return the norm of every sum, float32[tensors], owned by the caller; infinite where it does not fit."""
 
@@ -102,6 +108,14 @@ class HostSums:
     def clear(self) -> None:
         """See `Sums.clear`."""
         self._all[:] = 0
+
+    def state(self) -> torch.Tensor:
+        """See `Sums.state`."""
+        return torch.from_numpy(self._all.copy())
+
+    def restore(self, sums: torch.Tensor) -> None:
+        """See `Sums.restore`."""
+        self._all[:] = sums.numpy()
 
     def norms(self) -> NDArray[np.float32]:
         """See `Sums.norms`."""
@@ -163,6 +177,18 @@ class DeviceSums:
     def clear(self) -> None:
         """See `Sums.clear`."""
         self._owed.append(None)
+
+    @torch.no_grad()
+    def state(self) -> torch.Tensor:
+        """See `Sums.state`. Waits for the device, once."""
+        self._settle()
+        return self._all.to("cpu", copy=True)
+
+    @torch.no_grad()
+    def restore(self, sums: torch.Tensor) -> None:
+        """See `Sums.restore`."""
+        self._owed.clear()
+        self._all.copy_(sums)
 
     @torch.no_grad()
     def norms(self) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -246,6 +246,23 @@ class Tracked:
         )
         send = Send((COORDINATOR,), message, (report.norms.tobytes(),))
         self._session.client.call(lambda: self._reports.__setitem__(report.window, (send, 0.0)))
+
+    # ------------------------------------------------------------ checkpoints
+
+    @property
+    def all_heard(self) -> bool:
+        """Whether the coordinator has heard every report."""
+        return not self._reports
+
+    def state(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return what is measured of the open window: plain types, and the sums, float32[watched elements] on the host."""
+        values, sums = self._statistics.state()
+        return {"rate": self._rate, "loss": self._loss, "window": values}, sums
+
+    def restore(self, state: dict[str, Any], sums: torch.Tensor) -> None:
+        """Go on from what `state` returned, before the first round."""
+        self._rate, self._loss = state["rate"], state["loss"]
+        self._statistics.restore(state["window"], sums)
 
     # ------------------------------------------------------------ state for who joins
 

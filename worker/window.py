@@ -19,9 +19,10 @@ No allocation a step; the clock, the learning rate and the loss come from outsid
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ps_accordion.errors import UsageError
@@ -32,6 +33,10 @@ from .memory import Gradient
 from .sums import HostSums, Sums
 
 __all__ = ["Report", "WindowStatistics"]
+
+
+_STATE = ("window", "epoch", "whole", "committed", "last_round", "rate", "loss_sum", "loss_count")
+"""What an open window is, beside its sums."""
 
 
 class Report(NamedTuple):
@@ -146,6 +151,16 @@ class WindowStatistics:
             self._window = None
             return report
         return None
+
+    def state(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return the open window between two rounds: plain types, and the sums, float32[watched elements] on the host."""
+        return {name: getattr(self, f"_{name}") for name in _STATE}, self._sums.state()
+
+    def restore(self, state: dict[str, Any], sums: torch.Tensor) -> None:
+        """Go on from what `state` returned."""
+        for name in _STATE:
+            setattr(self, f"_{name}", state[name])
+        self._sums.restore(sums)
 
     def _open(self, window: int, *, whole: bool) -> None:
         self._window = window

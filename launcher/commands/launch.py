@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from .. import local
+from ..checkpoints import resumed
 from ..options import JobOptions
 from ..screen import ProgressMode, Screen
 
@@ -14,7 +16,10 @@ __all__ = ["launch"]
 
 
 def launch(
-    *command: Annotated[str, Parameter(show=False)], job: JobOptions | None = None, progress: ProgressMode = "auto"
+    *command: Annotated[str, Parameter(show=False)],
+    job: JobOptions | None = None,
+    progress: ProgressMode = "auto",
+    resume: Path | None = None,
 ) -> int:
     """Run a training job on this machine: a coordinator, servers, and your command once a worker.
 
@@ -25,7 +30,11 @@ def launch(
         command: The training command, after --.
         job: The job's settings.
         progress: How to show progress: auto (live on a terminal, else a line every few seconds), line, none.
+        resume: Go on from a checkpoint: its folder, or the directory that holds several, of which the newest counts. New ones
+            are kept beside it.
     """
     settings = (job or JobOptions()).settings()
     with Screen(progress) as screen:
+        if resume is not None:
+            settings = resumed(settings, resume, screen=screen)
         return local.run(settings, command, screen=screen).exit_code

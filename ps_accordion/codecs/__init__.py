@@ -8,7 +8,7 @@ Nothing here imports numba but to compile kernels that are not kept yet; `warm()
 
 from __future__ import annotations
 
-from .base import Codec, Coding, Encoded, FloatVector, Payload
+from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .fold import Folded, Push, fold
 from .holding import Held, encode_holding
 from .norms import norm
@@ -26,6 +26,7 @@ __all__ = [
     "FloatVector",
     "Folded",
     "Held",
+    "Hint",
     "Payload",
     "Push",
     "Rule",

@@ -5,7 +5,7 @@ It holds options only; everything that changes is handed in: the residual lives 
 
 Two sides use it:
 
-* a **worker** calls `encode`: `v = gradient + residual`, payload = C(v), `residual := v - D(payload)` in place;
+* a **worker** calls `encode`: `v = gradient + residual`, payload = C(v), and keeps `v - D(payload)` as its residual;
 * a **server** calls `validate` and `accumulate` for each member's payload in rank order, then `reencode`:
   `p = total * scale + residual`, payload = C(p), and `p - D(payload)` goes into the *other* half of its double buffer,
   which is undo and durability at once.
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from . import kernels
 
-__all__ = ["Codec", "Coding", "Encoded", "FloatVector", "Payload"]
+__all__ = ["Codec", "Coding", "Encoded", "FloatVector", "Hint", "Payload"]
 
 FloatVector = NDArray[np.float32]
 Payload = NDArray[np.uint8]
@@ -68,6 +68,25 @@ class Encoded(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
+@dataclass(slots=True)
+class Hint:
+    """What an encoder remembers of one key from round to round, to be faster. No bit of any payload or residual depends on it.
+
+    Whoever encodes a key keeps one for it, and nobody stores it or takes it back.
+
+    Attributes:
+        threshold: Magnitude bits that somewhat more elements than are to be sent reach the next time, most likely; 0 for none.
+        smallest: Magnitude bits of the smallest element that was sent the last time; 0 before the first.
+        trend: By how much that rises a round, smoothed.
+        error: How far that was off, smoothed.
+    """
+
+    threshold: int = 0
+    smallest: int = 0
+    trend: int = 0
+    error: int = 1 << 19
+
+
 @dataclass(frozen=True)
 class Codec(ABC):
     """One compressor. Subclasses are frozen dataclasses whose fields are its options."""
@@ -100,20 +119,32 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(
-        self, gradient: FloatVector, residual: FloatVector | None, *, level: float, seed: int, out: Payload
+        self,
+        gradient: FloatVector,
+        residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        rest: FloatVector | None = None,
+        hint: Hint | None = None,
     ) -> Encoded | None:
-        """Encode `v = gradient + residual` and leave in `residual` what the payload does not carry.
+        """Encode `v = gradient + residual` and keep what the payload does not carry.
 
         Args:
             gradient: float32[n], contiguous, only read.
-            residual: float32[n], contiguous, updated in place; None means zero, and that nothing is to be kept
+            residual: float32[n], contiguous; None means zero, and that nothing is to be kept
                 (allowed where `exact(level)`, and for dense).
             level: The codec's setting.
             seed: 64-bit counter seed of this (job, layout, key, round, member or all).
             out: uint8[>= payload_bound(n, level)], owned by the caller, 4-byte aligned; the payload is written to its front.
+            rest: float32[n], written in full with what is kept, other memory than `residual`, which is then only read. None:
+                what is kept replaces `residual`, which takes one more pass.
+            hint: Of this key, at this worker; None for none.
 
         Returns:
-            How much was written; None when any element of `v` is not finite, and then `residual` is untouched.
+            How much was written; None when any element of `v` is not finite, and then `residual` is untouched, and `rest`
+            undefined.
         """
 
     @abstractmethod
@@ -154,6 +185,7 @@ class Codec(ABC):
         level: float,
         seed: int,
         out: Payload,
+        hint: Hint | None = None,
     ) -> Encoded | None:
         """Encode `p = total * scale + residual` and write what the payload does not carry to `new_residual`.
 
@@ -166,6 +198,7 @@ class Codec(ABC):
             level: The codec's setting.
             seed: 64-bit counter seed of this (job, layout, key, round, all).
             out: uint8[>= payload_bound(n, level)], owned by the caller, 4-byte aligned.
+            hint: Of this key, at this server; None for none.
 
         Returns:
             How much was written; None when any element of `p` is not finite (`new_residual` is then undefined).

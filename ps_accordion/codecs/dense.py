@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import CodecError, PayloadError
 from . import kernels, values
-from .base import Coding, Encoded, FloatVector, Payload
+from .base import Coding, Encoded, FloatVector, Hint, Payload
 from .packing import INFINITE, PackingCodec, summed
 from .workspace import borrow
 
@@ -41,18 +41,27 @@ class Dense(PackingCodec):
         return 4 * elements if level == 32 else values.PREAMBLE + 2 * elements
 
     def encode(
-        self, gradient: FloatVector, residual: FloatVector | None, *, level: float, seed: int, out: Payload
+        self,
+        gradient: FloatVector,
+        residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        rest: FloatVector | None = None,
+        hint: Hint | None = None,
     ) -> Encoded | None:
         """Encode at a worker; see `Codec.encode`. Without a residual, what 16 bits cannot hold is lost."""
         self.check_level(level)
         if level == 16:
-            return super().encode(gradient, residual, level=level, seed=seed, out=out)
+            return super().encode(gradient, residual, level=level, seed=seed, out=out, rest=rest)
         n = gradient.size
         # The sum is written where it is sent from.
         if summed(gradient, residual, out[: 4 * n].view(np.float32)) >= INFINITE:
             return None
-        if residual is not None:
-            kernels.vector.clear(residual)
+        kept = residual if rest is None else rest
+        if kept is not None:
+            kernels.vector.clear(kept)
         return Encoded(4 * n, n)
 
     def reencode(
@@ -65,6 +74,7 @@ class Dense(PackingCodec):
         level: float,
         seed: int,
         out: Payload,
+        hint: Hint | None = None,
     ) -> Encoded | None:
         """Encode at a server; see `Codec.reencode`."""
         n = total.size

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CodecError
-from .base import Codec, Coding, Encoded, FloatVector, Payload
+from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .holding import Held, without
 from .registry import DEFAULT, Choice, Codecs, find, lightest
 from .switch import Rule, settle
@@ -73,6 +73,7 @@ def fold(
     reply: Choice | None = None,
     held: Held = (),
     rule: Rule = "keep",
+    hint: Hint | None = None,
 ) -> Folded | None:
     """Sum the pushes of a round, add the residual, and encode once.
 
@@ -90,6 +91,7 @@ def fold(
         reply: Codec and level of the reply; None takes the lightest that was pushed.
         held: Spans that nobody used: zero in the result, their residual carried over as it is.
         rule: What happens to the residual first, if the reply is lighter than the last one (`switch.py`).
+        hint: Of this key, at this server; None for none.
 
     Returns:
         None when something in the result is not finite; `new_residual` is then undefined.
@@ -129,7 +131,7 @@ def fold(
     if base is not None and rule != "keep":
         base = base.copy()
         lost = settle(rule, base, scratch, scale=float(scale))
-    encoded = codec.reencode(scratch, scale, base, new_residual, level=choice[1], seed=seed, out=out)
+    encoded = codec.reencode(scratch, scale, base, new_residual, level=choice[1], seed=seed, out=out, hint=hint)
     if encoded is None:
         return None
     if residual is not None and new_residual is not None:

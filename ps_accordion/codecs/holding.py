@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .base import Codec, Encoded, FloatVector, Payload
+from .base import Codec, Encoded, FloatVector, Hint, Payload
 
 __all__ = ["Held", "encode_holding", "without"]
 
@@ -35,21 +35,25 @@ def encode_holding(
     level: float,
     seed: int,
     out: Payload,
+    rest: FloatVector | None = None,
+    hint: Hint | None = None,
 ) -> Encoded | None:
     """Do what `codec.encode` does, with the held spans as zero and their residual left as it is.
 
     What the gradient holds in a held span, finite or not, is not looked at.
     """
     if not held:
-        return codec.encode(gradient, residual, level=level, seed=seed, out=out)
+        return codec.encode(gradient, residual, level=level, seed=seed, out=out, rest=rest, hint=hint)
     gradient = without(gradient, held)
     if residual is None:
-        return codec.encode(gradient, None, level=level, seed=seed, out=out)
+        return codec.encode(gradient, None, level=level, seed=seed, out=out, hint=hint)
     kept = [residual[start : start + length].copy() for start, length in held]
     for start, length in held:
         residual[start : start + length] = np.float32(0.0)
     try:
-        return codec.encode(gradient, residual, level=level, seed=seed, out=out)
+        return codec.encode(gradient, residual, level=level, seed=seed, out=out, rest=rest, hint=hint)
     finally:
         for (start, length), saved in zip(held, kept, strict=True):
             residual[start : start + length] = saved
+            if rest is not None:
+                rest[start : start + length] = saved

@@ -4,6 +4,7 @@ A worker makes `v = gradient + residual`, a server makes `p = total * scale + re
 From there on they do the same: write a payload, and what it does not carry.
 A codec that subclasses `PackingCodec` supplies `pack` and gets `encode` and `reencode`.
 The residual is written only after the whole vector has been found finite.
+`topk` makes and packs its vector in one pass, and is none of them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy as np
 
 from ..errors import CodecError
 from . import kernels
-from .base import Codec, Encoded, FloatVector, Payload
+from .base import Codec, Encoded, FloatVector, Hint, Payload
 from .workspace import borrow
 
-__all__ = ["INFINITE", "ONE", "PackingCodec", "combined", "summed"]
+__all__ = ["INFINITE", "ONE", "PackingCodec", "combined", "need_rest", "summed"]
 
 INFINITE = 0x7F800000
 """Bits of float32 infinity: a vector is finite if the bits of its largest magnitude are below this."""
@@ -38,6 +39,15 @@ def combined(total: FloatVector, scale: np.float32, residual: FloatVector | None
     return int(kernels.vector.scaled(total, scale))
 
 
+def need_rest(codec: Codec, rest: FloatVector | None, level: float) -> None:
+    """Raise `CodecError` if there is no memory for what a codec that is not exact keeps."""
+    if rest is None:
+        raise CodecError(
+            f"{codec.name} at level {level!r} loses part of what it encodes: expected a residual to keep it in, got None; "
+            "hand in float32 zeros of the vector's length"
+        )
+
+
 class PackingCodec(Codec):
     """A codec that compresses a finished vector."""
 
@@ -55,7 +65,15 @@ class PackingCodec(Codec):
         """
 
     def encode(
-        self, gradient: FloatVector, residual: FloatVector | None, *, level: float, seed: int, out: Payload
+        self,
+        gradient: FloatVector,
+        residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        rest: FloatVector | None = None,
+        hint: Hint | None = None,
     ) -> Encoded | None:
         """Encode at a worker; see `Codec.encode`."""
         self._need_rest(residual, level)
@@ -63,7 +81,7 @@ class PackingCodec(Codec):
         peak = summed(gradient, residual, v)
         if peak >= INFINITE:
             return None
-        return self.pack(v, peak, residual, level=level, seed=seed, out=out)
+        return self.pack(v, peak, residual if rest is None else rest, level=level, seed=seed, out=out)
 
     def reencode(
         self,
@@ -75,6 +93,7 @@ class PackingCodec(Codec):
         level: float,
         seed: int,
         out: Payload,
+        hint: Hint | None = None,
     ) -> Encoded | None:
         """Encode at a server; see `Codec.reencode`."""
         self._need_rest(new_residual, level)
@@ -84,8 +103,5 @@ class PackingCodec(Codec):
         return self.pack(total, peak, new_residual, level=level, seed=seed, out=out)
 
     def _need_rest(self, rest: FloatVector | None, level: float) -> None:
-        if rest is None and not self.exact(level):
-            raise CodecError(
-                f"{self.name} at level {level!r} loses part of what it encodes: expected a residual to keep it in, got None; "
-                "hand in float32 zeros of the vector's length"
-            )
+        if not self.exact(level):
+            need_rest(self, rest, level)

@@ -12,6 +12,7 @@ Payload, little-endian, with C = ceil(n / 32768) chunks:
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 
 from ..errors import CodecError, PayloadError
 from . import kernels, values
-from .base import Coding, Encoded, FloatVector, Payload
+from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .fraction import check_fraction
-from .packing import PackingCodec
+from .largest import mix
+from .packing import ONE, need_rest
 from .values import ValueFormat
 from .workspace import borrow
 
@@ -34,9 +36,12 @@ CHUNK = 1 << 15
 MAX_ELEMENTS = 1 << 32
 """Indices are 32 bits wide while they are chosen."""
 
+KEPT = 1024
+"""Pairs of length and level whose count is remembered: it is asked for a dozen times a key and round."""
+
 
 @dataclass(frozen=True)
-class TopK(PackingCodec):
+class TopK(Codec):
     """The largest elements. Level: the fraction that is kept, in (0, 1].
 
     Attributes:
@@ -58,27 +63,73 @@ class TopK(PackingCodec):
 
     def kept(self, elements: int, level: float) -> int:
         """Return k: how many of `elements` are sent at most, `max(1, ceil(level * elements))` in float64."""
-        self.check_level(level)
-        return min(elements, max(1, math.ceil(level * elements)))
+        return _kept(elements, level)
 
     def payload_bound(self, elements: int, level: float) -> int:
         """Return the length in bytes of a payload with k values, which is every payload unless fewer are not zero."""
         return self._length(elements, self.kept(elements, level), self.values)
 
-    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
-        """Write the largest elements of `v`; see `PackingCodec.pack`."""
-        assert rest is not None
+    def encode(
+        self,
+        gradient: FloatVector,
+        residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        rest: FloatVector | None = None,
+        hint: Hint | None = None,
+    ) -> Encoded | None:
+        """Encode at a worker; see `Codec.encode`."""
+        need_rest(self, residual, level)
+        v = borrow("v", gradient.size, np.float32) if rest is None else rest
+        encoded = self._pack(gradient, ONE, residual, v, level, out, hint)
+        if rest is None and residual is not None and encoded is not None:
+            np.copyto(residual, v)
+        return encoded
+
+    def reencode(
+        self,
+        total: FloatVector,
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        hint: Hint | None = None,
+    ) -> Encoded | None:
+        """Encode at a server; see `Codec.reencode`."""
+        need_rest(self, new_residual, level)
+        assert new_residual is not None
+        return self._pack(total, scale, residual, new_residual, level, out, hint)
+
+    def _pack(
+        self,
+        a: FloatVector,
+        scale: np.float32,
+        b: FloatVector | None,
+        v: FloatVector,
+        level: float,
+        out: Payload,
+        hint: Hint | None,
+    ) -> Encoded | None:
+        """Set `v := a * scale + b`, write its largest elements to `out`, and leave in `v` what they do not carry."""
         n = v.size
-        index = self._choose(v, peak, self.kept(n, level))
+        if n >= MAX_ELEMENTS:
+            raise CodecError(f"topk: expected fewer than {MAX_ELEMENTS} elements, got {n}; cut the tensor into partitions")
+        chosen = mix(a, scale, b, v, self.kept(n, level), hint)
+        if chosen is None:
+            return None
+        index, sent, peak = chosen
         count = index.size
-        sent, lost = borrow("sent", count, np.float32), borrow("lost", count, np.float32)
-        kernels.sparse.gather(v, index, sent)
+        lost = borrow("lost", count, np.float32)
         places_at = values.store(sent, peak, self.values, lost, out)
         counts_at = places_at + 2 * count
         end = counts_at + 2 * _chunks(n)
         kernels.sparse.locate(index, out[places_at:counts_at].view(np.uint16), out[counts_at:end].view(np.uint16))
-        np.copyto(rest, v)
-        kernels.sparse.put(lost, index, rest)
+        kernels.sparse.put(lost, index, v)
         return Encoded(end, count)
 
     def validate(self, payload: Payload, coding: Coding) -> None:
@@ -104,7 +155,7 @@ class TopK(PackingCodec):
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the values to their places in `out`, and zero elsewhere."""
-        out.fill(0.0)
+        kernels.vector.clear(out)
         places, counts = _positions(payload, coding.elements, coding.count)
         kernels.sparse.scatter(values.load(payload, coding.count), places, counts, out)
 
@@ -130,18 +181,14 @@ class TopK(PackingCodec):
         kernels.sparse.add(values.load(payload, coding.count), places, counts, weight, total)
 
     @staticmethod
-    def _choose(v: FloatVector, peak: int, k: int) -> NDArray[np.uint32]:
-        if v.size >= MAX_ELEMENTS:
-            raise CodecError(f"topk: expected fewer than {MAX_ELEMENTS} elements, got {v.size}; cut the tensor into partitions")
-        room = kernels.sparse.room(v.size)
-        index = borrow("index", room, np.uint32)
-        counts = borrow("counts", kernels.sparse.BINS, np.int32)
-        found = kernels.sparse.select(v, k, peak, index, borrow("magnitude", room, np.uint32), counts)
-        return index[:found]
-
-    @staticmethod
     def _length(elements: int, count: int, form: ValueFormat) -> int:
         return values.PREAMBLE + count * (values.width(form) + 2) + 2 * _chunks(elements)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _kept(elements: int, level: float) -> int:
+    check_fraction(TopK.name, level)
+    return min(elements, max(1, math.ceil(level * elements)))
 
 
 def _chunks(elements: int) -> int:

@@ -11,6 +11,7 @@ Each record is plain JSON with a `what`; `History` is what a sequence of them me
     planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
     lost     {item}                                a worker taken out by a view, or a shard's memory: its residual may be lost
     accounted {account}                            a worker that has finished said what its pushes came to
+    kept     {message}                             before a worker hears that a checkpoint is complete, which it is
     ending   {}                                    some worker's rounds have ended: no view follows
     over     {message}                             before anybody is told that the run is over
 """
@@ -31,13 +32,11 @@ from ..wire.actions import Record
 __all__ = [
     "History",
     "Joined",
-    "Lost",
     "PastLayout",
-    "accounted",
     "ending",
+    "kept",
     "late",
     "layout",
-    "lost",
     "opened",
     "over",
     "planned",
@@ -118,6 +117,7 @@ class History:
         over: What everybody was told at the end.
         lost: Residuals that may be lost.
         accounts: Of workers that have finished.
+        kept: The last complete checkpoint.
     """
 
     incarnations: int = 0
@@ -130,6 +130,7 @@ class History:
     over: m.Ended | m.Abort | None = None
     lost: list[Lost] = field(default_factory=list)
     accounts: list[m.Account] = field(default_factory=list)
+    kept: m.Kept | None = None
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> History:
@@ -172,6 +173,8 @@ class History:
                 self.lost.append(msgspec.convert(item, Lost))
             case {"what": "accounted", "account": account}:
                 self.accounts.append(msgspec.convert(account, m.Account))
+            case {"what": "kept", "message": fields}:
+                self.kept = msgspec.convert(fields, m.Kept)
             case {"what": "ending"}:
                 self.ending = True
             case {"what": "over", "message": fields}:
@@ -232,6 +235,11 @@ def lost(item: Lost) -> Record:
 def accounted(account: m.Account) -> Record:
     """A worker has given its whole account."""
     return Record({"what": "accounted", "account": msgspec.json.decode(msgspec.json.encode(account))})
+
+
+def kept(message: m.Kept) -> Record:
+    """A checkpoint is complete."""
+    return Record({"what": "kept", "message": msgspec.json.decode(msgspec.json.encode(message))})
 
 
 def ending() -> Record:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from typing_extensions import Buffer
 
+from ..checkpoint import Manifest
 from ..config import Settings
 from ..errors import LayoutError, RunAborted
 from ..layout import Layout
@@ -18,7 +20,20 @@ from .history import History, PastLayout
 from .planning import Planner
 from .roster import Server, Worker, peers_of
 
-__all__ = ["LayoutEntry", "Layouts"]
+__all__ = ["LayoutEntry", "Layouts", "Resume"]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What the coordinator reads of the checkpoint that a run goes on from.
+
+    Attributes:
+        manifest: Where each layout stands, and with which tensors.
+        planners: State of each layout's planner.
+    """
+
+    manifest: Manifest
+    planners: Mapping[int, dict[str, Any]]
 
 
 @dataclass
@@ -54,10 +69,12 @@ class Layouts:
     Args:
         settings: The settings of the job.
         past: What earlier coordinators of the run have logged.
+        resume: The checkpoint that the run goes on from.
     """
 
-    def __init__(self, settings: Settings, past: History) -> None:
+    def __init__(self, settings: Settings, past: History, resume: Resume | None = None) -> None:
         self._settings = settings
+        self._resume = resume
         self.entries = {number: self._recalled(number, layout) for number, layout in past.layouts.items()}
 
     def _recalled(self, number: int, past: PastLayout) -> LayoutEntry:
@@ -98,6 +115,7 @@ class Layouts:
         actions: list[Action] = []
         if entry is None:
             entry = LayoutEntry(declare.layout, layout, Planner.for_layout(declare.layout, layout, self._settings))
+            self._take_up(worker, entry)
             self.entries[declare.layout] = entry
             note = {"layout": declare.layout, "digest": layout.digest, "tensors": len(layout.tensors), "keys": len(layout.keys)}
             actions += [history.layout(declare.layout, bytes(layout.table)), Note("layout", note), *_new_layout(entry, servers)]
@@ -112,6 +130,20 @@ class Layouts:
             actions.append(history.late(declare.layout, declare.slot))
         entry.declared[declare.slot] = peer
         return actions
+
+    def _take_up(self, worker: Worker, entry: LayoutEntry) -> None:
+        """Have a new layout's planner go on from the checkpoint, if it has that layout."""
+        at = self._resume.manifest.layout(entry.number) if self._resume is not None else None
+        if self._resume is None or at is None:
+            return
+        if difference := self._layout(at.table).difference(entry.layout):
+            raise RunAborted(
+                f"{worker.name} holds another model than the checkpoint {self._settings.checkpoint.resume!r} (layout "
+                f"{entry.number}): {difference}; there means in the checkpoint, here "
+                f"{worker.name}. Build the model that was saved"
+            )
+        if (state := self._resume.planners.get(entry.number)) is not None:
+            entry.planner.restore(state)
 
     def missing_at(self, server: Server) -> list[Action]:
         """Send a server the layouts that it does not hold."""

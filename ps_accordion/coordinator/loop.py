@@ -6,26 +6,35 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from .. import checkpoint
 from ..config import Settings, job_of
 from ..crashpoints import reach
 from ..errors import StorageError
 from ..telemetry.events import JsonLines
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Record, Send, Stop
+from ..wire.silence import Absence
 from ..wire.transport import Transport, check_address
+from .checkpoints import Due
+from .layouts import Resume
 from .log import Log
 from .machine import Coordinator
 
-__all__ = ["carry_out", "run"]
+__all__ = ["LOGGED", "carry_out", "run"]
 
 TICK_S = 0.1
+PLANNERS = "coordinator.msgpack"
+"""The coordinator's own part of a checkpoint."""
 STATE = "state"
 """Folder of the run directory with what a process needs that is started again."""
 LEAVE_S = 0.1
 """Time for a message to leave, where a test kills this process after it."""
-_LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged"}
-"""Crash points behind records."""
+LOGGED = {"proposed": "c.proposed", "view": "c.view_logged", "planned": "c.plan_logged", "over": "c.over_logged"}
+"""Crash points behind records, by what is recorded."""
 
 
 def run(settings: Settings, *, transport: Transport | None = None, listening: Callable[[str], None] | None = None) -> int:
@@ -52,7 +61,7 @@ def run(settings: Settings, *, transport: Transport | None = None, listening: Ca
     try:
         # First the log: its lock keeps two coordinators of one job from ever being heard side by side.
         with Log.open(directory, job=job_of(settings)) as log:
-            machine = Coordinator(settings, time.monotonic(), records=log.records)
+            machine = Coordinator(settings, time.monotonic(), records=log.records, resume=_resume(settings))
             resolved = transport.listen(address, watch=True)
             if listening is not None:
                 listening(resolved)
@@ -73,9 +82,13 @@ def run(settings: Settings, *, transport: Transport | None = None, listening: Ca
 
 def _serve(machine: Coordinator, transport: Transport, events: JsonLines, log: Log) -> int:
     due = time.monotonic() + TICK_S
+    absence = Absence(time.monotonic())
     while True:
         actions: list[Action] = []
-        for arrival in transport.poll(max(0.0, due - time.monotonic())):
+        arrivals = transport.poll(max(0.0, due - time.monotonic()))
+        if away := absence.look(time.monotonic()):
+            actions += machine.away(away, time.monotonic())
+        for arrival in arrivals:
             if arrival.lost:
                 actions += machine.lost(arrival.peer, time.monotonic())
             elif arrival.error is not None:
@@ -85,9 +98,39 @@ def _serve(machine: Coordinator, transport: Transport, events: JsonLines, log: L
         if time.monotonic() >= due:
             due = time.monotonic() + TICK_S
             actions += machine.tick(time.monotonic())
+        if (ready := machine.checkpoints.due) is not None:
+            actions += machine.checkpoints.kept(*_keep(ready, machine.settings), time.monotonic())
         stop = carry_out(actions, transport, events, log)
         if stop is not None:
             return stop.code
+
+
+def _resume(settings: Settings) -> Resume | None:
+    """Read the checkpoint that the job goes on from, if one is set.
+
+    Raises:
+        ConfigError: There is none, or it is of another job.
+        StorageError: It is damaged.
+    """
+    if not settings.checkpoint.resume:
+        return None
+    path = Path(settings.checkpoint.resume)
+    manifest = checkpoint.read(path)
+    manifest.refuse_other_terms(settings.terms(), where=path)
+    planners = checkpoint.read_part(path, checkpoint.part_named(manifest, PLANNERS, where=path))
+    return Resume(manifest, msgspec.msgpack.decode(planners, type=dict[int, dict[str, Any]]))
+
+
+def _keep(due: Due, settings: Settings) -> tuple[str, int, str]:
+    """Complete a checkpoint on the disk; return where it is, its bytes, and why it is not there (empty where it is)."""
+    root = Path(settings.checkpoint_directory)
+    try:
+        own = checkpoint.write_part(checkpoint.partial(root, due.manifest.step), PLANNERS, due.planners)
+        manifest = msgspec.structs.replace(due.manifest, parts=[*due.manifest.parts, own])
+        path = checkpoint.commit(root, manifest, keep=settings.checkpoint.keep)
+    except StorageError as error:
+        return "", 0, str(error)
+    return str(path), manifest.nbytes, ""
 
 
 def carry_out(actions: Iterable[Action], transport: Transport, events: JsonLines, log: Log) -> Stop | None:
@@ -100,11 +143,13 @@ def carry_out(actions: Iterable[Action], transport: Transport, events: JsonLines
         if isinstance(action, Send):
             _send(action, transport)
         elif isinstance(action, Note):
-            events.write(event=action.event, **action.fields)
+            # On one machine all processes have this clock, so the launcher can tell who was first; the other one may be set.
+            clock = {"monotonic": round(time.monotonic(), 6)} if action.event == "error" else {}
+            events.write(event=action.event, **action.fields, **clock)
             _say(action)
         elif isinstance(action, Record):
             log.append(action.fields)
-            reach(_LOGGED.get(action.fields["what"], ""))
+            reach(LOGGED.get(action.fields["what"], ""))
         else:
             return action
     return None
@@ -130,5 +175,15 @@ def _say(note: Note) -> None:
         print(f"coordinator: {note.fields['text']}", file=sys.stderr)
     elif note.event == "lost" and note.fields["who"].startswith("shard"):
         print(f"coordinator: residual lost: {note.fields['text']}; it begins anew", file=sys.stderr)
+    elif note.event == "silent":
+        print(f"coordinator: {note.fields['name']} has not been heard for {note.fields['since_s']:.0f} s", file=sys.stderr)
+    elif note.event == "heard":
+        print(f"coordinator: {note.fields['name']} is heard again, after {note.fields['after_s']:.0f} s", file=sys.stderr)
+    elif note.event == "checkpoint":
+        size, seconds = note.fields["nbytes"] / 1e6, note.fields["seconds"]
+        print(f"coordinator: checkpoint of step {note.fields['step']}: {size:.1f} MB in {seconds:.2f} s, {note.fields['path']}")
+        sys.stdout.flush()
+    elif note.event == "no checkpoint":
+        print(f"coordinator: no checkpoint of step {note.fields['step']}: {note.fields['reason']}", file=sys.stderr)
     elif note.event in ("error", "refused"):
         print(f"coordinator: {note.fields['reason']}", file=sys.stderr)

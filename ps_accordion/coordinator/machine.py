@@ -28,10 +28,13 @@ from ..errors import ConfigError, RunAborted, WireError
 from ..regimes import check_settings
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
+from ..wire.silence import Silence
 from . import history
+from .checkpoints import Checkpoints
 from .clocks import Progress
 from .ending import Ending
 from .history import History, Joined
+from .layouts import Resume
 from .membership import LOST_BEATS, WAITING_NOTE_S, Membership
 from .roster import Server, Worker, disagreement
 from .run import Run
@@ -46,13 +49,16 @@ class Coordinator:
         settings: The settings of the job, which bind everybody who joins.
         now: The time at the start, in seconds of any monotonic clock; all later times are of the same clock.
         records: What earlier coordinators of the run have asked to `Record`, in order; this one goes on from there.
+        resume: The checkpoint that the run goes on from.
 
     Raises:
         ConfigError: `[regime]` names no policy or no window, or more workers are needed than there are.
         CodecError: `[codec]` names no codec, or a level that it does not have.
     """
 
-    def __init__(self, settings: Settings, now: float, *, records: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, settings: Settings, now: float, *, records: Iterable[Mapping[str, Any]] = (), resume: Resume | None = None
+    ) -> None:
         # Now, not when the first model is declared: by then others would wait for an answer.
         check_settings(settings.regime)
         for level in (settings.codec.light, settings.codec.heavy):
@@ -63,7 +69,7 @@ class Coordinator:
             )
         past = History.of(records)
         self.settings = settings
-        self.run = Run(settings, past, now)
+        self.run = Run(settings, past, now, resume)
         self.workers = self.run.workers
         self.servers = self.run.servers
         self.layouts = self.run.layouts
@@ -71,7 +77,9 @@ class Coordinator:
         self._ending = Ending(self.run, past, now)
         self._progress = Progress(settings.timeouts)
         self._membership = Membership(self.run, self._ending, self._progress)
+        self.checkpoints = Checkpoints(self.run, past.kept)
         self._noted = now
+        self._silence = Silence(settings.timeouts.heartbeat)
         self._handlers: dict[type[m.Message], Callable[..., list[Action]]] = {
             m.Join: self._on_join,
             m.Declare: self._on_declare,
@@ -83,6 +91,7 @@ class Coordinator:
             m.Rate: self._on_rate,
             m.Account: self._on_account,
             m.Books: self._on_books,
+            m.Saved: lambda peer, saved, _, now: self.checkpoints.saved(peer, saved, now),
             m.Leave: self._on_leave,
             m.Fault: self._on_fault,
             m.Bye: self._on_bye,
@@ -130,16 +139,32 @@ class Coordinator:
                 other.lost = now
         return []
 
+    def away(self, seconds: float, now: float) -> list[Action]:
+        """Note that this process has heard nobody for a time, because it was stopped: nobody was silent in it.
+
+        Args:
+            seconds: How long.
+            now: The time, at which it listens again.
+        """
+        everybody: list[Worker | Server] = [*self.workers.values(), *self.servers.values()]
+        for other in everybody:
+            other.seen = min(now, other.seen + seconds)
+            other.lost += seconds
+        for worker in self.workers.values():
+            worker.since = min(now, worker.since + seconds)
+            worker.asked += seconds
+        return [Note("away", {"for_s": round(seconds, 3)})]
+
     def tick(self, now: float) -> list[Action]:
         """Look at the clock: who is silent, what has not happened, what is to be said again."""
         if self.over is not None:
             return self._ending.tick(now)
-        notes = self._look_at_servers(now)
+        notes = [*self._silence.look(self.run.heard(), now), *self._look_at_servers(now)]
         if (missed := self._missed(now)) is not None:
             return notes + missed
         if self.view is None:
             return notes + self._gather(now)
-        return notes + self._membership.tick(now) + self._pending_plans()
+        return notes + self._membership.tick(now) + self._pending_plans() + self.checkpoints.tick(now)
 
     def _look_at_servers(self, now: float) -> list[Action]:
         """Note which servers are taken for dead."""
@@ -312,7 +337,9 @@ class Coordinator:
         settings = self.settings
         if self.view is not None or len(self.workers) < settings.workers.count or len(self.servers) < settings.servers.count:
             return []
-        view = self.views.first({slot: worker.incarnation for slot, worker in self.workers.items()}, self.run.shards())
+        view = self.views.first(
+            {slot: worker.incarnation for slot, worker in self.workers.items()}, self.run.shards(), self.run.first_rounds
+        )
         note = Note("view", {"p": 1, "members": view.members, "waited_s": round(now - self.run.born, 3)})
         tell: list[Action] = [history.viewed(view, []), note, Send(self.run.everybody(), view)]
         return [*tell, *self.layouts.open(self.views.members, self.servers.values())]
@@ -358,6 +385,8 @@ class Coordinator:
         if alive.busy != worker.busy:
             worker.busy, worker.since = alive.busy, now
             actions.append(Note("busy", {"slot": worker.slot, "what": worker.busy}))
+        if alive.waits >= 0:
+            actions += self.checkpoints.waits(worker.slot, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits)
         if self.view is not None and alive.view < self.view.p:
             actions.append(Send((peer,), self.view))
         return actions

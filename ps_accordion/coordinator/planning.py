@@ -33,7 +33,7 @@ from ..config import Settings
 from ..errors import WireError
 from ..layout import Layout
 from ..regimes.base import Choice, Decision, Plan, Policy, Window
-from ..regimes.plan import MAX_REASON, encode_plan
+from ..regimes.plan import MAX_REASON, decode_plan, encode_plan
 from ..regimes.registry import build_policy
 
 __all__ = ["LIFE_INTERVALS", "MIN_LIFE_ROUNDS", "Planner"]
@@ -197,6 +197,44 @@ class Planner:
         if self.plan is None or all(version >= self.plan.version for version in versions):
             return None
         return self.plan.version, self._encoded
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the planner goes on from, as plain types: for a checkpoint."""
+        decision = self._decision
+        return {
+            "version": self._version,
+            "plan": self._encoded,
+            "choices": [list(choice) for choice in decision.choices],
+            "critical": list(decision.critical),
+            "reason": decision.reason,
+            "batch_multiplier": decision.batch_multiplier,
+            "members": list(self._members),
+            "open": {
+                slot: [report.round, report.norms.tolist(), report.rate, report.loss] for slot, report in self._open.items()
+            },
+            "windows": [self._open_index, self._closed_index, self._window_rounds, self._made_at],
+            "rate": [self._rate, self._rate_round],
+            "policy": self._policy.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._version, self._encoded = state["version"], state["plan"]
+        self.plan = decode_plan(self._encoded, len(self.layout.tensors)) if self._encoded else None
+        self._decision = Decision(
+            tuple(Choice(codec, level) for codec, level in state["choices"]),
+            tuple(state["critical"]),
+            state["reason"],
+            state["batch_multiplier"],
+        )
+        self._members = tuple(state["members"])
+        self._open = {
+            int(slot): _Report(round_, np.array(norms, np.float64), rate, loss)
+            for slot, (round_, norms, rate, loss) in state["open"].items()
+        }
+        self._open_index, self._closed_index, self._window_rounds, self._made_at = state["windows"]
+        self._rate, self._rate_round = state["rate"]
+        self._policy.restore(state["policy"])
 
     @property
     def last_rate(self) -> float | None:

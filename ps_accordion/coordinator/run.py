@@ -7,7 +7,7 @@ from ..wire import messages as m
 from ..wire.actions import Peer
 from .accounts import Accounts
 from .history import History
-from .layouts import Layouts
+from .layouts import Layouts, Resume
 from .roster import Server, Worker, peers_of
 from .views import ShardPlace, Views
 
@@ -21,6 +21,7 @@ class Run:
         settings: The settings of the job.
         history: What earlier coordinators of the run have logged. Whoever it names has `timeouts.dead` from now to be heard.
         now: The time.
+        resume: The checkpoint that the run goes on from.
 
     Attributes:
         workers: By slot.
@@ -33,9 +34,10 @@ class Run:
         born: When this coordinator began.
     """
 
-    def __init__(self, settings: Settings, history: History, now: float) -> None:
+    def __init__(self, settings: Settings, history: History, now: float, resume: Resume | None = None) -> None:
         self.settings = settings
-        self.layouts = Layouts(settings, history)
+        self.resume = resume
+        self.layouts = Layouts(settings, history, resume)
         self.views = Views(history)
         self.accounts = Accounts(history.lost, history.accounts)
         self.incarnations = history.incarnations
@@ -70,9 +72,19 @@ class Run:
         worker = self.workers.get(slot)
         return worker if worker is not None and worker.incarnation == incarnation else None
 
+    def heard(self) -> dict[str, float]:
+        """Return when everybody was heard last that is still waited for, by name."""
+        present: list[Worker | Server] = [worker for worker in self.workers.values() if not worker.left]
+        return {other.name: other.seen for other in (*present, *self.servers.values())}
+
     def everybody(self) -> tuple[Peer, ...]:
         """Return where to reach all that can be reached."""
         return peers_of([*self.servers.values(), *self.workers.values()])
+
+    @property
+    def first_rounds(self) -> dict[int, int]:
+        """The round with which each layout begins that goes on from a checkpoint."""
+        return {} if self.resume is None else {layout.number: layout.round for layout in self.resume.manifest.layouts}
 
     def shards(self) -> list[ShardPlace]:
         """Return number, boot and address of all shards."""

@@ -83,10 +83,17 @@ class Views:
         """Whether this incarnation was in a view and is not in the last one: it is never let in again."""
         return (slot, incarnation) in self._removed
 
-    def first(self, members: Mapping[int, int], shards: Sequence[ShardPlace]) -> m.View:
-        """Make the view that a run begins with. Nothing has been finished, so nobody has to promise anything."""
+    def first(self, members: Mapping[int, int], shards: Sequence[ShardPlace], rounds: Mapping[int, int] | None = None) -> m.View:
+        """Make the view that a run begins with. Nothing has been finished in it, so nobody has to promise anything.
+
+        Args:
+            members: Incarnation of each slot.
+            shards: All shards.
+            rounds: The round with which a layout begins, where that is not 0: the run goes on from a checkpoint.
+        """
         self._last = 1
-        self.view = m.View(1, sorted(members.items()), [], list(shards), [], min(members), [])
+        cuts = [(layout, round_, -1) for layout, round_ in sorted((rounds or {}).items())]
+        self.view = m.View(1, sorted(members.items()), cuts, list(shards), [], min(members), [])
         return self.view
 
     def propose(self, members: Mapping[int, int]) -> Proposal:
@@ -123,8 +130,14 @@ class Views:
             return []
         return [slot for slot in self._staying(proposal) if slot not in proposal.promises]
 
-    def unrestorable(self, shards: Sequence[ShardPlace], layouts: Iterable[int]) -> list[int]:
-        """Return the layouts whose last results no worker has that stays, though a shard is blank."""
+    def unrestorable(self, shards: Sequence[ShardPlace], layouts: Iterable[int], begun: Mapping[int, int]) -> list[int]:
+        """Return the layouts whose last results no worker has that stays, though a shard is blank.
+
+        Args:
+            shards: All shards.
+            layouts: Numbers of the layouts whose rounds have begun.
+            begun: The round with which a layout began, where that is not 0: a checkpoint has what is needed for that one.
+        """
         proposal = self.proposal
         if proposal is None or not self.blank(shards):
             return []
@@ -132,7 +145,7 @@ class Views:
         for layout in layouts:
             cut, _ = self._cut_of_workers(layout, proposal)
             said = [each for promise in proposal.promises.values() for each in promise.layouts if each[0] == layout]
-            if cut > 0 and not any(whole for _, round_, _, whole in said if round_ == cut):
+            if cut > begun.get(layout, 0) and not any(whole for _, round_, _, whole in said if round_ == cut):
                 lost.append(layout)
         return lost
 

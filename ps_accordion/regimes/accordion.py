@@ -38,7 +38,7 @@ Identification, MLSys 2021, section 4 and algorithm 1. Departures, each with its
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,6 +129,20 @@ class Accordion(Policy):
         self._reference_rate = rate
         self._dropped_at = round_
         return self.all_light(f"learning rate dropped from {reference:g} to {rate:g}")
+
+    def state(self) -> dict[str, Any]:
+        """Return the norms of the last check, and what is known of rates and batches."""
+        checked = None if self._checked is None else [self._checked[0], self._checked[1].tolist()]
+        rates = [self._reference_rate, self._dropped_at]
+        return {"checked": checked, "last": list(self._last), "grown": self._grown, "rates": rates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        checked = state["checked"]
+        self._checked = None if checked is None else (checked[0], np.array(checked[1], np.float64))
+        self._last = (state["last"][0], state["last"][1])
+        self._grown = state["grown"]
+        self._reference_rate, self._dropped_at = state["rates"]
 
     def all_light(self, reason: str) -> Decision:
         """Return light compression for every tensor; the batch grows from 1 again."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,13 @@ class Policy(ABC):
     def all_light(self, reason: str) -> Decision:
         """Return light compression for every tensor, and steps of one batch."""
         return Decision((self.light,) * self.tensors, (True,) * self.tensors, reason)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the policy has learned, as plain types: for a checkpoint."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027  # what has learned nothing has nothing to restore
+        """Go on from what `state` returned."""
 
     @abstractmethod
     def window(self, window: Window) -> Decision | None:

@@ -10,8 +10,11 @@ import json
 import math
 import threading
 import time
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from ..errors import StorageError
 
 __all__ = ["JsonLines"]
 
@@ -31,11 +34,11 @@ class JsonLines:
     def __init__(self, file: Path | None, **fields: Any) -> None:
         self._fields = fields
         self._lock = threading.Lock()
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             _cut_off_torn_line(file)
-            self._stream = file.open("a", encoding="utf-8")
+            self._stream = FileIO(file, "a")
 
     @classmethod
     def of_role(cls, directory: str, kind: str, role: str, number: int | None = None) -> JsonLines:
@@ -44,14 +47,28 @@ class JsonLines:
         return cls(Path(directory) / f"{kind}-{name}.jsonl" if directory else None, role=name)
 
     def write(self, **fields: Any) -> None:
-        """Append one object, with the wall-clock time in seconds in front."""
-        if self._stream is None:
+        """Append one object, with the wall-clock time in seconds in front.
+
+        Raises:
+            StorageError: The disk is full, or fails. What was appended before is whole.
+        """
+        stream = self._stream
+        if stream is None:
             return
-        line = json.dumps(_plain({"time": round(time.time(), 6)} | self._fields | fields))
+        line = json.dumps(_plain({"time": round(time.time(), 6)} | self._fields | fields)).encode() + b"\n"
         with self._lock:
-            if not self._stream.closed:
-                self._stream.write(line + "\n")
-                self._stream.flush()
+            if not stream.closed:
+                self._append(stream, line)
+
+    def _append(self, stream: FileIO, line: bytes) -> None:
+        try:
+            while line:
+                line = line[stream.write(line) :]  # a disk that fills up may take a part, and says why only then
+        except OSError as error:
+            raise StorageError(
+                f"{stream.name}: expected to append a line of the log, got: {error.strerror}; make room, or name a run directory "
+                "(run.directory) on another disk"
+            ) from error
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""

@@ -26,6 +26,7 @@ __all__ = [
     "Heard",
     "Hello",
     "Join",
+    "Kept",
     "Leave",
     "Message",
     "Missing",
@@ -43,6 +44,8 @@ __all__ = [
     "Restore",
     "Result",
     "ResultKind",
+    "Save",
+    "Saved",
     "ServerAlive",
     "State",
     "View",
@@ -70,8 +73,10 @@ Name = Annotated[str, Meta(max_length=64)]
 Digest = Annotated[str, Meta(min_length=16, max_length=16)]
 Address = Annotated[str, Meta(max_length=256)]
 Terms = Annotated[dict[Name, Text | int | float | bool], Meta(max_length=MAX_TERMS)]
+File = Annotated[str, Meta(max_length=64, pattern=r"^[a-z]+(-[0-9]+)?\.[a-z]+$")]
 Member = tuple[Slot, Count]
 Entries = Annotated[list[tuple[Slot, float, float, float, float, float, float]], Meta(max_length=65536)]
+Standings = Annotated[list[tuple[Count, Round, bool]], Meta(max_length=MAX_LAYOUTS)]
 Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
 
 
@@ -527,3 +532,51 @@ class NewPlan(Message, tag="plan", frozen=True):
 
     layout: Count
     version: Count
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+class Saved(Message, tag="saved", frozen=True):
+    """Worker or shard to coordinator: my part of a checkpoint is on the disk, or cannot be.
+
+    Attributes:
+        shard: Whether a shard says so.
+        number: Slot of the worker, or number of the shard.
+        incarnation: Of the worker; 0 for a shard.
+        step: Of the checkpoint.
+        layouts: (layout, open round, whether the round before was skipped) of each layout.
+        parts: (name, bytes, xxh3-128) of the files.
+        error: Why there is none.
+    """
+
+    shard: bool
+    number: Slot
+    incarnation: Count
+    step: Count
+    layouts: Standings
+    parts: Annotated[list[tuple[File, Annotated[int, Meta(ge=0)], Name]], Meta(max_length=MAX_LAYOUTS + 8)] = []
+    error: Text = ""
+
+
+class Save(Message, tag="save", frozen=True):
+    """Coordinator to servers: all workers stand here; write the residuals of your shards for the checkpoint of this step."""
+
+    step: Count
+    layouts: Standings
+
+
+class Kept(Message, tag="kept", frozen=True):
+    """Coordinator to workers: the checkpoint of this step is complete, or was given up for `error`.
+
+    Attributes:
+        step: Of the checkpoint.
+        path: Where it is.
+        nbytes: Its size in bytes.
+        error: Why there is none; empty where there is.
+    """
+
+    step: Count
+    path: Text
+    nbytes: Annotated[int, Meta(ge=0)]
+    error: Text = ""

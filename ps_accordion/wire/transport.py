@@ -187,9 +187,19 @@ class Transport:
             return  # nobody there: lost, as on a link
         self.sent_bytes += sum(map(_on_wire, frames))
 
-    def post(self, item: Any) -> None:
-        """Hand `item` to the thread that polls. Any thread may call this; what is posted after `close` is dropped."""
+    def post(self, item: Any, *, wake: bool = True) -> None:
+        """Hand `item` to the thread that polls. Any thread may call this; what is posted after `close` is dropped.
+
+        Args:
+            item: What `poll` is to return.
+            wake: Whether that thread is to look at once. If not, it does when it wakes for another reason: call `wake` soon.
+        """
         self._posted.append(item)
+        if wake:
+            self.wake()
+
+    def wake(self) -> None:
+        """Have the thread that polls look at what was posted. Any thread may call this."""
         # Ringing costs a system call; once is enough until the other side has looked. It clears the mark before it takes what is
         # posted, so an item that finds the mark set is seen. The lock keeps `close` from handing the descriptor to somebody else.
         if self._rung:

@@ -1,17 +1,21 @@
 import numpy as np
 import pytest
 
-from ps_accordion.codecs import get
-from ps_accordion.codecs.kernels import sparse
+from ps_accordion.codecs import Hint, get
+from ps_accordion.codecs.kernels import choose
+from ps_accordion.codecs.largest import mix
 
 from .cases import Case, decode, encode, gaussian
 
 
-def select(v, k):
-    """Return the indices that the kernel chooses."""
-    index, magnitude = (np.empty(sparse.room(v.size), np.uint32) for _ in range(2))
-    peak = int(np.abs(v).max().view(np.int32))
-    return index[: sparse.select(v, k, peak, index, magnitude, np.empty(sparse.BINS, np.int32))]
+def select(v, k, hint=None):
+    """Return the indices that are chosen, having checked what else is said of them."""
+    out = np.empty_like(v)
+    chosen = mix(v, np.float32(1), np.zeros_like(v), out, k, hint)
+    assert np.array_equal(out, v)
+    assert np.array_equal(chosen.values, v[chosen.places])
+    assert chosen.peak == np.abs(v).max().view(np.int32)
+    return chosen.places.copy()
 
 
 def largest(v, k):
@@ -40,15 +44,51 @@ def test_exactly_the_largest_are_chosen_whatever_the_sample_says(n):
             assert np.array_equal(select(v, k), largest(v, k)), k
 
 
+@pytest.mark.parametrize("n", [1, 64, 8191, 60_000])
+def test_what_is_remembered_changes_no_choice(n):
+    """Whatever the vectors before were like: larger, smaller, the same, all zeros; and whatever the hint says."""
+    rng = np.random.default_rng(n)
+    hint = Hint()
+    sizes = [1, 1, 1.01, 1.02, 1e3, 1e3, 1e-3, 0, 1, 1e30, 1e-40]
+    for k in (max(1, n // 100), n):
+        for size in sizes:
+            v = (rng.standard_normal(n) * size).astype(np.float32)
+            assert np.array_equal(select(v, k, hint), largest(v, k)), size
+    v = gaussian(n)
+    for threshold in (1, 0x7F7FFFFF, 0x7F800000, 0x7FFFFFFF):
+        hint.threshold = threshold
+        assert np.array_equal(select(v, max(1, n // 10), hint), largest(v, max(1, n // 10)))
+
+
+def test_a_sum_is_rounded_twice_and_may_lie_in_the_place_of_a_part():
+    """As numpy does it, an element beyond the last 64 included."""
+    a, b = gaussian(1000), gaussian(1000, 1)
+    scale = np.float32(1 / 3)
+    expected = a * scale + b
+    for out in (np.empty_like(a), b.copy()):
+        assert mix(a, scale, b if out is not b else out, out, 10, Hint(threshold=1 << 30)) is not None
+        assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("threshold", [0, 1, 0x7F000000, 0x7FFFFFFF])
+def test_what_is_not_finite_is_seen_whatever_the_threshold(bad, threshold):
+    """It has the largest bits of all, so it is a candidate where there is a threshold at all."""
+    for at in (0, 70, 999):
+        v = gaussian(1000)
+        v[at] = bad
+        assert mix(v, np.float32(1), np.zeros_like(v), np.empty_like(v), 10, Hint(threshold=threshold)) is None
+
+
 def test_a_sample_that_misses_every_large_element_still_gives_the_largest():
     """The places of the sample are fixed, so a vector can avoid them; then all elements become candidates."""
     n, k = 60_000, 600
     seen = np.zeros(n, np.float32)
     state = 0x9E3779B97F4A7C15
     sampled = []
-    for i in range(sparse.SAMPLES):
-        first = i * n // sparse.SAMPLES
-        stretch = (i + 1) * n // sparse.SAMPLES - first
+    for i in range(choose.SAMPLES):
+        first = i * n // choose.SAMPLES
+        stretch = (i + 1) * n // choose.SAMPLES - first
         state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
         sampled.append(first + ((state >> 40) * stretch >> 24))
     seen[sampled] = 5 + gaussian(len(sampled))

@@ -301,7 +301,7 @@ def silent_after(job: Job, quiet: bytes) -> list:
             if quiet != b"s%d" % number:
                 job.say(b"s%d" % number, server(number, view=1))
         actions = job.later(0.5)
-        if actions:
+        if notes(actions, "gone") or sends(actions, m.Abort):
             return actions
     raise AssertionError("nobody noticed")
 

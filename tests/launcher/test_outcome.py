@@ -3,13 +3,14 @@ import signal
 import pytest
 
 from ps_accordion.errors import PsAccordionError, RunAborted
-from ps_accordion.launcher.outcome import Order, Outcome, Phase, Restart, Start, killed_by
+from ps_accordion.launcher.outcome import Lost, Order, Outcome, Phase, Restart, Start, killed_by
 
 KINDS = {"coordinator": "coordinator", "server 0": "server", "worker 0": "worker", "worker 1": "worker"}
 
 
-def _make(*, restarts: int = 0) -> Outcome:
-    outcome = Outcome(KINDS, grace=5.0, restarts=restarts)
+def _make(*, restarts: int = 0, minimum: int = 1) -> Outcome:
+    outcome = Outcome(KINDS, grace=5.0, restarts=restarts, minimum=minimum)
+    outcome.joined = True
     for name in KINDS:
         outcome.started(name, 0.0)
     return outcome
@@ -68,11 +69,11 @@ def test_whom_the_coordinator_named_is_the_cause_even_if_others_end_sooner():
 def test_whom_the_coordinator_named_after_the_first_end_is_not_the_cause():
     """A worker that was killed told nobody; the one that stumbled over it reported first, but failed second."""
     outcome = _make()
-    outcome.exited("worker 0", 137, 2.0)
+    outcome.exited("server 0", 137, 2.0)
     outcome.exited("worker 1", 1, 2.5)
     _end_all(outcome, RunAborted.exit_code, 3.0)
     outcome.accused("worker 1", 2.2)
-    assert (outcome.exit_code, outcome.cause) == (137, "worker 0")
+    assert (outcome.exit_code, outcome.cause) == (137, "server 0")
 
 
 def test_whom_the_coordinator_named_is_the_cause_even_if_it_was_slow_to_end():
@@ -190,17 +191,108 @@ def test_pauses_double_up_to_ten_seconds():
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10])
 
 
-def test_at_the_last_restart_a_death_is_a_failure():
+@pytest.mark.parametrize("name", ["coordinator", "server 0"])
+def test_at_the_last_restart_the_death_of_a_role_is_a_failure(name):
     """The run fails as if there were no restarts; other children's deaths do not count."""
     outcome = _make(restarts=2)
-    assert outcome.exited("server 0", 137, 0.5) == [Restart("server 0", 1, 0.1)]
+    assert outcome.exited("worker 0", 137, 0.5) == [Restart("worker 0", 1, 0.1)]
     for number in (1, 2):
-        assert outcome.exited("worker 0", 137, float(number)) == [Restart("worker 0", number, 0.1 * number)]
+        assert outcome.exited(name, 137, float(number)) == [Restart(name, number, 0.1 * number)]
         outcome.tick(number + 0.5)
-        outcome.started("worker 0", number + 0.5)
-    assert outcome.exited("worker 0", 137, 3.0) == []
-    assert (outcome.phase, outcome.cause, outcome.exit_code) == (Phase.FAILING, "worker 0", 137)
-    assert outcome.tick(8.0) == [Order(signal.SIGTERM, ("coordinator", "worker 1", "server 0"))]
+        outcome.started(name, number + 0.5)
+    assert outcome.exited(name, 137, 3.0) == []
+    assert (outcome.phase, outcome.cause, outcome.exit_code) == (Phase.FAILING, name, 137)
+    [order] = outcome.tick(8.0)
+    assert (order.number, set(order.members)) == (signal.SIGTERM, KINDS.keys() - {name})
+
+
+def _use_up(outcome: Outcome, name: str, now: float) -> list[object]:
+    """Kill a child until it is not started again; return what follows from the last time."""
+    while isinstance((actions := outcome.exited(name, 137, now))[0], Restart):
+        now += 10.0
+        assert outcome.tick(now) == [Start(name, actions[0].number)]
+        outcome.started(name, now)
+    return actions
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_a_worker_at_its_last_restart_is_lost_and_the_others_go_on(restarts):
+    """As long as they are enough; the run then ends with that worker's code, whatever comes after."""
+    outcome = _make(restarts=restarts)
+    assert _use_up(outcome, "worker 0", 1.0) == [Lost("worker 0", 1, 1)]
+    assert (outcome.phase, outcome.deadline, outcome.lost) == (Phase.RUNNING, None, ["worker 0"])
+    assert outcome.states(99.0) == dict.fromkeys(KINDS, "") | {"worker 0": "lost"}
+    for name in ("worker 1", "coordinator", "server 0"):
+        assert outcome.exited(name, 0, 100.0) == []
+    assert (outcome.phase, outcome.exit_code, outcome.cause, outcome.ender) == (Phase.DONE, 137, "worker 0", None)
+
+
+def test_a_worker_is_lost_when_the_others_have_finished():
+    """They count as there: they have done what they were for."""
+    outcome = _make(minimum=2)
+    outcome.exited("worker 1", 0, 1.0)
+    assert outcome.exited("worker 0", 139, 1.5) == [Lost("worker 0", 1, 2), Order(signal.SIGTERM, ("coordinator", "server 0"))]
+    outcome = _make(minimum=1)
+    outcome.exited("worker 1", 0, 1.0)
+    assert outcome.exited("worker 0", 139, 1.5) == [Lost("worker 0", 1, 1)]
+    assert outcome.phase is Phase.DRAINING
+
+
+def test_below_the_minimum_the_run_ends_at_once():
+    """Nobody could come back, so nobody is waited for; those who wait to be started again are not."""
+    outcome = _make(restarts=1, minimum=2)
+    outcome.exited("server 0", 137, 0.9)
+    outcome.exited("worker 0", 137, 1.0)
+    outcome.tick(1.1)
+    outcome.started("worker 0", 1.1)
+    outcome.started("server 0", 1.1)
+    assert outcome.exited("worker 1", 137, 1.15) == [Restart("worker 1", 1, 0.1)]
+    actions = outcome.exited("worker 0", 137, 1.2)
+    assert actions == [Lost("worker 0", 1, 2), Order(signal.SIGTERM, ("coordinator", "server 0"))]
+    assert outcome.tick(2.0) == []
+    _end_all(outcome, 143, 2.1)
+    assert (outcome.phase, outcome.exit_code, outcome.cause) == (Phase.DONE, 137, "worker 0")
+
+
+def test_before_all_have_joined_every_worker_is_needed():
+    """The first view has all of them: the others would wait for one that never comes."""
+    outcome = _make()
+    outcome.joined = False
+    assert outcome.exited("worker 0", 137, 1.0) == [
+        Lost("worker 0", 1, 2),
+        Order(signal.SIGTERM, ("coordinator", "server 0", "worker 1")),
+    ]
+
+
+def test_the_last_worker_takes_the_run_with_it():
+    """Whatever the minimum."""
+    outcome = _make()
+    outcome.exited("worker 0", 137, 1.0)
+    assert outcome.exited("worker 1", 139, 2.0) == [
+        Lost("worker 1", 0, 1),
+        Order(signal.SIGTERM, ("coordinator", "server 0")),
+    ]
+    _end_all(outcome, 143, 2.1)
+    assert (outcome.phase, outcome.exit_code, outcome.cause, outcome.ender) == (Phase.DONE, 137, "worker 0", None)
+
+
+def test_a_failure_after_a_worker_was_lost_is_told_too():
+    """The code is that of the first failure; what ended the run is another's error."""
+    outcome = _make()
+    outcome.exited("worker 0", 137, 1.0)
+    outcome.exited("worker 1", 1, 9.0)
+    _end_all(outcome, RunAborted.exit_code, 9.1)
+    assert (outcome.exit_code, outcome.cause, outcome.ender) == (137, "worker 0", "worker 1")
+
+
+def test_a_lost_worker_that_the_coordinator_names_has_ended_the_run():
+    """The others could not go on without it, and their scripts raise because of that."""
+    outcome = _make()
+    outcome.exited("worker 0", 137, 1.0)
+    outcome.exited("worker 1", 1, 9.0)
+    outcome.accused("worker 0", 8.9)
+    _end_all(outcome, RunAborted.exit_code, 9.1)
+    assert (outcome.exit_code, outcome.cause, outcome.ender) == (137, "worker 0", "worker 0")
 
 
 def test_a_minute_of_life_forgets_what_was_before():
@@ -213,8 +305,7 @@ def test_a_minute_of_life_forgets_what_was_before():
         now += 1.0
         assert outcome.tick(now) == [Start("worker 0", number)]
         outcome.started("worker 0", now)
-    outcome.exited("worker 0", 137, now + 59.9)
-    assert (outcome.phase, outcome.cause) == (Phase.FAILING, "worker 0")
+    assert outcome.exited("worker 0", 137, now + 59.9) == [Lost("worker 0", 1, 1)]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -289,6 +380,16 @@ def test_an_interrupt_while_everybody_waits_is_the_end():
     assert outcome.phase is Phase.RUNNING
     assert outcome.interrupted(signal.SIGINT, 1.05) == []
     assert (outcome.phase, outcome.exit_code, outcome.cause) == (Phase.DONE, 130, None)
+
+
+def test_states_say_what_is_the_matter():
+    """Nothing with who lives or has ended well; a pause counts down."""
+    outcome = _make(restarts=3)
+    outcome.exited("worker 0", 137, 1.0)
+    outcome.exited("worker 1", 0, 1.0)
+    assert outcome.states(1.04) == dict.fromkeys(KINDS, "") | {"worker 0": "restarting in 0.1 s, 1 of 3"}
+    outcome.exited("server 0", 8, 1.05)
+    assert outcome.states(1.06)["server 0"] == "ended with 8"
 
 
 def test_a_failure_during_a_pause_is_the_cause():

@@ -32,8 +32,11 @@ def test_the_failed_childs_own_error_comes_last(engine):
 
 def test_a_killed_child_gives_128_plus_the_signal(engine):
     """The exit code of a child killed by signal N is 128 + N, as in a shell."""
-    code, _, error = engine("worker 0=kill -9 $$", "worker 1=sleep 60", grace=0.2).end()
+    code, _, error = engine("worker 0=kill -9 $$", "worker 1=sleep 60", grace=0.2, minimum=2).end()
     assert code == 137
+    assert (
+        "[launch] worker 0 ended with exit code 137, killed by SIGKILL; 1 worker left, and workers.minimum is 2: ending" in error
+    )
     assert "worker 0 failed: exit code 137, killed by SIGKILL" in error
 
 
@@ -131,6 +134,32 @@ def test_a_killed_child_is_started_again(engine, tmp_path, name):
     assert "failed" not in error
 
 
+def test_the_others_go_on_without_a_worker_that_is_killed_too_often(engine, tmp_path):
+    """The screen and the log say so at once; the run ends with that worker's code, and what it wrote last."""
+    os.mkfifo(tmp_path / "go")
+    file = tmp_path / "events-launcher.jsonl"
+    process = engine(
+        "worker 0=echo reason >&2; kill -9 $$",
+        f"worker 1=read < {tmp_path / 'go'}; echo saved",
+        restarts=1,
+        pause=0.01,
+        events=file,
+    )
+    said = process.error_with("without it")
+    assert said == (
+        "[launch] worker 0 ended with exit code 137, killed by SIGKILL, after as many restarts as it has (1, run.restarts); "
+        "the others go on without it: 1 worker left"
+    )
+    (tmp_path / "go").write_text("")
+    code, output, error = process.end()
+    assert (code, output) == (137, "[worker 1] saved\n")
+    assert error.splitlines()[-2:] == ["reason", "ENDING 137 worker 0"]
+    events = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    told = [{**event, "time": 0} for event in events if event["event"] in ("lost", "phase")]
+    assert told[0] == {"time": 0, "event": "lost", "name": "worker 0", "left": 1, "needed": 1}
+    assert [event["phase"] for event in told[1:]] in (["done"], ["draining", "done"])
+
+
 def test_events_tell_of_starts_exits_and_restarts(engine, tmp_path):
     """Enough to see afterwards who was which process when."""
     file = tmp_path / "events-launcher.jsonl"
@@ -147,6 +176,7 @@ def test_events_tell_of_starts_exits_and_restarts(engine, tmp_path):
         {"event": "restart", "name": "worker 0", "number": 1, "allowed": 2, "pause": 0.01},
         {"event": "start", "name": "worker 0", "pid": pid, "restart": 1},
         {"event": "exit", "name": "worker 0", "pid": pid, "code": 0},
+        {"event": "phase", "phase": "done"},
     ]
 
 

@@ -151,7 +151,7 @@ def test_a_shard_killed_at_any_point_goes_on_with_the_same_bits(tmp_path, monkey
     monkeypatch.setattr(crashpoints, "reach", points.append)
     counting = Job(None, codec)
     counting.play()
-    assert set(points) == {"s.half", "s.marked", "s.frozen", "s.view"}
+    assert set(points) == {"s.layout", "s.half", "s.marked", "s.frozen", "s.view"}
     for fatal in range(len(points)):
         left = iter(range(len(points) + 10))
 

@@ -9,6 +9,7 @@ import numpy as np
 from world import RATE, TABLE
 
 from ps_accordion import crashpoints
+from ps_accordion.coordinator.loop import LOGGED
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.layout import Layout
 from ps_accordion.server.durable import ShardStore
@@ -17,20 +18,26 @@ from ps_accordion.server.shard import Shard
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Record, Send, Stop
+from ps_accordion.wire.silence import Silence
 from ps_accordion.worker.accounting import Accounting
 from ps_accordion.worker.client import Client
 from ps_accordion.worker.handover import packed, unpacked
 from ps_accordion.worker.host_exchange import HostExchange
 from ps_accordion.worker.member import COORDINATOR, Membership
+from ps_accordion.worker.overdue import Overdue
 from ps_accordion.worker.restoring import Restoring
 from ps_accordion.worker.rounds import Standing
 from ps_accordion.worker.transfer import START, Blob, Donor, Joiner
 
-__all__ = ["POINTS", "ROLES", "CoordinatorProcess", "ServerProcess", "WorkerProcess"]
+__all__ = ["NAMED", "POINTS", "ROLES", "CoordinatorProcess", "ServerProcess", "WorkerProcess"]
 
 SHARD_POINTS = ("s.frozen", "s.view", "s.half", "s.marked")
 POINTS = ("w.push", "w.applied", "w.handed_out", "w.admitted", *SHARD_POINTS, "s.sent_some", "c.recorded", "c.sent_some")
 """Named points at which a process may die."""
+SENT = {m.View: "c.view_sent_some", m.Welcome: "c.welcomed"}
+"""Those behind messages of the coordinator, as its loop has them."""
+NAMED = (*POINTS, "s.layout", *LOGGED.values(), *SENT.values())
+"""All points, also those that are special cases of another."""
 
 
 class Process:
@@ -58,9 +65,11 @@ class Process:
                 for peer in action.peers:
                     self.post(peer, action.message, action.payload)
                     if point:
+                        self.world.reach(self, SENT.get(type(action.message), ""))
                         self.world.point(self, point, 0.3)
             elif isinstance(action, Record):
                 self.log.append(json.loads(json.dumps(action.fields)))
+                self.world.reach(self, LOGGED.get(action.fields["what"], ""))
                 self.world.point(self, "c.recorded")
             elif isinstance(action, Stop):
                 return action
@@ -185,6 +194,8 @@ class ServerProcess(Process):
     def _reach(self, point):
         if point in SHARD_POINTS:
             self.world.point(self, point)
+        else:
+            self.world.reach(self, point)
 
     def _carry(self, actions):
         for action in actions:
@@ -220,11 +231,12 @@ class SimulatedClient(Client):
         self.accounting = Accounting(self.membership)
         self.restoring = Restoring(self.membership, self.exchanges)
         self.events = SimpleNamespace(write=lambda **fields: None)
-        self.record = SimpleNamespace(result=self._result, gradient=self._gradient)
+        self.record = SimpleNamespace(result=self._result, gradient=self._gradient, push=lambda push, payload: None)
         self.codecs = SimpleNamespace(submit=self._submit)
         linked = process.world.processes.__contains__  # a link to a dead process has no connection
         self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked)
         self._broken = set()
+        self._overdue, self._silence = Overdue(), Silence(settings.timeouts.heartbeat)
         self.state_bytes = 0
         self._garbage, self._on_tick, self._on_heard, self._on_wanted = {}, [], [], []
         self._key_free = {}
@@ -232,6 +244,8 @@ class SimulatedClient(Client):
     def call(self, function):
         world, process = self.process.world, self.process
         world.at(0.0, lambda: world._run(process, function), process)
+
+    call_soon = call
 
     def _submit(self, key, work):
         """Do work on the thread that owns a key: after all that came before it for this key."""

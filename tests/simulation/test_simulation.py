@@ -31,7 +31,7 @@ def run(count, *kinds):
     return happened, "".join(errors for _, errors in outputs)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_no_seed_breaks_a_promise():
     """Messages lost, doubled and late; links cut; processes stalled and killed, at named points too; skips and changing plans."""
     happened, found = run(SEEDS)

@@ -29,6 +29,9 @@ TICK_S = 0.1
 BEGIN = 100.0
 """When a run begins: no rule may take the clock's zero for the beginning."""
 TIME_LIMIT_S = 900.0
+CROWD = 300
+"""Messages under way from which on none is doubled. A server here says which view its shard has obeyed, not which it was told:
+until a view that it has promised comes, it and the coordinator answer each other at once, and doubles would grow without end."""
 RATE = np.float32(0.1)
 
 
@@ -46,6 +49,8 @@ class Faults:
         late: Share that takes seconds instead of milliseconds.
         random_faults: How many kills, stalls and cuts are thrown in.
         points: Named points at which a process dies, and how likely.
+        crash: A named point at which processes surely die: when it is reached for the first, second, fourth, eighth... time.
+        spared: How many of those times pass first.
         stop: From this second on nothing goes wrong any more.
         skip: Share of gradients that are not finite.
         unused: Share of tensors that a worker does not use in a round.
@@ -57,6 +62,8 @@ class Faults:
     late: float = 0.0
     random_faults: int = 0
     points: dict = field(default_factory=dict)
+    crash: str = ""
+    spared: int = 0
     stop: float = 60.0
     skip: float = 0.0
     unused: float = 0.0
@@ -151,6 +158,7 @@ class World:
         self._queue = []
         self._serial = itertools.count()
         self._kills = Counter()
+        self._reached = 0
 
     # ------------------------------------------------------------ what roles ask
 
@@ -162,8 +170,19 @@ class World:
         """Do `work` after a delay, unless its owner has died by then; while the owner is stalled it waits."""
         heapq.heappush(self._queue, (self.now + delay, next(self._serial), work, owner))
 
+    def reach(self, process, name):
+        """Die here, if this is the point that the run is about, and its time has come."""
+        if name != self.faults.crash:
+            return
+        self._reached += 1
+        times = self._reached.bit_length()  # 1, 2, 4, 8...: the power of two that it may be
+        if self._reached == 1 << times - 1 and times > self.faults.spared and self.may_die(process):
+            self.count[name] += 1
+            raise Crash(name)
+
     def point(self, process, name, scale=1.0):
         """Die here, if this seed says so."""
+        self.reach(process, name)
         deadly = self.now - BEGIN < self.faults.stop and self.rng.random() < self.faults.points.get(name, 0.0) * scale
         if deadly and self._kills["named"] < 10 and self.may_die(process):
             self._kills["named"] += 1
@@ -189,7 +208,7 @@ class World:
         if raging and ((source, target) in self.cuts or rng.random() < faults.drop):
             self.count["lost"] += 1
             return
-        for _ in range(2 if raging and rng.random() < faults.double else 1):
+        for _ in range(2 if raging and rng.random() < faults.double and len(self._queue) < CROWD else 1):
             late = raging and rng.random() < faults.late
             self.at(rng.uniform(0.5, 12.0) if late else rng.uniform(0.001, 0.02), lambda: self._arrive(source, target, data))
 

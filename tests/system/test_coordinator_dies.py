@@ -1,5 +1,6 @@
 """The coordinator is killed and started again: no round waits for it, and nothing that it has said is lost."""
 
+import itertools
 import json
 import os
 import re
@@ -50,12 +51,13 @@ SECONDS = 100
 """More than any of these takes on a busy machine."""
 
 
-def launch(directory, meanwhile, *flags, **environment):
+def launch(directory, meanwhile, *flags, launcher=("-m", "ps_accordion.launcher"), steps=80, seconds=SECONDS, **environment):
     """Train two workers that call `meanwhile(step)` before each step; return (exit code, final hashes, all that was printed)."""
     directory.mkdir(exist_ok=True)
     head, tail = SCRIPT.split("with connect()", 1)
+    head = head.replace("STEPS, RUN = 80", f"STEPS, RUN = {steps}")
     (directory / "train.py").write_text(f"{head}{textwrap.dedent(meanwhile)}\nwith connect(){tail}")
-    argv = [sys.executable, "-P", "-m", "ps_accordion.launcher", "launch", "--workers", "2", "--servers", "2"]
+    argv = [sys.executable, "-P", *launcher, "launch", "--workers", "2", "--servers", "2"]
     argv += ["--run-directory", "run", "--progress", "none", "--set", "run.restarts=3", "--set", "timeouts.dead=3"]
     argv += [*flags, "--", sys.executable, "train.py"]
     done = subprocess.run(
@@ -63,7 +65,7 @@ def launch(directory, meanwhile, *flags, **environment):
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=seconds,
         env=os.environ | environment,
         check=False,
     )
@@ -105,6 +107,57 @@ def test_rounds_go_on_without_a_coordinator_and_end_with_the_same_bits(tmp_path)
         assert [event["kind"] for event in rounds] in ([], ["DATA"] * 80 + ["END"])
     held = [event for server in range(2) for event in events(tmp_path / "b", f"server-{server}", "round")]
     assert [event for event in held if death < event["time"] < starts[1]["time"]]
+
+
+DOWN_FOR = 60.0
+"""Seconds between the death of a coordinator and the start of the next."""
+STAYS_AWAY = """
+import sys
+from ps_accordion.launcher import outcome
+from ps_accordion.launcher.cli import main
+outcome.FIRST_PAUSE_SECONDS = outcome.LONGEST_PAUSE_SECONDS = float(sys.argv.pop(1))
+sys.exit(main())
+"""
+KILLS_IT_FOR_LONG = """
+def meanwhile(step):
+    time.sleep(0.03)
+    if rank == 0 and step == 20:
+        [pid] = [event["pid"] for event in events("launcher") if event["event"] == "start" and event["name"] == "coordinator"]
+        os.kill(pid, signal.SIGKILL)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_no_round_is_lost_while_the_coordinator_is_away_for_a_minute(tmp_path):
+    """Rounds are decided all the time under the plan that was there, none is skipped, and then there are plans again."""
+    flags = (
+        "--policy",
+        "accordion",
+        "--set",
+        "regime.window=5 steps",
+        "--set",
+        "regime.interval=1",
+        "--set",
+        "timeouts.lost=120",
+    )
+    away = ("-c", STAYS_AWAY, str(DOWN_FOR))
+    code, finals, said = launch(tmp_path, KILLS_IT_FOR_LONG, *flags, launcher=away, steps=2500, seconds=250)
+    assert code == 0, said
+    assert len(finals) == 2, said
+    assert len(set(finals.values())) == 1, said
+    first, second = events(tmp_path, "coordinator", "start")
+    [death] = [event["time"] for event in events(tmp_path, "launcher", "exit") if event["name"] == "coordinator"][:1]
+    assert second["time"] - death >= DOWN_FOR
+    assert (first["term"], second["term"]) == (1, 2)
+    assert len(events(tmp_path, "coordinator", "view")) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics-worker-0.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == list(range(2500))
+    assert {row["kind"] for row in rows} == {"DATA"}
+    away = [row for row in rows if death < row["time"] < second["time"]]
+    assert max(after["time"] - before["time"] for before, after in itertools.pairwise(away)) < 10
+    assert away[0]["time"] - death < 10
+    assert away[-1]["plan"] == away[1]["plan"] > 0  # the last plan holds, as long as it has not expired
+    assert rows[-1]["plan"] > away[-1]["plan"]  # and the next coordinator makes others
 
 
 A_WORKER_DIES = """

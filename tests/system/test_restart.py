@@ -1,8 +1,10 @@
 """A server is killed in the middle of a run and started again: the parameters are those of a run that nothing happened to."""
 
 import functools
+import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from launched import events, launch
@@ -69,7 +71,7 @@ def full(point):
     return pytest.param(point, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize("point", ["s.half:30", full("s.marked:30"), full("s.sent_some:30"), full("s.view")])
+@pytest.mark.parametrize("point", ["s.half:30", *map(full, ["s.layout", "s.marked:30", "s.sent_some:30", "s.view"])])
 def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
     """Both servers come to it; each is killed once."""
     assert digest_of(tmp_path, crash=point) == undisturbed()
@@ -85,6 +87,20 @@ def test_servers_killed_between_two_views_change_no_bit(tmp_path, undisturbed, p
     views = [event for event in events(tmp_path, "coordinator") if event["event"] == "view"]
     assert len(views) > 1
     assert all(event["members"] == views[0]["members"] for event in views)
+
+
+@pytest.mark.parametrize("point", [full("c.welcomed"), full("c.over_logged")])
+def test_a_coordinator_killed_at_a_point_changes_no_bit(tmp_path, undisturbed, point):
+    """While it takes workers in, or when the end is on its disk and nobody has been told."""
+    assert digest_of(tmp_path, crash=point) == undisturbed()
+    assert restarts(tmp_path) == {"coordinator": 1, "server 0": 0, "server 1": 0, "worker 0": 0, "worker 1": 0}
+
+
+@pytest.mark.parametrize("point", [full("c.proposed"), full("c.view_logged:2"), full("c.view_sent_some:2")])
+def test_a_coordinator_killed_while_it_makes_a_view_changes_no_bit(tmp_path, undisturbed, point):
+    """A server comes back at another address, so there is a view to make; its members, and so every sum, stay."""
+    assert digest_of(tmp_path, *OTHER_PORT, kills={10: "server 1"}, crash=point) == undisturbed()
+    assert restarts(tmp_path) == {"coordinator": 1, "server 0": 0, "server 1": 1, "worker 0": 0, "worker 1": 0}
 
 
 @pytest.mark.full
@@ -162,6 +178,35 @@ def test_a_full_disk_ends_the_run_with_its_own_code(tmp_path):
     code, said = launch(tmp_path, script, largest_file=8192)
     assert code == 8
     assert "expected room for" in said
+
+
+@pytest.mark.full
+def test_a_disk_that_fills_up_in_the_middle_ends_the_run_and_names_the_file(tmp_path):
+    """Of the run's own files only the logs grow; what was written of them is whole."""
+    code, said = launch(tmp_path, "STEPS, KILLS = 20_000, {}\n" + SCRIPT, *AGAIN, largest_file=400)
+    assert code != 0
+    named = re.findall(r"(\S+\.jsonl): expected to append a line of the log, got: File too large; make room", said)
+    assert named, said
+    rows = [json.loads(line) for line in Path(named[0]).read_text().splitlines(keepends=True) if line.endswith("\n")]
+    assert len(rows) > 100
+
+
+JUMPS = """
+import itertools, time
+real, readings = time.time, itertools.count()
+time.time = lambda: real() + 3600 * (next(readings) // 3 % 3 - 1)
+"""
+
+
+@pytest.mark.full
+def test_a_clock_that_jumps_by_an_hour_changes_nothing(tmp_path, undisturbed, monkeypatch):
+    """To and fro with every third reading, in all processes, while a server and the coordinator are killed."""
+    (tmp_path / "sitecustomize.py").write_text(JUMPS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert digest_of(tmp_path, kills={10: "server 1", 20: "coordinator"}) == undisturbed()
+    times = [event["time"] for event in events(tmp_path, "coordinator")]
+    assert max(times) - min(times) > 3000, "the clock did not jump"
+    assert restarts(tmp_path) == {"coordinator": 1, "server 0": 0, "server 1": 1, "worker 0": 0, "worker 1": 0}
 
 
 def test_the_state_of_another_run_is_refused(tmp_path):

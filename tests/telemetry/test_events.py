@@ -2,8 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -131,3 +134,44 @@ def test_what_json_cannot_say_is_an_error_and_leaves_no_half_line(tmp_path):
     lines.write(event="good")
     lines.close()
     assert [line["event"] for line in read(tmp_path / "x.jsonl")] == ["good"]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from ps_accordion.errors import StorageError
+from ps_accordion.telemetry.events import JsonLines
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+lines, taken = JsonLines(Path(sys.argv[1]), role="x"), 0
+try:
+    while True:
+        lines.write(number=taken)
+        taken += 1
+except StorageError as error:
+    print(taken, error)
+lines.close()
+"""
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    """With the code for it; all lines that were taken are there, and the next process goes on behind them."""
+    file = tmp_path / "events.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL, file], capture_output=True, text=True, timeout=100)
+    taken, _, message = done.stdout.partition(" ")
+    assert message.startswith(f"{file}: expected to append a line of the log, got: File too large; make room"), done.stderr
+    with closing(JsonLines(file)) as lines:
+        lines.write(number=int(taken))
+    assert [json.loads(line)["number"] for line in file.read_text().splitlines()] == list(range(int(taken) + 1))
+
+
+def test_a_clock_that_jumps_back_an_hour_tears_nothing(tmp_path, monkeypatch):
+    """The lines stay in the order in which they were written; only what they say of the time goes back."""
+    file = tmp_path / "events.jsonl"
+    now = iter([7200.0, 3600.0, 3600.5])
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    with closing(JsonLines(file)) as lines:
+        for number in range(3):
+            lines.write(number=number)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["number"], row["time"]) for row in rows] == [(0, 7200.0), (1, 3600.0), (2, 3600.5)]

@@ -38,6 +38,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
 
 def _limited(plain: Any, meta: msgspec.Meta) -> st.SearchStrategy[Any]:
     low, high = meta.min_length or 0, min(meta.max_length or 0, 20)
+    if plain is str and meta.pattern:
+        return st.from_regex(meta.pattern, fullmatch=True).filter(lambda text: len(text) <= meta.max_length)
     if plain is str:
         return st.text(TEXT, min_size=low, max_size=max(low, high))
     if get_origin(plain) is list:

@@ -201,6 +201,25 @@ def test_a_post_wakes_the_thread_that_polls(transports) -> None:
     assert time.monotonic() - began < PATIENCE
 
 
+def test_a_post_that_wakes_nobody_comes_with_the_next_wake(transports) -> None:
+    """So several cost one. A thread that polls already is not disturbed before."""
+    transport = transports()
+    assert transport.poll(0.0) == []
+
+    def post() -> None:
+        for number in range(3):
+            transport.post(number, wake=False)
+        transport.wake()
+
+    posting = threading.Thread(target=post)
+    posting.start()
+    posted: list[object] = []
+    while len(posted) < 3:
+        posted += [arrival.posted for arrival in transport.poll(PATIENCE * 6)]
+    posting.join()
+    assert posted == [0, 1, 2]
+
+
 def test_what_was_posted_before_the_poll_is_not_waited_for(transports) -> None:
     """Nor does an idle poll take longer than it was told, or less."""
     transport = transports()

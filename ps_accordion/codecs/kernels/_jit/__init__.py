@@ -18,7 +18,7 @@ Options of the compilation, and why:
 object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
 """
 
-from .intrinsics import bits, count_bits, lowest_bit, mask64, real
+from .intrinsics import bits, count_bits, lowest_bit, mask64, mix64, real
 from .library import helper, kernel, load
 from .signature import (
     F32,
@@ -66,6 +66,7 @@ __all__ = [
     "load",
     "lowest_bit",
     "mask64",
+    "mix64",
     "real",
     "void",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bits", "count_bits", "lowest_bit", "mask64", "real"]
+__all__ = ["bits", "count_bits", "lowest_bit", "mask64", "mix64", "real"]
 
 
 def bits(x: Any) -> Any:
@@ -42,3 +42,14 @@ def mask64(array: Any, start: Any, threshold: Any) -> Any:
     """
     reached = np.abs(array[start : start + 64]).view(np.int32) >= threshold
     return np.packbits(reached, bitorder="little").view(np.uint64)[0]
+
+
+def mix64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:
+    """`mix64(float32[], float32, float32[], float32[], start, threshold) -> uint64`: a sum of 64 elements, and its `mask64`.
+
+    Sets `out[start + j] = a[start + j] * scale + b[start + j]`, rounded twice, and answers as `mask64(out, start, threshold)`:
+    what has just been computed need not be read again. The same promise is asked for, for all three arrays.
+    """
+    part = slice(start, start + 64)
+    np.add(a[part] * np.float32(scale), b[part], out=out[part])
+    return mask64(out, start, threshold)

@@ -14,6 +14,7 @@ from . import intrinsics
 __all__: list[str] = []
 
 _LANES = 64
+_WORD = ir.IntType(32)
 _lower: Any = lower_builtin  # neither has hints that mypy could follow
 _typed: Any = type_callable
 
@@ -62,16 +63,59 @@ def _count_bits(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     return builder.ctpop(arguments[0])
 
 
+@_typed(intrinsics.mix64)  # type: ignore[untyped-decorator]  # as above
+def _type_mix64(context: Any) -> Any:
+    def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:
+        return _call(types.uint64, a, types.float32, b, out, types.int64, types.int32)
+
+    return answer
+
+
+class _Wide:
+    """64 lanes of a kind of number, in the making."""
+
+    def __init__(self, context: Any, builder: Any, lane: Any) -> None:
+        self.context = context
+        self.builder = builder
+        self.lane = lane
+        self.kind = ir.VectorType(lane, _LANES)
+
+    def place(self, kind: Any, array: Any, start: Any) -> Any:
+        """Return a pointer to the lanes from `start` on; `kind` is the array's type."""
+        data = self.context.make_array(kind)(self.context, self.builder, value=array).data
+        return self.builder.bitcast(self.builder.gep(data, [start]), self.kind.as_pointer())
+
+    def load(self, kind: Any, array: Any, start: Any) -> Any:
+        """Return the lanes from `start` on."""
+        loaded = self.builder.load(self.place(kind, array, start))
+        loaded.align = 1
+        return loaded
+
+    def splat(self, value: Any) -> Any:
+        """Return `value` in every lane."""
+        undefined = ir.Constant(self.kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.Constant(_WORD, 0))
+        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_WORD, _LANES), [0] * _LANES))
+
+    def reach(self, lanes: Any, threshold: Any) -> Any:
+        """Return a word whose bit j says whether the magnitude of lane j, as bits, reaches `threshold`."""
+        magnitude = self.builder.and_(lanes, ir.Constant(self.kind, [0x7FFFFFFF] * _LANES))
+        return self.builder.bitcast(self.builder.icmp_signed(">=", magnitude, self.splat(threshold)), ir.IntType(64))
+
+
 @_lower(intrinsics.mask64, types.Array, types.int64, types.int32)  # type: ignore[untyped-decorator]  # as above
 def _mask64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    word = ir.IntType(32)
-    wide = ir.VectorType(word, _LANES)
-    data = context.make_array(signature.args[0])(context, builder, value=arguments[0]).data
-    place = builder.bitcast(builder.gep(data, [arguments[1]]), wide.as_pointer())
-    loaded = builder.load(place)
-    loaded.align = 1
-    magnitude = builder.and_(loaded, ir.Constant(wide, [0x7FFFFFFF] * _LANES))
-    undefined = ir.Constant(wide, ir.Undefined)
-    first = builder.insert_element(undefined, arguments[2], ir.Constant(word, 0))
-    splat = builder.shuffle_vector(first, undefined, ir.Constant(wide, [0] * _LANES))
-    return builder.bitcast(builder.icmp_signed(">=", magnitude, splat), ir.IntType(64))
+    array, start, threshold = arguments
+    words = _Wide(context, builder, _WORD)
+    return words.reach(words.load(signature.args[0], array, start), threshold)
+
+
+@_lower(intrinsics.mix64, types.Array, types.float32, types.Array, types.Array, types.int64, types.int32)  # type: ignore[untyped-decorator]
+def _mix64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    a, scale, b, out, start, threshold = arguments
+    of_a, _, of_b, of_out, _, _ = signature.args
+    floats, words = _Wide(context, builder, ir.FloatType()), _Wide(context, builder, _WORD)
+    product = builder.fmul(floats.load(of_a, a, start), floats.splat(scale))
+    mixed = builder.fadd(product, floats.load(of_b, b, start))
+    builder.store(mixed, floats.place(of_out, out, start)).align = 4
+    return words.reach(builder.bitcast(mixed, words.kind), threshold)

@@ -1,0 +1,36 @@
+"""Where a run goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ps_accordion import checkpoint
+from ps_accordion.config import Settings
+
+from .screen import Screen
+
+__all__ = ["resumed"]
+
+
+def resumed(settings: Settings, path: Path, *, screen: Screen) -> Settings:
+    """Return the settings of a run that goes on from a checkpoint, all of which is read before any process starts.
+
+    Args:
+        settings: The job.
+        path: A checkpoint, or the directory that holds several, of which the newest whole one counts.
+        screen: Gets what it goes on from, and why not from a newer one.
+
+    Raises:
+        ConfigError: There is none, or it was made under terms that change numbers.
+        StorageError: It is damaged, and so are all others there.
+    """
+    found, said = checkpoint.find(path.absolute())
+    for line in said:
+        screen.say(line)
+    manifest = checkpoint.read(found)
+    manifest.refuse_other_terms(settings.terms(), where=found)
+    screen.say(f"going on from {found}: step {manifest.step}, {manifest.nbytes / 1e6:.1f} MB")
+    values = {"checkpoint.resume": str(found)}
+    if not settings.checkpoint.directory:
+        values["checkpoint.directory"] = str(found.parent)
+    return settings.replaced(values, source="--resume")

@@ -1,0 +1,102 @@
+"""The largest elements of a sum: the kernels of `kernels/choose.py` put together.
+
+The k-th largest magnitude of a key hardly moves from one round to the next. So the pass that makes the sum also lists what comes
+near the last one, and where that gives k candidates, which is nearly always, nothing has to be read a second time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import kernels
+from .base import FloatVector, Hint
+from .workspace import borrow
+
+__all__ = ["Chosen", "mix"]
+
+ERRORS = 4
+"""Candidates begin this many mean errors below where the k-th is expected: too high costs a second pass, too low a long list."""
+LEAST_ERROR = 1 << 12
+"""The least that is taken for the mean error, in bits: 1/2,048 of an octave of magnitude."""
+MANY = 3
+"""But where about this many times k elements begin: more cost as much as the second pass that they may save."""
+INFINITE = 0x7F800000
+
+
+class Chosen(NamedTuple):
+    """The largest elements of a vector.
+
+    Attributes:
+        places: uint32[at most k], rising; the thread's scratch `index`.
+        values: float32[at most k], the elements; the thread's scratch `words`.
+        peak: Bits of the largest magnitude.
+    """
+
+    places: NDArray[np.uint32]
+    values: FloatVector
+    peak: int
+
+
+def mix(a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVector, k: int, hint: Hint | None) -> Chosen | None:
+    """Set `out := a * scale + b` and choose the k largest elements of it, ties going to the lowest index; never a zero.
+
+    Args:
+        a: float32[n], n below 2^32.
+        scale: A factor.
+        b: float32[n]; None means zero.
+        out: float32[n], overwritten; may be `a` or `b`.
+        k: 1 to n.
+        hint: What is known from the last time, for speed only; updated.
+
+    Returns:
+        None when something in `out` is not finite.
+    """
+    n = out.size
+    room = kernels.choose.room(n)
+    index, words, scratch = (borrow(name, room, np.uint32) for name in ("index", "words", "scratch"))
+    counts, seen = borrow("counts", kernels.choose.BINS, np.int32), borrow("seen", 2, np.int32)
+    low = kernels.choose.NOBODY if hint is None or not hint.threshold else hint.threshold
+    found = 0
+    if b is None:
+        kernels.vector.scaled_into(a, scale, out)
+    else:
+        found = kernels.choose.mix(a, scale, b, out, low, index, words)
+    if found < k:
+        peak = kernels.vector.peak(out)
+        if peak >= INFINITE:
+            return None
+        low = kernels.choose.guess(out, k, peak, scratch, counts)
+        found = kernels.choose.collect(out, low, index, words)
+        if found < k and low > 1:
+            low = 1
+            found = kernels.choose.collect(out, low, index, words)
+    kept = kernels.choose.narrow(k, low, found, index, words, scratch, counts, seen)
+    peak, smallest = seen.tolist()
+    if peak >= INFINITE:
+        return None
+    if hint is not None:
+        _learn(hint, smallest, low, found, k)
+    return Chosen(index[:kept], words[:kept].view(np.float32), peak)
+
+
+def _learn(hint: Hint, smallest: int, low: int, found: int, k: int) -> None:
+    """Say where candidates begin the next time: some mean errors below where the smallest is expected, as TCP waits for answers.
+
+    Args:
+        hint: To be changed.
+        smallest: Magnitude bits of the smallest element that was chosen.
+        low: Where the candidates began.
+        found: How many there were.
+        k: How many were asked for.
+    """
+    if hint.smallest:
+        off = smallest - hint.smallest - hint.trend
+        hint.trend += off // 2
+        hint.error += (abs(off) - hint.error) // 4
+    margin = ERRORS * max(hint.error, LEAST_ERROR)
+    if found > k:
+        margin = min(margin, (smallest - low) * (MANY - 1) * k // (found - k))
+    hint.smallest, hint.threshold = smallest, max(1, smallest + hint.trend - margin)
