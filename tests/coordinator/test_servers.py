@@ -4,6 +4,7 @@ import pytest
 from coordinating import Job, alive, answers, leave, server
 from machines import named, notes, sends
 
+from ps_accordion.coordinator.views import Views
 from ps_accordion.wire import messages as m
 
 
@@ -117,6 +118,37 @@ def test_a_shard_that_is_blank_still_makes_workers_promise_again():
     assert sends(job.say(b"new s1", m.Frozen(3, 1, 99, 2, [(0, -1, -1)], True)), m.View) == []
     (view,) = sends(job.say(b"w0", m.Promise(3, 0, 1, [(0, 7, 1, True)])), m.View)
     assert (view.message.restore, view.message.cuts) == ([(1, 99)], [(0, 7, 1)])
+
+
+def test_a_worker_that_does_not_promise_is_taken_out():
+    """It lives, but does not answer: the others get their shard back after `timeouts.dead`."""
+    job = blank()
+    job.say(b"w0", m.Promise(2, 0, 1, [(0, 7, 1, True)]))
+    actions = [
+        action
+        for _ in range(round(job.settings.timeouts.dead / 0.1) + 5)
+        for action in [*live(job, 0.1, servers=[0]), *back(job, boot=99, view=-1)]
+    ]
+    (gone,) = notes(actions, "gone")
+    assert (gone["slot"], gone["why"]) == (1, "has not answered for 10 s, though a shard has to be restored")
+    assert notes(actions, "proposal")[-1]["members"] == [(0, 1)]
+    job.say(b"s0", m.Frozen(3, 0, server(0).shards[0][1], 1, [(0, 6, 1)]))
+    job.say(b"new s1", m.Frozen(3, 1, 99, -1, [(0, -1, -1)]))
+    (view,) = sends(job.say(b"w0", m.Promise(3, 0, 1, [(0, 7, 1, True)])), m.View)
+    assert view.message.members == [(0, 1)]
+    assert view.message.restore == [(1, 99)]
+
+
+def test_a_shard_that_is_lost_before_the_first_round_after_a_checkpoint_needs_no_results():
+    """It has read the checkpoint again."""
+    views, begun = Views(), {0: 12}
+    views.first({0: 1}, [(0, 5, "tcp://127.0.0.1:5000")], begun)
+    views.propose({0: 1})
+    views.worker_promised(m.Promise(2, 0, 1, [(0, 12, -1, False)]))
+    shards = [(0, 6, "tcp://127.0.0.1:5000")]
+    assert views.unrestorable(shards, [0], begun) == []
+    assert views.unrestorable(shards, [0], {}) == [0]
+    assert views.commit(shards, donor=0, layouts=[0]).cuts == [(0, 12, -1)]
 
 
 def test_a_shard_that_nobody_can_restore_ends_the_run():

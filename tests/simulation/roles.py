@@ -69,11 +69,15 @@ class Process:
                         self.world.point(self, point, 0.3)
             elif isinstance(action, Record):
                 self.log.append(json.loads(json.dumps(action.fields)))
+                self.logged(action.fields["what"])
                 self.world.reach(self, LOGGED.get(action.fields["what"], ""))
                 self.world.point(self, "c.recorded")
             elif isinstance(action, Stop):
                 return action
         return None
+
+    def logged(self, what):
+        """Note that a record of that kind is on the disk."""
 
     def heritage(self):
         """Return what whoever is started in its place gets."""
@@ -110,11 +114,13 @@ class CoordinatorProcess(Process):
     def lost(self, name):
         self._carry(self.machine.lost(name.encode(), self.world.now))
 
-    def _carry(self, actions):
-        view = self.machine.view
-        if view is not None:
+    def logged(self, what):
+        if what == "view":  # one that is not, nobody has heard of: who is started next may make another
+            view = self.machine.view
             known = self.world.views.setdefault(view.p, view)
             assert known == view, ("two views with one number", known, view)
+
+    def _carry(self, actions):
         if any(isinstance(getattr(action, "message", None), m.Abort) for action in actions):
             # Who has finished does not apply what others learn after it: with the last that does, the state is gone.
             self.world.holders = [worker.name for worker in self.world.alive("worker") if worker.has_state]

@@ -172,7 +172,7 @@ class World:
 
     def reach(self, process, name):
         """Die here, if this is the point that the run is about, and its time has come."""
-        if name != self.faults.crash:
+        if not name or name != self.faults.crash:
             return
         self._reached += 1
         times = self._reached.bit_length()  # 1, 2, 4, 8...: the power of two that it may be
