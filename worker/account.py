@@ -79,7 +79,9 @@ class Account:
 
     def replaced(self, before: FloatVector | None, after: FloatVector) -> None:
         """Note that a residual of another time takes the place of this one's: what it has more, came with it."""
-        self.tally = self.tally.plus(came=self.mass(after) - self.mass(before))
+        found = self.probe.vector(after)
+        self._seen = found.norm
+        self.tally = self.tally.plus(came=found.mass - self.mass(before))
 
     def result(self, codec: Codec, payload: Payload, coding: Coding) -> None:
         """Note a result of the open round, in the place of one that a view has taken back."""
