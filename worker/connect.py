@@ -135,10 +135,18 @@ def _alone(here: Place) -> Alone:
             "`ps-accordion coordinator` and `ps-accordion server`, and set PS_ACCORDION_COORDINATOR_ADDRESS to where it listens, "
             "or start the script with `ps-accordion launch`"
         )
+    settings = config.load(role.config_file())
+    wanted = settings.checkpoint
+    if wanted.resume or wanted.every_steps:
+        name = "resume" if wanted.resume else "every_steps"
+        raise ConfigError(
+            f"checkpoint.{name} is set, and nobody names a coordinator: checkpoints are of runs with servers; start the script "
+            "with `ps-accordion launch`, or take the setting away to train alone"
+        )
     print(
         "ps-accordion: no coordinator is named (PS_ACCORDION_COORDINATOR_ADDRESS), so this process trains alone, without "
         "servers; to train with several: ps-accordion launch --workers 2 --servers 2 -- python script.py",
         file=sys.stderr,
         flush=True,
     )
-    return Alone(config.load(role.config_file()))
+    return Alone(settings)

@@ -105,6 +105,14 @@ def test_one_of_several_processes_does_not_train_alone(environment, monkeypatch)
     assert "ps-accordion coordinator" in str(raised.value)
 
 
+@pytest.mark.parametrize(("name", "value"), [("RESUME", "runs/before/step-12"), ("EVERY_STEPS", "100")])
+def test_checkpoints_are_not_left_out_in_silence(name, value, monkeypatch):
+    """Who wants them and forgets the launcher hears it before the first step, not after the last."""
+    monkeypatch.setenv(f"PS_ACCORDION_CHECKPOINT_{name}", value)
+    with pytest.raises(ConfigError, match=f"checkpoint.{name.lower()} is set, and nobody names a coordinator"):
+        connect()
+
+
 def test_a_model_without_a_session_is_refused():
     """There is none, or it is gone: nothing would keep it open."""
     session = connect()
