@@ -162,6 +162,13 @@ class Codec(ABC):
         """Write D(payload) over the whole of `out`, float32[n]. The payload has been validated."""
 
     @abstractmethod
+    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
+        """Write D(payload)[start : start + out.size] to `out`, at the cost of that many elements. The payload has been validated.
+
+        The same bits as `decode` has there. For the ledger, which watches a stretch of every vector.
+        """
+
+    @abstractmethod
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight * D(payload)` to `total`, float32[n], in place. The payload has been validated."""
 

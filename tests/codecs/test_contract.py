@@ -169,3 +169,15 @@ def test_a_codec_that_loses_something_asks_for_a_residual(case):
     else:
         with pytest.raises(CodecError, match="expected a residual"):
             call()
+
+
+@pytest.mark.parametrize("n", [1, 1000, 32_769, 100_003])
+def test_peeking_at_a_stretch_gives_the_bits_that_decoding_gives_there(case, n):
+    """From any place, across chunks and to both ends, from memory that is only read; what the memory held before is gone."""
+    coding, payload = encode(case, gaussian(n), np.zeros(n, np.float32))
+    payload = np.frombuffer(payload.tobytes(), np.uint8)
+    whole = decode(case, coding, payload)
+    for start, length in [(0, n), (n // 2, n - n // 2), (n - 1, 1), (max(0, min(n, 32_868) - 200), 200), (n // 3, n // 7)]:
+        out = np.full(min(length, n - start), np.nan, np.float32)
+        case.build().peek(payload, coding, start, out)
+        assert same(out, whole[start : start + length])
