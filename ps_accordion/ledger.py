@@ -7,6 +7,9 @@ linear in the vector:
 
 The stretch lies at a fixed pseudo-random place a, the same at workers and servers; signs follow from i alone. A push that is
 dropped, doubled, or counted in a round that it was taken back from changes a sum by its own m, wherever it happens.
+Of a model with many keys the first few are probed and one in `EVERY` of the others, so that the account costs a few hundredths of
+a round however large the model is: what goes wrong with whole workers, rounds or shards is seen, and so is what goes wrong again
+and again, but not what happens once to a key that nobody probes. The tests have few keys, so there it is every one.
 
     worker   gradients = pushes that count + residual + lost                                   (`Tally`, a key)
     server   mean of the pushes that count = results + residual + lost
@@ -34,6 +37,8 @@ __all__ = ["NOTHING", "NO_TALLY", "WATCHED", "Probe", "Probed", "Tally", "added"
 WATCHED = 1 << 11
 """Elements of a key that are watched. Of a partition of 256 Ki that is one in 128: at 1 % a push has some 20 entries there,
 and a probe takes microseconds where a pass over all elements would take as long as encoding them."""
+ALWAYS, EVERY = 8, 16
+"""Keys that are probed: those of the lowest numbers, and of the others one in so many."""
 _PART = 1 << 15
 """A watched stretch does not cross a multiple of this, so that a sparse payload is searched in one place."""
 ROUNDING = 4 * 2.0**-24
@@ -72,6 +77,14 @@ class Probe:
         self.start = _place(mix64(mix64(layout) ^ key.number), key.elements, self.length)
         self.share = self.length / key.elements
         """Of the key's elements that are watched."""
+        self.counts = key.number < ALWAYS or mix64(key.number) % EVERY == 0
+        """Whether this key is in the account. One that is not has no mass."""
+
+    def norm(self, vector: FloatVector | None) -> float:
+        """Return about the L2 norm of a vector, float32[key.elements], of any key; None is zero."""
+        if vector is None:
+            return 0.0
+        return self.stretch(vector[self.start : self.start + self.length]).norm / math.sqrt(self.share)
 
     def vector(self, vector: FloatVector | None, unused: Sequence[Slice] = ()) -> Probed:
         """Look at a vector, float32[key.elements], which is only read; None is zero.
@@ -80,7 +93,7 @@ class Probe:
             vector: The vector.
             unused: Slices that count as zero, whatever they hold.
         """
-        if vector is None:
+        if vector is None or not self.counts:
             return NOTHING
         return self.stretch(vector[self.start : self.start + self.length], unused)
 
@@ -94,6 +107,8 @@ class Probe:
 
     def payload(self, codec: Codec, payload: Payload, coding: Coding) -> Probed:
         """Look at D(payload), of which only the stretch is decoded. The payload has been validated."""
+        if not self.counts:
+            return NOTHING
         stretch = np.empty(self.length, np.float32)
         codec.peek(payload, coding, self.start, stretch)
         return self.stretch(stretch)

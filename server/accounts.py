@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from ps_accordion.ledger import Probe, Tally, added
 
 from .record import KeyRecord
 
-__all__ = ["closed", "counted", "whole_norm"]
+__all__ = ["closed", "counted"]
 
 
 def counted(
@@ -40,6 +39,8 @@ def counted(
         codecs: Codecs by name.
         lost: Norm of what a switch of level threw away. Where it threw something away, its mass is what the round lacks.
     """
+    if not probe.counts:
+        return tally
     scale = float(np.float32(1.0 / total_weight))
     seen = [(push.weight, probe.payload(registry.find(codecs, push.coding.codec), push.payload, push.coding)) for push in pushes]
     came = scale * sum(weight * each.mass for weight, each in seen)
@@ -49,11 +50,6 @@ def counted(
     thrown = came + probe.vector(residuals[0]).mass - went.mass - after.mass if lost else 0.0
     norms = (*(scale * weight * len(pushes) * each.norm for weight, each in seen), went.norm, after.norm)
     return tally.plus(came=came, went=went.mass, lost=thrown, other=sum(each.mass for _, each in seen), norms=norms)
-
-
-def whole_norm(probe: Probe, residual: FloatVector | None) -> float:
-    """Return about the L2 norm of a residual, from the elements that are watched."""
-    return probe.vector(residual).norm / math.sqrt(probe.share)
 
 
 def closed(records: Iterable[tuple[Probe, KeyRecord]]) -> Tally:

@@ -454,7 +454,7 @@ class Shard:
             tally = accounts.counted(
                 probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
             )  # fmt: skip
-            record.norm = accounts.whole_norm(probe, left)
+            record.norm = probe.norm(left)
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)
 
 

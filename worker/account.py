@@ -65,9 +65,11 @@ class Account:
             thrown: Mass that a switch of level threw away before.
         """
         if self.measured and self._rounds % LOOK_EVERY == 0:
-            self._seen = self.probe.vector(residual).norm
-            self.norm = self._seen / math.sqrt(self.probe.share)
+            self.norm = self.probe.norm(residual)
+            self._seen = self.norm * math.sqrt(self.probe.share)
         self._rounds += 1
+        if not self.probe.counts:
+            return
         came, went = self.probe.vector(gradient, unused), self.probe.payload(codec, payload, coding)
         norms = (came.norm, went.norm, self._seen)
         self.tally = self.tally.plus(came=came.mass, went=went.mass, lost=thrown, norms=norms)
