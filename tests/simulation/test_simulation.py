@@ -95,7 +95,7 @@ SEEDS_OF: dict[str, list[int]] = {
     "the_residual_is_overwritten_in_place": [0],
     "undo_forgets_the_residual": [0],
     "undo_goes_to_the_other_half": [0],
-    "who_comes_back_pushes_as_before": [3, 25],
+    "who_comes_back_pushes_as_before": [14, 18],
     "who_comes_back_takes_nothing_back": [11, 14],
     "who_looks_on_hands_out_its_state": [10],
 }
