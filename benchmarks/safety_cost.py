@@ -24,38 +24,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import timedelta
-from importlib import metadata
 from pathlib import Path
 
-from torch.distributed import DistStoreError, TCPStore
+from benchmarks import turns
+from ps_accordion.launcher.machine import machine
 
-SCRIPT = """
-import json, sys, time
-from datetime import timedelta
-import torch
-from torch import nn
-from torch.distributed import TCPStore
-from ps_accordion.worker import DistributedModel, connect
-job, port, turns, steps = sys.argv[1], *map(int, sys.argv[2:])
-torch.set_num_threads(1)
-torch.manual_seed(0)
-store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(minutes=5))
-with connect() as session:
-    model = DistributedModel(nn.Sequential(*[nn.Linear(2048, 2048) for _ in range(6)]), session=session)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    batch = torch.randn(8, 2048)
-    for turn in range(turns):
-        store.wait([f"{job}/{turn}"])
-        took = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            optimizer.zero_grad()
-            model(batch).square().mean().backward()
-            optimizer.step()
-            took.append(1000 * (time.perf_counter() - start))
-        store.set(f"{job}/{turn}/{session.rank}", json.dumps(took))
-"""
 WORKERS = 2
 WARM_UP = 2
 """Turns of each that are not counted."""
@@ -69,32 +42,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps in a turn (default: 4)")
     parser.add_argument("--json", type=Path, help="write the times to this file, too")
     options = parser.parse_args()
-    print(", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "numba", "pyzmq")))
-    turns = WARM_UP + options.pairs
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
+    print(json.dumps(machine()))
     times: dict[str, list[float]] = {job: [] for job in JOBS}
     written = []
     with tempfile.TemporaryDirectory(prefix="psa-safety-") as name, contextlib.ExitStack() as stack:
-        directory = Path(name)
-        (directory / "train.py").write_text(SCRIPT, encoding="utf-8")
-        running = {job: stack.enter_context(launched(directory, job, store.port, turns, options.steps)) for job in JOBS}
-        for turn in range(turns):
+        running = {job: stack.enter_context(launched(Path(name), job)) for job in JOBS}
+        for turn in range(WARM_UP + options.pairs):
             for job in JOBS if turn % 2 else reversed(JOBS):
-                store.set(f"{job}/{turn}", "go")
-                try:
-                    steps = [json.loads(store.get(f"{job}/{turn}/{rank}")) for rank in range(WORKERS)]
-                except DistStoreError:
-                    raise SystemExit(f"the {job} job does not answer:\n{(directory / f'{job}.log').read_text()}") from None
-                times[job].append(statistics.median(max(step) for step in zip(*steps, strict=True)))
+                times[job].append(statistics.median(running[job].take(options.steps)))
                 began = time.perf_counter()
                 os.sync()
                 if job == "protected":
                     written.append(1000 * (time.perf_counter() - began) / options.steps)
             if turn >= WARM_UP:
                 print("  ".join(f"{job} {values[-1]:6.1f} ms a step" for job, values in times.items()), flush=True)
-        for job, process in running.items():
-            if process.wait():
-                raise SystemExit(f"the {job} job ended with code {process.returncode}:\n{(directory / f'{job}.log').read_text()}")
+        for waiting in running.values():
+            waiting.end()
     protected, unprotected = (values[WARM_UP:] for values in times.values())
     shares = sorted(mine / theirs - 1 for mine, theirs in zip(protected, unprotected, strict=True))
     print(f"medians: protected {statistics.median(protected):.1f} ms, unprotected {statistics.median(unprotected):.1f} ms a step")
@@ -110,20 +73,25 @@ def _quarters(values: list[float]) -> str:
 
 
 @contextlib.contextmanager
-def launched(directory: Path, job: str, port: int, turns: int, steps: int) -> Iterator[subprocess.Popen[bytes]]:
+def launched(directory: Path, job: str) -> Iterator[turns.Turns]:
     """Start a job, whose output goes to `JOB.log`; end it on the way out."""
     flags = ["--codec", "topk", "--light", "0.01", "--heavy", "0.01", "--policy", "static", "--workers", str(WORKERS)]
-    flags += ["--servers", "2", "--run-directory", job, "--progress", "none"]
+    flags += ["--servers", "2", "--run-directory", str(directory / job), "--progress", "none"]
     environment = dict(os.environ)
     if job == "unprotected":
         flags += ["--set", "servers.state_directory=memory"]
         environment["PYTHONPATH"] = str(Path(__file__).with_name("unprotected").resolve())
-    script = ["--", sys.executable, "train.py", job, str(port), str(turns), str(steps)]
-    command = [sys.executable, "-m", "ps_accordion.launcher", "launch", *flags, *script]
-    with (directory / f"{job}.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
+    training = [sys.executable, "-m", "benchmarks.training", "ours", "--turns", str(directory), "--job", job]
+    command = [sys.executable, "-m", "ps_accordion.launcher", "launch", *flags, "--", *training]
+    log = directory / f"{job}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
-        yield process
+        yield turns.Turns(directory, job, WORKERS, lambda: process.poll() is None)
+        if process.wait(timeout=60):
+            raise turns.Stopped(f"the {job} job ended with exit code {process.returncode}")
+    except turns.Stopped as error:
+        raise SystemExit(f"{error}:\n{log.read_text(errors='replace')[-4000:]}") from None
     finally:
         process.terminate()
         process.wait()
