@@ -18,10 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Host", "Unavailable", "bits_of", "carried", "hosts", "throughput"]
+from benchmarks import delay
+from benchmarks.delay import INTERFACE
+
+__all__ = ["INTERFACE", "Host", "Unavailable", "bits_of", "carried", "hosts", "throughput"]
 
 PREFIX = "psa-bench"
-INTERFACE = "net0"
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
@@ -58,8 +60,14 @@ def bits_of(rate: str) -> float:
 
 
 @contextlib.contextmanager
-def hosts(count: int, rate: str) -> Iterator[list[Host]]:
+def hosts(count: int, rate: str, delay_ms: float = 0) -> Iterator[list[Host]]:
     """Make hosts, each with a link of `rate` to a switch, one limit a direction; take them down at the end.
+
+    Args:
+        count: How many.
+        rate: As tc writes it.
+        delay_ms: How long the switch keeps a packet, so that a round trip takes twice as long. With a delay only what a host
+            sends is limited.
 
     Raises:
         Unavailable: Not root, no `ip` or `tc`, or the kernel has no namespaces or no `tbf`.
@@ -77,11 +85,15 @@ def hosts(count: int, rate: str) -> Iterator[list[Host]]:
         for name in names:
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
-        _ip("-n", hub, "link", "add", "switch", "type", "bridge")
-        _ip("-n", hub, "link", "set", "switch", "up")
-        for number, host in enumerate(made):
-            _connect(hub, f"port{number}", host, rate)
-        yield made
+        if delay_ms:
+            with _delayed(made, rate, delay_ms):
+                yield made
+        else:
+            _ip("-n", hub, "link", "add", "switch", "type", "bridge")
+            _ip("-n", hub, "link", "set", "switch", "up")
+            for number, host in enumerate(made):
+                _connect(hub, f"port{number}", host, rate)
+            yield made
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
@@ -113,12 +125,35 @@ def _connect(hub: str, port: str, host: Host, rate: str) -> None:
     _ip("-n", hub, "link", "set", port, "master", "switch", "up")
     _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", INTERFACE)
     _ip("-n", host.namespace, "link", "set", INTERFACE, "up")
-    for namespace, interface in ((hub, port), (host.namespace, INTERFACE)):
-        # A bucket of 2 ms and at least 64 KiB: the kernel's timer fills it that often; a larger one would let short messages
-        # through faster than the link is.
-        burst = max(64 << 10, int(bits_of(rate) / 8 * 0.002))
-        shape = ("root", "tbf", "rate", rate, "burst", str(burst), "latency", "50ms")
-        _run("tc", "-n", namespace, "qdisc", "add", "dev", interface, *shape)
+    _limit(hub, port, rate)
+    _limit(host.namespace, INTERFACE, rate)
+
+
+@contextlib.contextmanager
+def _delayed(made: list[Host], rate: str, delay_ms: float) -> Iterator[None]:
+    pairs = [f"{host.namespace}={host.address}" for host in made]
+    forwarder = subprocess.Popen([sys.executable, "-m", "benchmarks.delay", str(delay_ms), *pairs], stdout=subprocess.PIPE)
+    assert forwarder.stdout is not None
+    try:
+        if forwarder.stdout.readline() != b"ready\n":
+            raise Unavailable("the switch with a delay has not started; is there a /dev/net/tun?")
+        for host in made:
+            _ip("-n", host.namespace, "link", "set", INTERFACE, "mtu", str(delay.MTU), "up")
+            _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", INTERFACE)
+            _limit(host.namespace, INTERFACE, rate)
+        yield
+    finally:
+        forwarder.terminate()
+        forwarder.wait()
+        forwarder.stdout.close()
+
+
+def _limit(namespace: str, interface: str, rate: str) -> None:
+    # A bucket of 2 ms and at least 64 KiB: the kernel's timer fills it that often; a larger one would let short messages through
+    # faster than the link is.
+    burst = max(64 << 10, int(bits_of(rate) / 8 * 0.002))
+    shape = ("root", "tbf", "rate", rate, "burst", str(burst), "latency", "50ms")
+    _run("tc", "-n", namespace, "qdisc", "add", "dev", interface, *shape)
 
 
 def _ip(*arguments: str) -> None:

@@ -1,6 +1,6 @@
 """Is a training step over a slow network faster than with DistributedDataParallel?
 
-    python -m benchmarks.vs_ddp [--links 1gbit,100mbit] [--pairs 15] [--json FILE]
+    python -m benchmarks.vs_ddp [--links 1gbit,100mbit] [--delay MS] [--pairs 15] [--json FILE]
 
 Every worker and server has a host of its own: a network namespace whose link is limited in both directions (`hosts.py`), so this
 needs root. Two workers train six linear layers of 2048 x 2048 (25 M parameters, batch 8, SGD with momentum, a thread a process).
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--links", default="1gbit,100mbit", help="rates to measure (default: 1gbit,100mbit)")
     parser.add_argument("--cases", default=CASES, help=f"ours, as codec:level,... (default: {CASES})")
     parser.add_argument("--baselines", default=BASELINES, help=f"what to compare with (default: {BASELINES})")
+    parser.add_argument("--delay", type=float, default=0, help="milliseconds that a packet takes, each way (default: 0)")
     parser.add_argument("--pairs", type=int, default=15, help="turns of each that are counted (default: 15)")
     parser.add_argument("--steps", type=int, default=1, help="steps in a turn (default: 1)")
     parser.add_argument("--workers", type=int, default=2, help="workers, a host each (default: 2)")
@@ -115,7 +116,7 @@ def measured(jobs: list[Job], link: str, options: argparse.Namespace) -> list[di
     """Let all jobs take turns over one kind of link; return a row for each of ours beside each baseline."""
     apart = 0 if options.colocated else options.servers
     with (
-        hosts.hosts(options.workers + apart, link) as made,
+        hosts.hosts(options.workers + apart, link, options.delay) as made,
         tempfile.TemporaryDirectory(prefix="psa-vs-ddp-") as name,
         contextlib.ExitStack() as stack,
     ):
@@ -152,6 +153,7 @@ def measured(jobs: list[Job], link: str, options: argparse.Namespace) -> list[di
                         "servers": options.servers,
                         "colocated": options.colocated,
                         "link": link,
+                        "delay_ms": options.delay,
                         "ms": round(medians[job.name], 2),
                         "baseline": baseline.name,
                         "baseline_ms": round(medians[baseline.name], 2),
@@ -251,7 +253,8 @@ def _number(job: Job) -> int:
 
 def _show(link: str, jobs: list[Job], ms: dict[str, float], moved: dict[str, float], options: argparse.Namespace) -> None:
     where = "on the workers' hosts" if options.colocated else "on hosts of their own"
-    print(f"\n{link} a host, {options.workers} workers, {options.servers} servers {where}, {options.pairs} turns, medians")
+    far = f", {options.delay:g} ms each way" if options.delay else ""
+    print(f"\n{link} a host{far}, {options.workers} workers, {options.servers} servers {where}, {options.pairs} turns, medians")
     baselines = [job.name for job in jobs if job.way != "ours"]
     print(f"{'':14} {'ms a step':>10} {'MB a worker':>12} " + " ".join(f"{'x ' + name:>14}" for name in baselines))
     for job in jobs:
