@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args()
     try:
-        jobs = [Job("alone", "alone"), *map(_baseline, options.baselines.split(",")), *map(_case, options.cases.split(","))]
+        jobs = [Job("alone", "alone"), *map(_baseline, filter(None, options.baselines.split(","))), *map(_case, options.cases.split(","))]
         links = options.links.split(",")
         for link in links:
             hosts.bits_of(link)
@@ -205,7 +205,8 @@ def started(job: Job, place: Place, directory: Path, layers: int) -> Iterator[tu
         for process in processes:
             process.wait(timeout=30)
     except (turns.Stopped, subprocess.TimeoutExpired) as error:
-        raise SystemExit(f"{error}\n{log.read_text(errors='replace')[-4000:]}") from None
+        codes = [process.poll() for process in processes]
+        raise SystemExit(f"{error}; exit codes {codes}\n{log.read_text(errors='replace')[-4000:]}") from None
     finally:
         for process in processes:
             process.terminate()
