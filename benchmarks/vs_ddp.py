@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args()
     try:
-        jobs = [Job("alone", "alone"), *map(_baseline, filter(None, options.baselines.split(","))), *map(_case, options.cases.split(","))]
+        baselines = [_baseline(name) for name in options.baselines.split(",") if name]
+        jobs = [Job("alone", "alone"), *baselines, *map(_case, options.cases.split(","))]
         links = options.links.split(",")
         for link in links:
             hosts.bits_of(link)
