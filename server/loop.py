@@ -30,7 +30,7 @@ from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
 from .checkpoint import Residuals, save
-from .durable import ShardStore
+from .durable import ShardStore, Snapshots
 from .relay import Relay
 from .shard import COORDINATOR, Shard
 
@@ -107,6 +107,7 @@ class Server:
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
         self._stores: dict[int, ShardStore] = {}
+        self._snapshots: dict[int, Snapshots] = {}
         self._threads: dict[int, ShardThread] = {}
         self._said_saved: dict[int, m.Saved] = {}
         """The answer for the last checkpoint, by shard; each shard's thread has its own entry."""
@@ -137,7 +138,8 @@ class Server:
             resume = self.settings.checkpoint.resume
             restore = Residuals(Path(resume)).restored if resume else None
             for number, store in self._stores.items():
-                shard = Shard(number, store.boot, self.settings, store=store, restore=restore)
+                snapshots = self._snapshots.get(number)
+                shard = Shard(number, store.boot, self.settings, store=store, restore=restore, snapshots=snapshots)
                 self._threads[number] = ShardThread(shard, self._transport, self._events)
             self._recall()
             self._events.write(event="start", address=self._address, shards=list(self._threads), view=self.view, lost=self._lost)
@@ -159,6 +161,8 @@ class Server:
         job = job_of(self.settings)
         for number in range(self.number * per_server, (self.number + 1) * per_server):
             self._stores[number] = ShardStore.open(Path(directory) if directory else None, shard=number, job=job)
+            if self.settings.snapshot_directory:
+                self._snapshots[number] = Snapshots(Path(self.settings.snapshot_directory), shard=number, job=job)
 
     def _close_stores(self) -> None:
         for number, store in self._stores.items():
@@ -168,6 +172,11 @@ class Server:
                 store.close()
             else:
                 store.discard()
+        for snapshots in self._snapshots.values():
+            if self._over is None:
+                snapshots.close()
+            else:
+                snapshots.discard()
         if self._over is not None and self.settings.state_directory:
             with contextlib.suppress(OSError):  # others' are there still
                 Path(self.settings.state_directory).rmdir()
@@ -182,7 +191,8 @@ class Server:
 
     @property
     def _lost(self) -> str:
-        return "; ".join(store.lost for store in self._stores.values() if store.lost)
+        texts = [store.lost for store in self._stores.values()] + [copies.lost for copies in self._snapshots.values()]
+        return "; ".join(filter(None, texts))
 
     def _serve(self) -> None:
         limits = self.settings.timeouts
@@ -213,7 +223,7 @@ class Server:
         for thread in self._threads.values():
             thread.close()
         entries = [(number, *thread.shard.account()) for number, thread in self._threads.items()]
-        self._transport.send(COORDINATOR, m.Books(self.number, entries))
+        self._transport.send(COORDINATOR, m.Books(self.number, entries, whole=self._whole()))
         self._transport.send(COORDINATOR, m.Bye(f"server {self.number}"))
 
     def _alive(self) -> None:
@@ -226,7 +236,10 @@ class Server:
         if now >= self._norms_due:
             self._norms_due = now + NORMS_S
             norms = [(number, *thread.shard.norm()) for number, thread in self._threads.items()]
-            self._transport.send(COORDINATOR, m.Books(self.number, norms=norms))
+            self._transport.send(COORDINATOR, m.Books(self.number, norms=norms, whole=self._whole()))
+
+    def _whole(self) -> list[tuple[int, int]]:
+        return [(number, thread.shard.boot) for number, thread in self._threads.items() if thread.shard.whole]
 
     def _dispatch(self, arrival: Arrival) -> None:
         if isinstance(arrival.posted, BaseException):
@@ -321,6 +334,14 @@ class Server:
                 owner = self._owner(message.result.layout, message.result.key)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_restore(message, payload))
+            case m.Offer():
+                for thread in self._threads.values():
+                    if thread.shard.boot == message.boot:
+                        thread.submit(lambda shard: shard.on_offer(peer, message))
+            case m.Replay():
+                owner = self._owner(message.push.layout, message.push.key)
+                if owner is not None:
+                    owner.submit(lambda shard: shard.on_replay(peer, message, payload))
             case m.Ask():
                 self._relay.heard(peer, message.slot)
                 self._to_all(lambda shard: shard.on_ask(peer, message))

@@ -287,6 +287,8 @@ class Client:
                 self.carry(self.exchanges[message.layout].rounds.on_missing(message, now))
             case m.Freeze():
                 self.carry(self.restoring.on_freeze(message))
+            case m.Recall() if isinstance(arrival.peer, str):
+                self.carry(self.restoring.on_recall(arrival.peer, message))
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)

@@ -136,7 +136,7 @@ class Rounds:
         self._next_plan: Plan | None = None
         self.promised = -1
         """Number of the view before which no round is decided, because a shard has lost its memory."""
-        self.retained = Retained(number, layout)
+        self.retained = Retained(number, layout, rounds=settings.servers.replay_rounds)
 
     @property
     def held(self) -> bool:
@@ -192,6 +192,12 @@ class Rounds:
     def waits(self) -> bool:
         """Whether everything of the open round has been pushed, and its results are awaited."""
         return len(self._sent) == len(self.layout.keys) and not self.ended
+
+    @property
+    def open_pushes(self) -> dict[int, tuple[m.Push, Payload | None]]:
+        """What has been pushed of the open round, by key; empty until that is all of it."""
+        whole = len(self._sent) == len(self.layout.keys)
+        return {key: (sent.push, sent.payload) for key, sent in self._sent.items()} if whole else {}
 
     def owing(self) -> set[str]:
         """Return the names of the servers that have not answered every push of the open round."""
@@ -291,6 +297,7 @@ class Rounds:
             now: The time.
             member: Whether it names this worker.
         """
+        self.retained.seen(self.view)
         self.view = view
         if not member:
             self.out = True
@@ -382,8 +389,9 @@ class Rounds:
                 f"not finite in each (skip.limit = {self.settings.skip.limit}); look for the worker that logged NaN or "
                 "infinity first, lower the learning rate, or raise the limit"
             )
+        self.retained.seen(self.view)
+        self.retained.decided(self.round, self.open_pushes)
         self.round += 1
-        self.retained.decided()
         self._sent, self._results, self._decoded = {}, {}, set()
         return decision
 

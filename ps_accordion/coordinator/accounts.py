@@ -98,9 +98,11 @@ class Accounts:
     Args:
         lost: Items that earlier coordinators of the run have logged.
         accounts: Accounts of workers that had finished then.
+        found: Whether some shard had lost its memory by then, and got all of it back.
     """
 
-    def __init__(self, lost: Iterable[Lost] = (), accounts: Iterable[m.Account] = ()) -> None:
+    def __init__(self, lost: Iterable[Lost] = (), accounts: Iterable[m.Account] = (), *, found: bool = False) -> None:
+        self._found = found
         self._lost = {(item.who, item.incarnation): item for item in lost}
         self._workers = {account.incarnation: account for account in accounts}
         self._shards: dict[int, Tally] = {}
@@ -116,22 +118,36 @@ class Accounts:
             self._workers.pop(former, None)
         return [history.accounted(account)] if account.final and (before is None or not before.final) else []
 
-    def books(self, books: m.Books) -> None:
-        """Take in what a server says."""
+    def books(self, books: m.Books) -> list[Action]:
+        """Take in what a server says. What one shard has made good of the loss of the memory before it, is lost no more."""
         self._norms.update({shard: (round_, norm) for shard, round_, norm in books.norms})
         self._shards.update({shard: Tally(*sums) for shard, *sums in books.entries})
+        whole = {(f"shard {shard}", boot) for shard, boot in books.whole}
+        actions: list[Action] = []
+        for item in [item for item in self._lost.values() if (item.who, item.successor) in whole]:
+            del self._lost[item.who, item.incarnation]
+            self._found = True
+            actions += [history.found(item), Note("found", {"who": item.who, "incarnation": item.incarnation})]
+        return actions
 
     def gone(self, slot: int, incarnation: int, why: str) -> list[Action]:
         """Note that a worker has been taken out of the run. Unless it comes back, its residual is lost."""
         last = self._workers.get(incarnation)
         return self._add(_last_words(slot, incarnation, last, why or "is gone"))
 
-    def shard_lost(self, shard: int, boot: int, why: str) -> list[Action]:
-        """Note that the memory of a shard is lost: its residual, and what it had counted."""
+    def shard_lost(self, shard: int, boot: int, why: str, *, successor: int = 0) -> list[Action]:
+        """Note that the memory of a shard is lost: its residual, and what it had counted.
+
+        Args:
+            shard: Number of the shard.
+            boot: Of the memory that is lost.
+            why: What happened.
+            successor: Boot of the one in its place. If that has all of it again, nothing is lost.
+        """
         if (f"shard {shard}", boot) in self._lost:
             return []
         round_, norm = self._norms.pop(shard, (-1, None))
-        return self._add(Lost(f"shard {shard}", boot, round_, norm, why))
+        return self._add(Lost(f"shard {shard}", boot, round_, norm, why, successor))
 
     def _add(self, item: Lost) -> list[Action]:
         self._lost[item.who, item.incarnation] = item
@@ -167,7 +183,8 @@ class Accounts:
             found.servers = added(self._shards[shard] for shard in known)
         if ended:
             died = any(not item.of_shard for item in found.lost)
-            whole = not died and not began_anew
+            made_again = bool(began_anew) or (self._found and bool(back))
+            whole = not died and not made_again
             for shard in known:
                 if f"shard {shard}" in began_anew:
                     found.open.append(f"what shard {shard} counted before it lost its memory")
@@ -175,7 +192,7 @@ class Accounts:
                     self._look_between(found, shard, finals, whole=whole)
             if died:
                 found.open.append("pushes that workers count, because some have died")
-            elif began_anew:
+            elif made_again:
                 found.open.append("pushes that workers count, because a round may have been made again")
         return found
 

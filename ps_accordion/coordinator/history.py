@@ -10,6 +10,7 @@ Each record is plain JSON with a `what`; `History` is what a sequence of them me
     view     {view, out}                           before anybody obeys it; `out` lists all (slot, incarnation) that were removed
     planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
     lost     {item}                                a worker taken out by a view, or a shard's memory: its residual may be lost
+    found    {who, incarnation}                    what was lost of a shard's memory is all there again
     accounted {account}                            a worker that has finished said what its pushes came to
     kept     {message}                             before a worker hears that a checkpoint is complete, which it is
     ending   {}                                    some worker's rounds have ended: no view follows
@@ -36,6 +37,7 @@ __all__ = [
     "PastLayout",
     "accounted",
     "ending",
+    "found",
     "kept",
     "late",
     "layout",
@@ -72,6 +74,7 @@ class Lost(msgspec.Struct, frozen=True):
         round: Last round of which something is known.
         norm: About the norm of the residual after that round; None where nobody knows.
         why: What happened.
+        successor: Boot of the memory that took its place; 0 for a worker.
     """
 
     who: str
@@ -79,6 +82,7 @@ class Lost(msgspec.Struct, frozen=True):
     round: int
     norm: float | None
     why: str
+    successor: int = 0
 
     @property
     def of_shard(self) -> bool:
@@ -119,6 +123,7 @@ class History:
         ending: Whether some worker's rounds have ended.
         over: What everybody was told at the end.
         lost: Residuals that may be lost.
+        found: Whether some shard has lost its memory and got all of it back.
         accounts: Of workers that have finished.
         kept: The last complete checkpoint.
     """
@@ -132,6 +137,7 @@ class History:
     ending: bool = False
     over: m.Ended | m.Abort | None = None
     lost: list[Lost] = field(default_factory=list)
+    found: bool = False
     accounts: list[m.Account] = field(default_factory=list)
     kept: m.Kept | None = None
 
@@ -174,6 +180,9 @@ class History:
                 self.layouts[number].rate = rate
             case {"what": "lost", "item": item}:
                 self.lost.append(msgspec.convert(item, Lost))
+            case {"what": "found", "who": who, "incarnation": incarnation}:
+                self.lost = [item for item in self.lost if (item.who, item.incarnation) != (who, incarnation)]
+                self.found = True
             case {"what": "accounted", "account": account}:
                 self.accounts.append(msgspec.convert(account, m.Account))
             case {"what": "kept", "message": fields}:
@@ -233,6 +242,11 @@ def planned(number: int, version: int, rate: float | None) -> Record:
 def lost(item: Lost) -> Record:
     """A residual may be lost."""
     return Record({"what": "lost", "item": msgspec.to_builtins(item)})
+
+
+def found(item: Lost) -> Record:
+    """What was lost is there again."""
+    return Record({"what": "found", "who": item.who, "incarnation": item.incarnation})
 
 
 def accounted(account: m.Account) -> Record:

@@ -174,7 +174,9 @@ def _say(note: Note) -> None:
     elif note.event == "ledger" and (note.fields["workers"] or note.fields["wrong"]):
         print(f"coordinator: {note.fields['text']}", file=sys.stderr)
     elif note.event == "lost" and note.fields["who"].startswith("shard"):
-        print(f"coordinator: residual lost: {note.fields['text']}; it begins anew", file=sys.stderr)
+        print(f"coordinator: residual lost: {note.fields['text']}", file=sys.stderr)
+    elif note.event == "found":
+        print(f"coordinator: {note.fields['who']} has every bit of its residuals again", file=sys.stderr)
     elif note.event == "silent":
         print(f"coordinator: {note.fields['name']} has not been heard for {note.fields['since_s']:.0f} s", file=sys.stderr)
     elif note.event == "heard":

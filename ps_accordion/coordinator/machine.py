@@ -323,7 +323,7 @@ class Coordinator:
             action
             for number, boot in server.shards
             if boots.get(number) != boot
-            for action in self.run.accounts.shard_lost(number, boot, why)
+            for action in self.run.accounts.shard_lost(number, boot, why, successor=boots.get(number, 0))
         ]
 
     def _missing(self) -> str:
@@ -428,8 +428,7 @@ class Coordinator:
         return [] if worker is None else self.run.accounts.worker(account)
 
     def _on_books(self, _peer: Peer, books: m.Books, _: Sequence[Buffer], _now: float) -> list[Action]:
-        self.run.accounts.books(books)
-        return []
+        return self.run.accounts.books(books)
 
     def _on_leave(self, peer: Peer, leave: m.Leave, _: Sequence[Buffer], now: float) -> list[Action]:
         worker = self.run.member(leave.slot, leave.incarnation)

@@ -99,7 +99,8 @@ class Membership:
         moved = views.proposal is None and views.view is not None and views.view.shards != run.shards()
         if wanted == views.aim and not moved:
             self._short_since = math.inf
-            return self._freeze(now) if views.proposal is not None else []
+            # All may have promised while another process was taken for one of the servers: then nobody will say so again.
+            return (self._freeze(now) or self._commit(now)) if views.proposal is not None else []
         gone = [worker.name for worker in run.members() if worker.gone]
         if all(worker.left for worker in run.members()):
             return self._ending.all_left(now)

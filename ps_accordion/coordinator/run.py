@@ -39,7 +39,7 @@ class Run:
         self.resume = resume
         self.layouts = Layouts(settings, history, resume)
         self.views = Views(history)
-        self.accounts = Accounts(history.lost, history.accounts)
+        self.accounts = Accounts(history.lost, history.accounts, found=history.found)
         self.incarnations = history.incarnations
         self.ending = history.ending
         self.born = now

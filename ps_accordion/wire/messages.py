@@ -32,14 +32,17 @@ __all__ = [
     "Missing",
     "NewLayout",
     "NewPlan",
+    "Offer",
     "Promise",
     "Pulse",
     "Push",
     "PushKind",
     "Rate",
     "Ready",
+    "Recall",
     "Refuse",
     "Refused",
+    "Replay",
     "Report",
     "Restore",
     "Result",
@@ -61,6 +64,8 @@ MAX_LAYOUTS = 1024
 """Layouts of one session: signs of life list them all."""
 MAX_ASKED = 256
 """Keys that one Ask or Missing may list."""
+MAX_KEPT = 1026
+"""Rounds of which a worker keeps its pushes: `servers.replay_rounds`, the open one, and one to spare."""
 MAX_TERMS = 128
 """Settings that all must agree on: a few dozen."""
 
@@ -185,11 +190,13 @@ class Books(Message, tag="books", frozen=True):
         server: Sender.
         entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack.
         norms: (shard, round, about the L2 norm of what its residuals hold after it), said once a second, without entries.
+        whole: (shard, boot) of shards that lack nothing which a former self of theirs has had.
     """
 
     server: Slot
     entries: Entries = []
     norms: Annotated[list[tuple[Slot, Round, float]], Meta(max_length=65536)] = []
+    whole: Annotated[list[tuple[Slot, Seed]], Meta(max_length=65536)] = []
 
 
 class Ended(Message, tag="ended", frozen=True):
@@ -441,6 +448,51 @@ class Restore(Message, tag="restore", frozen=True):
     incarnation: Count
     version: Count
     result: Result
+
+
+class Offer(Message, tag="offer", frozen=True):
+    """Worker to a shard that a view names as blank, where `servers.replay_rounds` is set: of these rounds I keep my pushes.
+
+    Attributes:
+        p: Number of the view.
+        boot: Of the shard.
+        slot: Sender.
+        incarnation: Of the sender.
+        layout: Number of the layout.
+        rounds: (round, epoch) of each, in order; epoch -1 where this worker has not decided it.
+        views: (epoch, members) of the views under which those rounds were finished, as far as the sender knows them.
+    """
+
+    p: Count
+    boot: Seed
+    slot: Slot
+    incarnation: Count
+    layout: Count
+    rounds: Annotated[list[tuple[Round, Round]], Meta(max_length=MAX_KEPT)] = []
+    views: Annotated[list[tuple[Count, Annotated[list[Member], Meta(max_length=4096)]]], Meta(max_length=MAX_KEPT)] = []
+
+
+class Recall(Message, tag="recall", frozen=True):
+    """Blank shard to worker: send me these of the pushes that you have offered, as (key, round)."""
+
+    layout: Count
+    wanted: Annotated[list[tuple[Count, Round]], Meta(max_length=MAX_ASKED)]
+
+
+class Replay(Message, tag="replay", frozen=True):
+    """Worker to a blank shard: what I pushed in a round that is over, with that push's frames, and what came of it.
+
+    Attributes:
+        boot: Of the shard.
+        push: As it was.
+        kind: Of the result by which the round was decided here; empty where it was not.
+        digest: xxh3-64 of that result's payload, all frames together; 0 where it has none.
+    """
+
+    boot: Seed
+    push: Push
+    kind: ResultKind | Literal[""] = ""
+    digest: Seed = 0
 
 
 class Ask(Message, tag="ask", frozen=True):

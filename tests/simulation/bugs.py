@@ -7,12 +7,15 @@ import contextlib
 from dataclasses import replace
 from unittest import mock
 
+import msgspec
+
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.coordinator.membership import Membership
 from ps_accordion.coordinator.views import Views
 from ps_accordion.server.memory import ShardMemory, ShardState
 from ps_accordion.server.record import KeyRecord
 from ps_accordion.server.relay import Relay
+from ps_accordion.server.replaying import Replays
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
@@ -72,6 +75,42 @@ def a_promised_worker_decides(real, self):
 def the_cut_is_that_of_the_slowest(real, self, layout, proposal):
     said = [each for promise in proposal.promises.values() for each in promise.layouts if each[0] == layout]
     return min((round_, epoch) for _, round_, epoch, _ in said) if said else (0, -1)
+
+
+# ---------------------------------------------------------------- replays
+
+
+@bug(Shard, "_folding")
+def a_replay_forgets_a_skip(real, self, layout, record, held, skipped):
+    return real(self, layout, record, held, False)
+
+
+@bug(Replays, "finished")
+def a_copy_is_of_what_the_round_left(real, self, layout, record):
+    before = record.before
+    record.before = record.after
+    real(self, layout, record)
+    record.before = before
+
+
+@bug(Replays, "begun_anew")
+def copies_stay_though_their_loss_was_stated(real, self, layout, record):
+    return None
+
+
+@bug(Replays, "_reach")
+def pushes_of_whoever_is_there_are_replayed(real, self, layout, cut, members):
+    reach = real(self, layout, cut, members)
+    if reach is None:
+        return None
+    kept = {slot: {round_ for round_, _ in offer.rounds} for slot, (_, offer) in self._offers[layout].items()}
+    who = {round_: [pair for pair in sorted(members.items()) if round_ in kept[pair[0]]] for round_ in range(cut - 4, cut)}
+    return reach._replace(first=cut - 4, members=who)
+
+
+@bug(ShardMemory, "write")
+def a_loss_is_forgotten_with_the_next_view(real, self, state):
+    real(self, state if state.epoch < 0 else msgspec.structs.replace(state, anew=False))
 
 
 # ---------------------------------------------------------------- the shard

@@ -42,6 +42,7 @@ def check(world):
         last,
     )
     counted = _replay(world, kinds, last)
+    assert not world.differing, ("a replay came to something else", world.differing)
     _ledger(world, counted)
     _verdict(world)
 
@@ -131,10 +132,10 @@ def _replay(world, kinds, last):
 
 
 def _lose(world, round_, residuals, bounds):
-    """Begin anew where a view says that a shard does, in this round: without its residual, after the result that came back."""
+    """Begin anew where a view says that a shard is blank, in this round, and the residual was not made again."""
     blank = {shard for view in world.views.values() if view.cut_of(0)[0] == round_ for shard, _ in view.restore}
     for key in world.layout.keys:
-        if key.shard in blank:
+        if key.shard in blank and (round_, key.number) not in world.replayed:
             residuals[key.number] = np.zeros(key.elements, np.float32)
             last, _ = world.results[round_ - 1][key.number] if round_ else (None, None)
             data = last is not None and last.kind == "DATA"
@@ -171,9 +172,14 @@ def _verdict(world):
     for coordinator in world.alive("coordinator"):
         run = coordinator.machine.run
         for server in world.alive("server"):
-            run.accounts.books(m.Books(server.number, [(server.number, *server.shard.account())]))
+            shard = server.shard
+            whole = [(server.number, shard.boot)] if shard.whole else []
+            run.accounts.books(m.Books(server.number, [(server.number, *shard.account())], whole=whole))
         verdict = run.accounts.verdict(run.views.members, range(world.settings.num_shards), ended=True)
         if verdict is not None:
+            lost = {item.who for item in verdict.lost}
+            for cut, key in world.begun_anew:
+                assert cut == 0 or f"shard {world.layout.keys[key].shard}" in lost, ("a loss that the ledger does not know", key)
             assert not verdict.wrong, ("the ledger", str(verdict))
             world.count["sums compared"] += verdict.compared
             world.count["residuals itemised as lost"] += len(verdict.lost)

@@ -12,7 +12,7 @@ from ps_accordion import crashpoints
 from ps_accordion.coordinator.loop import LOGGED
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.layout import Layout
-from ps_accordion.server.durable import ShardStore
+from ps_accordion.server.durable import ShardStore, Snapshots
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import framing
@@ -138,11 +138,29 @@ class CoordinatorProcess(Process):
         )
 
 
+class WatchedShard(Shard):
+    """A shard that tells which lost residuals it made again, and which it goes on without."""
+
+    world = None
+
+    def _restored(self, layout, record, kept, again):
+        super()._restored(layout, record, kept, again)
+        cut, key, replayed = record.round + 1, record.key.number, self.world.replayed
+        replayed -= {(since, of) for since, of in replayed if of == key and since > cut}  # those rounds are made again
+        if again is not None and (cut, key) not in self.world.begun_anew:
+            replayed.add((cut, key))
+        else:  # what a replay finds is then that there is nothing
+            replayed.discard((cut, key))
+            self.world.begun_anew.add((cut, key))
+        self.world.begun_anew -= {(since, of) for since, of in self.world.begun_anew if of == key and since > cut}
+        self.world.count["residuals begun anew" if again is None else "residuals replayed"] += 1
+
+
 class ServerProcess(Process):
     """A server with one shard."""
 
     kind = "server"
-    shard_class = Shard
+    shard_class = WatchedShard
 
     def __init__(self, world, number):
         super().__init__(world, number)
@@ -155,7 +173,10 @@ class ServerProcess(Process):
         store = self.world.disks.get(self.name)
         if store is None:
             store = self.world.disks[self.name] = ShardStore.open(None, shard=self.number, job="")
-        return self.shard_class(self.number, store.boot, self.world.settings, store=store)
+        copies = self.world.snapshots.setdefault(self.name, Snapshots(None, shard=self.number, job=""))
+        made = self.shard_class(self.number, store.boot, self.world.settings, store=store, snapshots=copies)
+        made.world = self.world
+        return made
 
     def receive(self, source, message, payload):
         with mock.patch.object(crashpoints, "reach", self._reach):
@@ -187,6 +208,10 @@ class ServerProcess(Process):
                 self._carry(shard.on_push(peer, message, payload))
             case m.Restore():
                 self._carry(shard.on_restore(message, payload))
+            case m.Offer():
+                self._carry(shard.on_offer(peer, message))
+            case m.Replay():
+                self._carry(shard.on_replay(peer, message, payload))
             case m.Ask():
                 self.relay.heard(peer, message.slot)
                 self._carry(shard.on_ask(peer, message))
@@ -206,6 +231,8 @@ class ServerProcess(Process):
     def _carry(self, actions):
         for action in actions:
             assert not isinstance(getattr(action, "message", None), m.Refuse), action.message.reason
+            if getattr(action, "event", "") == "replay differs":
+                self.world.differing.append((self.name, action.fields))
         self.carry(actions, "s.sent_some")
 
     def tick(self):

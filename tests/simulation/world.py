@@ -147,6 +147,12 @@ class World:
         self.processes = {}
         self.disks = {}
         """What outlives a process, by role and number."""
+        self.snapshots = {}
+        """What outlives its disk, too."""
+        self.replayed, self.begun_anew = set(), set()
+        """(cut, key) of residuals that were made again, and of those that were not."""
+        self.differing = []
+        """Replays that came to another result than the workers had."""
         self.stalled = {}
         self.cuts = set()
         self.over = ""
