@@ -275,7 +275,7 @@ class Replays:
             except CodecError:
                 return None
             said = {(each.kind, each.digest) for each in mine if each.kind}
-            if said != {(outcome.kind, digest_of(outcome.frames))}:
+            if said != {(outcome.kind, _digest_of(outcome.frames))}:
                 self._notes.append(_note("replay differs", layout, key, round=round_, since=base.round))
                 return None
             result = m.Result(layout, key.number, round_, 0, outcome.kind, outcome.used)
@@ -287,7 +287,7 @@ def _note(event: str, layout: int, key: Key, **fields: Any) -> Note:
     return Note(event, {"layout": layout, "key": key.number} | fields)
 
 
-def digest_of(frames: Iterable[memoryview]) -> int:
+def _digest_of(frames: Iterable[memoryview]) -> int:
     """Return the xxh3-64 of a result's payload; 0 where it has none."""
     digest, length = xxhash.xxh3_64(), 0
     for frame in frames:
