@@ -73,6 +73,7 @@ class Probe:
     """
 
     def __init__(self, layout: int, key: Key) -> None:
+        self.elements = key.elements
         self.length = min(WATCHED, key.elements)
         self.start = _place(mix64(mix64(layout) ^ key.number), key.elements, self.length)
         self.share = self.length / key.elements
@@ -105,6 +106,12 @@ class Probe:
             first, last = part.offset - self.start, part.offset + part.length - self.start
             values[max(0, first) : max(0, last)] = 0.0
         return Probed(float(values @ _SIGNS[: self.length]), math.sqrt(float(values @ values)))
+
+    def image(self, stretch: FloatVector) -> FloatVector:
+        """Return float32[key.elements] of which only the stretch is set, and only that takes memory; of a vector far away."""
+        vector = np.empty(self.elements, np.float32)
+        vector[self.start : self.start + self.length] = stretch
+        return vector
 
     def payload(self, codec: Codec, payload: Payload, coding: Coding) -> Probed:
         """Look at D(payload), of which only the stretch is decoded. The payload has been validated."""

@@ -26,7 +26,6 @@ class Account:
         tally: Gradients, pushes that count, what was thrown away.
         applied: Results that count. A number of its own, because it is the socket's thread that decides rounds.
         norm: L2 norm of the whole residual as it was within the last rounds, from the elements that are watched.
-        measured: Whether gradients are known: those on a device are not looked at.
     """
 
     def __init__(self, layout: int, key: Key) -> None:
@@ -34,10 +33,14 @@ class Account:
         self.tally = NO_TALLY
         self.applied = 0.0
         self.norm = 0.0
-        self.measured = True
         self._seen = 0.0
         self._rounds = 0
         self._result = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next push wants to see the residual that it leaves."""
+        return self._rounds % LOOK_EVERY == 0
 
     def mass(self, vector: FloatVector | None) -> float:
         """Return m(v) of float32[key.elements]; None is zero."""
@@ -59,12 +62,12 @@ class Account:
             codec: Decodes the payload.
             payload: What is sent.
             coding: What its header says.
-            gradient: float32[key.elements], what it was made from; None where that lies on a device.
+            gradient: float32[key.elements], what it was made from.
             unused: Slices of it that do not count.
-            residual: What it left behind.
+            residual: What it left behind; looked at only where that is `due`.
             thrown: Mass that a switch of level threw away before.
         """
-        if self.measured and self._rounds % LOOK_EVERY == 0:
+        if self.due:
             self.norm = self.probe.norm(residual)
             self._seen = self.norm * math.sqrt(self.probe.share)
         self._rounds += 1

@@ -204,7 +204,7 @@ class Accounts:
                 found.lost.append(_last_words(slot, incarnation, last, "gave no account at the end"))
                 continue
             if not account.measured:
-                found.open.append(f"gradients of worker {slot}, which lie on a device")
+                found.open.append(f"gradients of worker {slot}, whose client does not know them")
                 continue
             for shard, *sums in account.entries:
                 tally = Tally(*sums)
