@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ps_accordion.codecs.base import Codec, Coding, FloatVector, Payload
 from ps_accordion.layout import Key, Slice
-from ps_accordion.ledger import NO_TALLY, Probe, Tally
+from ps_accordion.ledger import NO_TALLY, NOTHING, Probe, Tally
 
 __all__ = ["Account"]
 
@@ -36,6 +36,7 @@ class Account:
         self._seen = 0.0
         self._rounds = 0
         self._result = 0.0
+        self._went, self._counted = NOTHING, NOTHING
 
     @property
     def due(self) -> bool:
@@ -74,6 +75,7 @@ class Account:
         if not self.probe.counts:
             return
         came, went = self.probe.vector(gradient, unused), self.probe.payload(codec, payload, coding)
+        self._went = went
         norms = (came.norm, went.norm, self._seen)
         self.tally = self.tally.plus(came=came.mass, went=went.mass, lost=thrown, norms=norms)
 
@@ -92,11 +94,27 @@ class Account:
         """Note a result of the open round, in the place of one that a view has taken back."""
         self._result = self.probe.payload(codec, payload, coding).mass
 
-    def decided(self, *, applied: bool) -> None:
-        """Note that the open round is decided, and whether its results count."""
+    def decided(self, *, applied: bool, out: bool = False) -> None:
+        """Note that the open round is decided.
+
+        Args:
+            applied: Whether its results count.
+            out: Whether it is over for this worker alone, which was taken out of the run in the middle of it.
+        """
         if applied:
             self.applied += self._result
-        self._result = 0.0
+        if not out:
+            self._counted = self._went if applied else NOTHING
+        self._result, self._went = 0.0, NOTHING
+
+    def uncounted(self) -> float:
+        """Note that the last round that was decided here has been made again without this worker; return about what is lost.
+
+        Its push has left the residual and counts nowhere. How long it was is known of keys that are in the account.
+        """
+        lost, self._counted = self._counted, NOTHING
+        self.tally = self.tally.plus(went=-lost.mass, lost=lost.mass)
+        return lost.norm / math.sqrt(self.probe.share)
 
     def closed(self, residual: FloatVector | None) -> Tally:
         """Return the account with what is left in the residual, float32[key.elements]; None is zero."""

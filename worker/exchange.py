@@ -9,6 +9,7 @@ How a gradient becomes a push, and a result an aggregate, depends on where gradi
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -277,7 +278,8 @@ class Exchange(ABC):
         self._open = None
         for coder in self.coders:
             # A result that a view took back may have become none: in the round that counts, nobody used the key.
-            coder.account.decided(applied=decision.kind == "DATA" and decision.used[coder.key.number] > 0)
+            applied = decision.kind == "DATA" and decision.used[coder.key.number] > 0
+            coder.account.decided(applied=applied, out=decision.out)
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
         self._decided(decision, self._timing)
@@ -323,8 +325,13 @@ class Exchange(ABC):
             incarnation: Of this worker now.
             missed: Whether this run has had rounds before, whose results this worker may not have seen.
         """
+        last = self.rounds.round - 1
         for push, payload in self.rounds.admit(standing, incarnation):
             self._take_back(push, payload)
+        if self.rounds.uncounted:
+            self.rounds.uncounted = False
+            norm = math.hypot(*(coder.account.uncounted() for coder in self.coders if not coder.key.buffer))
+            self.client.events.write(event="loss", layout=self.number, round=last, norm=norm, why="made again")
         for coder in self.coders:
             coder.incarnation = incarnation
         self.behind, self.current, self.whole = False, True, self.whole and not missed

@@ -114,6 +114,12 @@ class Retained:
             Send((server_of[shard],), m.Offer(view.p, boot, *who, self._number, rounds, views)) for shard, boot in view.restore
         ]
 
+    def since(self, round_: int, who: tuple[int, int]) -> list[tuple[m.Push, Payload | None]]:
+        """Return what this worker pushed as `who` in rounds from `round_` on that it has decided, as far as it is kept."""
+        return [
+            pair for past in self._past if past.round >= round_ and _sender(past.pushes) == who for pair in past.pushes.values()
+        ]
+
     def replays(self, wanted: Iterable[tuple[int, int]], open_: Pushes, *, boot: int, link: str) -> list[Send]:
         """Return pushes again.
 

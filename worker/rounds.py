@@ -128,6 +128,9 @@ class Rounds:
         """Whether this worker has been taken out of the run, and has not been let in again."""
         self.skipped: collections.deque[int] = collections.deque(maxlen=SKIPS_KEPT)
         self._left: list[tuple[m.Push, Payload | None]] = []
+        self._who: tuple[int, int] | None = None
+        self.uncounted = False
+        """Whether the round before it came in again was made again without it, and what it had pushed in it is not kept."""
         self._lead: int | None = None
         self.view: m.View | None = None
         self._sent: dict[int, _Sent] = {}
@@ -328,11 +331,16 @@ class Rounds:
             Payloads that return to the residual: what this worker pushed when it was taken out, and nobody counted.
         """
         assert self.view is not None
+        cuts = {(slot, then): cut for slot, then, layout, cut in self.view.removed if layout == self.number}
+        if self._who in cuts and cuts[self._who] < self.round and not self.previous_skipped:
+            again = self.retained.since(cuts[self._who], self._who)
+            self._left += again
+            self.uncounted = not again
+        self._who = None
         self.round, self.previous_skipped = standing.round, standing.previous_skipped
         self.skipped_in_a_row, self._lead = standing.skipped_in_a_row, standing.lead
         self.skipped = collections.deque(standing.skipped, maxlen=SKIPS_KEPT)
         self.plan = decode_plan(standing.plan, len(self.layout.tensors)) if standing.plan else None
-        cuts = {(slot, then): cut for slot, then, layout, cut in self.view.removed if layout == self.number}
         back = tuple(
             (push, payload)
             for push, payload in self._left
@@ -389,6 +397,7 @@ class Rounds:
                 f"not finite in each (skip.limit = {self.settings.skip.limit}); look for the worker that logged NaN or "
                 "infinity first, lower the learning rate, or raise the limit"
             )
+        self._who = (mine.slot, mine.incarnation)
         self.retained.seen(self.view)
         self.retained.decided(self.round, self.open_pushes)
         self.round += 1

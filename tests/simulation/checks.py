@@ -147,8 +147,8 @@ def _ledger(world, counted):
         return  # what a switch throws away is itemised by its norm only
     codecs = registry.suite(values=world.settings.codec.values)
     for process in world.workers_ever:
-        if process.name in {name for _, name in world.forgotten}:
-            continue  # what it pushed in a round that was made again is neither counted nor in its residual
+        if process.name in {name for _, name in world.forgotten} and not world.settings.servers.replay_rounds:
+            continue  # what it pushed in a round that was made again is lost, and its account says so
         if process.state != "gone" or process.exchange is None or process.exchange.behind:
             continue  # what a dead worker had left out is lost with it
         for key in world.layout.keys:

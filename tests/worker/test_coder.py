@@ -199,3 +199,24 @@ def test_what_is_sent_exactly_carries_what_was_left():
         assert not of.residual.any()
     encode(of, gaussian(2048, 3), 3)
     assert residual(of).any()
+
+
+def test_a_push_of_a_round_that_was_made_again_without_it_is_an_item():
+    """Of the last round that was decided here, not of the one that was open: that one comes back."""
+    of = coder()
+    for round_ in range(2):
+        encode(of, gaussian(2048, round_), round_)
+        of.account.decided(applied=True)
+    counted = of.account.closed(of.residual)
+    lost = decoded(pushed := encode(of, gaussian(2048, 2), 2))
+    of.account.decided(applied=True)
+    left = encode(of, gaussian(2048, 3), 3)
+    of.account.decided(applied=False, out=True)
+    of.take_back(left.message, left.payload)
+    assert of.account.uncounted() == pytest.approx(norm(lost))
+    closed = of.account.closed(of.residual)
+    assert closed.lost == pytest.approx(of.account.mass(lost))
+    assert closed.went == pytest.approx(counted.went)
+    assert abs(closed.difference) <= closed.slack
+    assert of.account.uncounted() == 0.0
+    assert pushed.message.round == 2
