@@ -316,7 +316,7 @@ class Server:
     def _saved(self, shard: Shard, request: m.Save) -> m.Saved:
         """Write a shard's part of a checkpoint, on its thread; who asks again gets the same answer."""
         known = self._said_saved.get(shard.number)
-        if known is None or known.step != request.step or known.error:
+        if known is None or (known.step, known.attempt) != (request.step, request.attempt) or known.error:
             root = Path(self.settings.checkpoint_directory)
             known = self._said_saved[shard.number] = save(shard, request, checkpoint.partial(root, request.step))
         return known

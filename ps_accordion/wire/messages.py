@@ -600,6 +600,7 @@ class Saved(Message, tag="saved", frozen=True):
         layouts: (layout, open round, whether the round before was skipped) of each layout.
         parts: (name, bytes, xxh3-128) of the files.
         error: Why there is none.
+        attempt: How often one was tried at this step before.
     """
 
     shard: bool
@@ -609,13 +610,18 @@ class Saved(Message, tag="saved", frozen=True):
     layouts: Standings
     parts: Annotated[list[tuple[File, Annotated[int, Meta(ge=0)], Name]], Meta(max_length=MAX_LAYOUTS + 8)] = []
     error: Text = ""
+    attempt: Count = 0
 
 
 class Save(Message, tag="save", frozen=True):
-    """Coordinator to servers: all workers stand here; write the residuals of your shards for the checkpoint of this step."""
+    """Coordinator to servers: all workers stand here; write the residuals of your shards for the checkpoint of this step.
+
+    `attempt` counts how often one was tried at this step before.
+    """
 
     step: Count
     layouts: Standings
+    attempt: Count = 0
 
 
 class Kept(Message, tag="kept", frozen=True):
@@ -626,9 +632,11 @@ class Kept(Message, tag="kept", frozen=True):
         path: Where it is.
         nbytes: Its size in bytes.
         error: Why there is none; empty where there is.
+        attempt: That of the part which this answers.
     """
 
     step: Count
     path: Text
     nbytes: Annotated[int, Meta(ge=0)]
     error: Text = ""
+    attempt: Count = 0
