@@ -148,7 +148,7 @@ class RegimeSettings(Section):
 class LayoutSettings(Section):
     """`[layout]`: how tensors become keys. All roles must agree."""
 
-    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 18)] = 1 << 18
+    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 20)] = 1 << 18
     """Largest key, in elements. The default is 1 MiB of float32: it stays in cache through decode, add and encode."""
 
 
