@@ -42,7 +42,7 @@ GARBAGE_LIMIT = 3
 NORMS_S = 1.0
 """How old the norm of a residual may be that is lost with its shard."""
 Task = Callable[[Shard], list[Action]]
-TOGETHER = 8
+TOGETHER = 4
 """Tasks of a shard after which what is ready is sent at the latest, if more are queued: several results as one message."""
 
 

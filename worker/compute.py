@@ -14,7 +14,7 @@ __all__ = ["CodecThreads", "default_threads"]
 MOST_THREADS = 4
 """Four cores of codec fill a 10 Gbit/s link with top-k 1 %; more would only take them from the user's own work."""
 
-TOGETHER = 16
+TOGETHER = 8
 """Tasks after which whoever waits for their outcome is woken at the latest, if more are queued. Waking costs a quarter of what
 encoding a partition does at each process on the way; this many partitions are encoded in 5 to 10 ms, and go out as one message
 a server."""

@@ -39,7 +39,7 @@ __all__ = ["Arrival", "Transport", "check_address"]
 
 Outgoing = Callable[[Peer, list[Buffer]], Iterable[tuple[Peer, list[Buffer]]]]
 
-RECEIVE_LIMIT = 256
+RECEIVE_LIMIT = 128
 """Messages held for this process by its ZeroMQ thread, a peer: further ones wait in the sender's kernel."""
 HANDSHAKE_MS = 2000
 LINGER_MS = 500
