@@ -155,8 +155,9 @@ class RegimeSettings(Section):
 class LayoutSettings(Section):
     """`[layout]`: how tensors become keys. All roles must agree."""
 
-    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 18)] = 1 << 18
-    """Largest key, in elements. The default is 1 MiB of float32: it stays in cache through decode, add and encode."""
+    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 19)] = 1 << 19
+    """Largest key, in elements. The default is 2 MiB of float32, which a core's second-level cache holds through decode, add and
+    encode; what a key costs beside its elements is then a small part."""
 
 
 class SkipSettings(Section):

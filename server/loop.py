@@ -22,10 +22,11 @@ from ps_accordion.codecs import warm
 from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
+from ps_accordion.pace import Pace
 from ps_accordion.telemetry.events import JsonLines
-from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
+from ps_accordion.wire.bundle import Part, bundled
 from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
@@ -42,7 +43,7 @@ NORMS_S = 1.0
 """How old the norm of a residual may be that is lost with its shard."""
 Task = Callable[[Shard], list[Action]]
 TOGETHER = 4
-"""Tasks of a shard after which the thread of the sockets is woken, if more are queued: to send several results at once."""
+"""Tasks of a shard after which what is ready is sent at the latest, if more are queued: several results as one message."""
 
 
 class ShardThread:
@@ -53,6 +54,7 @@ class ShardThread:
         self._transport = transport
         self._events = events
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._ready: dict[tuple[Peer, ...], list[Part]] = {}
         self._thread = threading.Thread(target=self._run, name=f"ps-accordion-shard-{shard.number}", daemon=True)
         self._thread.start()
 
@@ -66,21 +68,28 @@ class ShardThread:
         self._thread.join()
 
     def _run(self) -> None:
-        since = 0
+        pace = Pace(TOGETHER)
         while (task := self._tasks.get()) is not None:
             try:
                 for action in task(self.shard):
                     if isinstance(action, Send):
-                        self._transport.post((action.peers, framing.pack(action.message, action.payload)), wake=False)
+                        self._ready.setdefault(action.peers, []).append((action.message, action.payload))
                     elif isinstance(action, Note):
                         self._events.write(event=action.event, **action.fields)
             except BaseException as error:  # the run must end with the true cause, not hang for want of a result
                 self._transport.post(error)
                 return
-            since += 1
-            if since >= TOGETHER or self._tasks.empty():
-                since = 0
-                self._transport.wake()
+            if pace.hand_on(idle=self._tasks.empty()):
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the thread of the sockets send what is ready: what goes to the same members is packed once for all of them."""
+        ready, self._ready = self._ready, {}
+        for peers, parts in ready.items():
+            for frames in bundled(parts):
+                self._transport.post((peers, frames), wake=False)
+        if ready:
+            self._transport.wake()
 
 
 class Server:

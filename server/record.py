@@ -109,7 +109,7 @@ class KeyRecord:
     open: dict[int, Held] = field(default_factory=dict)
     hint: Hint = field(default_factory=Hint)
     norm: float = 0.0
-    """About the L2 norm of the residual, for people; not kept."""
+    """About the L2 norm of the residual as it was within the last rounds, for people; not kept."""
 
     def start(self, *, skipped: bool) -> int:
         """Return the half from which the next fold starts: the last round's own start if that round was skipped."""

@@ -32,7 +32,7 @@ from ps_accordion.codecs.base import Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, WireError
 from ps_accordion.layout import Key, Layout
-from ps_accordion.ledger import Probe, Tally
+from ps_accordion.ledger import LOOK_EVERY, Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
@@ -468,5 +468,6 @@ class Shard:
             tally = accounts.counted(
                 probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
             )  # fmt: skip
-            record.norm = probe.norm(left)
+            if not record.norm or record.round % LOOK_EVERY == 0:
+                record.norm = probe.norm(left)
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)

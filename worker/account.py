@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 from ps_accordion.codecs.base import Codec, Coding, FloatVector, Payload
 from ps_accordion.layout import Key, Slice
-from ps_accordion.ledger import NO_TALLY, NOTHING, Probe, Tally
+from ps_accordion.ledger import LOOK_EVERY, NO_TALLY, NOTHING, Probe, Tally
 
 __all__ = ["Account"]
-
-LOOK_EVERY = 8
-"""Rounds between two looks at the residual's norm: it changes slowly, and is asked for by rounding and by people only."""
 
 
 class Account:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 __all__ = [
     "Abort",
@@ -16,6 +16,7 @@ __all__ = [
     "Alive",
     "Ask",
     "Books",
+    "Bundle",
     "Bye",
     "Declare",
     "Ended",
@@ -66,6 +67,8 @@ MAX_ASKED = 256
 """Keys that one Ask or Missing may list."""
 MAX_KEPT = 1026
 """Rounds of which a worker keeps its pushes: `servers.replay_rounds`, the open one, and one to spare."""
+MAX_BUNDLED = 64
+"""Messages that one bundle may hold. A worker or shard has a few ready at a time."""
 MAX_TERMS = 128
 """Settings that all must agree on: a few dozen."""
 
@@ -87,6 +90,12 @@ Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
 
 class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages."""
+
+
+class Bundle(Message, tag="bundle", frozen=True):
+    """Anybody to anybody: several messages, each with the lengths of its payload frames; `bundle.py` has their bytes."""
+
+    parts: Annotated[list[tuple[Raw, Annotated[list[Count], Meta(max_length=17)]]], Meta(max_length=MAX_BUNDLED)]
 
 
 # ---------------------------------------------------------------- coming in and going out

@@ -267,7 +267,9 @@ class SimulatedClient(Client):
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient, push=lambda push, payload: None)
         self.codecs = SimpleNamespace(submit=self._submit)
         linked = process.world.processes.__contains__  # a link to a dead process has no connection
-        self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked)
+        self.transport = SimpleNamespace(
+            send=process.post, send_soon=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked
+        )
         self._broken = set()
         self._overdue, self._silence = Overdue(), Silence(settings.timeouts.heartbeat)
         self.state_bytes = 0
