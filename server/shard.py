@@ -5,7 +5,7 @@ A round of a key is finished when the push of every member is in; then, in this 
     any SKIP     -> SKIP: somebody's gradient was not finite, nothing is written
     all EMPTY    -> END: every worker has finished
     all JOINED or EMPTY -> JOIN: nobody has data left for now, nothing is written
-    no DATA      -> UNUSED: nobody had a gradient, nothing is written
+    no DATA      -> UNUSED: nobody had a gradient, nothing is written; what a FLUSH brings goes into the residual
     else         -> total = sum of weight x D(payload) in slot order; p = total / sum of weights + residual;
                     result = C(p), new residual = p - D(result), written to the other half
 
@@ -27,7 +27,7 @@ from typing_extensions import Buffer
 
 from ps_accordion import crashpoints
 from ps_accordion.codecs import Push as FoldPush
-from ps_accordion.codecs import fold, registry
+from ps_accordion.codecs import fold, keep, registry
 from ps_accordion.codecs.base import Coding, Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, PayloadError, WireError
@@ -49,7 +49,7 @@ __all__ = ["COORDINATOR", "Shard"]
 COORDINATOR = "coordinator"
 """What a server calls its link to the coordinator."""
 EXACT = ("dense", 32.0)
-"""Codec and level of buffers: all workers must have the lead's bits."""
+"""Codec and level of buffers: all workers must have the lead's bits. And of a residual that is handed over: nothing is left."""
 
 
 class Shard:
@@ -288,9 +288,9 @@ class Shard:
         key = record.key
         if push.used & ~key.all_used:
             raise WireError(f"used bits {push.used:#b} for a key of {len(key.slices)} slices")
-        if key.buffer and push.kind in ("UNUSED", "JOINED") and push.weight:
+        if key.buffer and push.kind in ("UNUSED", "JOINED", "FLUSH") and push.weight:
             raise WireError(f"key {key.number} holds buffers, of which one worker's count: {push.kind} has weight 0 there")
-        if push.kind != "DATA":
+        if push.kind != "DATA" and not (push.kind == "FLUSH" and push.used and not key.buffer):
             if frames or push.frames or push.used:
                 raise WireError(f"a push of kind {push.kind} has no payload and no used bits")
             if push.kind == "EMPTY" and push.weight:
@@ -300,14 +300,16 @@ class Shard:
             raise PayloadError(f"expected {key.elements} elements, the header says {push.elements}")
         if key.buffer and (push.codec, push.level) != EXACT:
             raise WireError(f"key {key.number} holds buffers, which travel as dense at 32, got {push.codec} at {push.level!r}")
+        if push.kind == "FLUSH" and (push.codec, push.level) != EXACT:
+            raise WireError(f"a residual is handed over as dense at 32, got {push.codec} at {push.level!r}")
         if not push.used or push.weight <= 0:
-            raise WireError(f"a push of kind DATA needs used bits and a weight, got {push.used:#b} and {push.weight!r}")
+            raise WireError(f"a push of kind {push.kind} needs used bits and a weight, got {push.used:#b} and {push.weight!r}")
         payload = join_frames(frames, push.frames)
         coding = Coding(push.codec, push.level, push.elements, push.count, push.seed)
         codec = registry.find(self._codecs, push.codec)
         codec.check_level(push.level)
         bound, most = codec.payload_bound(push.elements, push.level), self._memory.most[push.layout, push.key]
-        if bound > most:
+        if bound > most and push.kind != "FLUSH":  # of which nothing is stored, and which has the vector's own length
             raise WireError(
                 f"{push.codec} at {push.level!r} may take {bound} bytes, and no level of this job more than {most} for this key; "
                 "give all workers the coordinator's settings"
@@ -390,14 +392,31 @@ class Shard:
         if kinds <= {"EMPTY", "JOINED"}:
             return nothing._replace(kind="JOIN")
         if "DATA" not in kinds:
-            return nothing._replace(kind="UNUSED")
+            handed_over = any(each.payload is not None for each in held)
+            return (self._keep(layout, record, held, nothing) if handed_over else nothing._replace(kind="UNUSED")) or nothing
         return self._fold(layout, record, held, nothing) or nothing
+
+    def _keep(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
+        """Keep residuals that were handed over in the residual here, in a round in which nobody used the key."""
+        pushes = _pushes(held)
+        total_weight = sum(each.message.weight for each in held)
+        residual, target = record.halves[start.before], record.target(start.before)
+        scratch = self._scratch[: record.key.elements]
+        if not keep(pushes, residual, target, total_weight=total_weight, scratch=scratch, codecs=self._codecs):
+            return None
+        crashpoints.reach("s.half")
+        probe, tally = self._probes[layout, record.key.number], start.tally
+        tally = accounts.counted(probe, tally, pushes, total_weight, None, (residual, target), codecs=self._codecs, lost=0.0)
+        record.norm = probe.norm(target)
+        return start._replace(kind="UNUSED", used=0, after=1 - start.before, tally=tally)
 
     def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
         """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
         key, codecs = record.key, self._codecs
-        pushes = [FoldPush(each.message.weight, _coding(each.message), each.payload) for each in held if each.payload is not None]
-        reply = registry.lightest([(push.coding.codec, push.coding.level) for push in pushes], key.elements, codecs=codecs)
+        pushes = _pushes(held)
+        # Not of a residual that is handed over: that is large for once, and nobody has asked for less compression.
+        levels = [(each.message.codec, each.message.level) for each in held if each.message.kind == "DATA"]
+        reply = registry.lightest(levels, key.elements, codecs=codecs)
         codec = codecs[reply[0]]
         bound = codec.payload_bound(key.elements, reply[1])
         residual = record.halves[start.before]
@@ -434,6 +453,10 @@ class Shard:
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)
 
 
+def _pushes(held: list[Held]) -> list[FoldPush]:
+    return [FoldPush(each.message.weight, _coding(each.message), each.payload) for each in held if each.payload is not None]
+
+
 def _coding(push: m.Push) -> Coding:
     return Coding(push.codec, push.level, push.elements, push.count, push.seed)
 
@@ -445,9 +468,12 @@ def _standing(held: list[Held], current: frozenset[int] | None) -> tuple[int, fr
     goes on after the round, who is EMPTY does not.
     """
     kinds = {each.message.slot: each.message.kind for each in held}
-    training = frozenset(slot for slot, kind in kinds.items() if kind not in ("JOINED", "EMPTY"))
+    training = frozenset(slot for slot, kind in kinds.items() if kind not in ("JOINED", "FLUSH", "EMPTY"))
     if training:
         return min(training), training
+    if "FLUSH" in kinds.values():  # no JOIN, and nothing that anybody could apply
+        last = (current or frozenset(kinds)) & kinds.keys() or frozenset(kinds)
+        return min(last), last
     joined = frozenset(slot for slot, kind in kinds.items() if kind == "JOINED")
     last = (current or frozenset()) & kinds.keys() or frozenset(kinds)
     return min(joined & last or last), joined or last

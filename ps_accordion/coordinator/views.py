@@ -83,6 +83,11 @@ class Views:
         """Whether this incarnation was in a view and is not in the last one: it is never let in again."""
         return (slot, incarnation) in self._removed
 
+    def took_back(self, slot: int, incarnation: int, rounds: Mapping[int, int]) -> bool:
+        """Whether one of these rounds, by layout, does not count under the view that removed this incarnation, or a later one."""
+        cuts = self._removed.get((slot, incarnation), {})
+        return any(cuts.get(layout, round_ + 1) <= round_ for layout, round_ in rounds.items())
+
     def first(self, members: Mapping[int, int], shards: Sequence[ShardPlace], rounds: Mapping[int, int] | None = None) -> m.View:
         """Make the view that a run begins with. Nothing has been finished in it, so nobody has to promise anything.
 

@@ -4,6 +4,7 @@ Prints one line a failing seed, and at the end what has happened in all, as JSON
 
     rough   all are
     disks   servers lose their disks, too
+    elastic workers leave and others come, too
     POINT   processes surely die at that point (`roles.NAMED`), beside what a seed draws
     each    one point after the other, a line of JSON each
 
@@ -38,6 +39,8 @@ def faults_of(seed: int, kind: str) -> Faults | None:
         return replace(Faults.drawn(random.Random(seed), POINTS), crash=kind, spared=seed % 4)
     if kind == "disks":
         return Faults.of_disks(seed)
+    if kind == "elastic":
+        return Faults.elastic(seed)
     return Faults.rough() if seed % 2 or kind == "rough" else None
 
 
@@ -82,8 +85,8 @@ def main() -> int:
     """Run them; return 1 if a seed broke a promise, or a bug was not caught."""
     seeds, kind, bugs = range(int(sys.argv[1]), int(sys.argv[2])), (*sys.argv[3:], "")[0], sys.argv[4:]
     bugs = sorted(BUGS) if bugs == ["every"] else bugs
-    if kind not in ("", "rough", "disks", "each", *NAMED):
-        sys.exit(f"expected rough, disks, each, or one of {', '.join(NAMED)}; got {kind!r}")
+    if kind not in ("", "rough", "disks", "elastic", "each", *NAMED):
+        sys.exit(f"expected rough, disks, elastic, each, or one of {', '.join(NAMED)}; got {kind!r}")
     if unknown := set(bugs) - BUGS.keys():
         sys.exit(f"expected planted bugs among {', '.join(sorted(BUGS))}; got {', '.join(sorted(unknown))}")
     warm()
