@@ -348,6 +348,11 @@ class Exchange(ABC):
         """Whether some gradient of a round has been handed over, and the round is not decided."""
         return self._open is not None
 
+    @property
+    def stands(self) -> bool:
+        """Whether the state after the last round stays as it is: a round is open, or this worker makes no step in it."""
+        return self.is_open or self.rounds.idle in ("FLUSH", "EMPTY")
+
     def finish(self) -> None:
         """Say in every round from now on that this worker has no more gradients, until all have finished."""
         if self.rounds.idle != "EMPTY":

@@ -229,7 +229,7 @@ class Membership:
         Args:
             flushed: The round of each layout in which the residuals were handed over.
         """
-        self.leaving = m.Leave(self.slot, self.incarnation, "", 0, early=True, flushed=flushed)
+        self.leaving, self.released = m.Leave(self.slot, self.incarnation, "", 0, early=True, flushed=flushed), False
 
     def leave(self, error: str, code: int) -> None:
         """Say goodbye, until the coordinator has answered."""

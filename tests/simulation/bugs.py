@@ -249,6 +249,11 @@ def a_skipped_flush_is_not_sent_again(real, self, decision):
     real(self, decision)
 
 
+@bug(Exchange, "stands")
+def a_leaver_hands_out_no_state(real, self):
+    return real(self) and self.rounds.idle != "FLUSH"
+
+
 @bug(KeyCoder, "flush")
 def what_is_handed_over_stays_here_too(real, self, **fields):
     residual = self.host_residual()

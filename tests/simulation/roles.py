@@ -397,6 +397,7 @@ class WorkerProcess(Process):
         if self.client.membership.joined:
             self.incarnations.add((self.client.membership.slot, self.client.membership.incarnation))
         if self.client.membership.gone:
+            self.left = self.left or (self.state == "handed_over" and self.client.membership.over)
             self.state = "gone" if self.state in ("leaving", "handed_over") else "refused"
             self.world.processes.pop(self.name, None)
         before = None
@@ -512,6 +513,8 @@ class WorkerProcess(Process):
         if decision.kind == "END":
             world.ended.add(decision.round)
             return
+        if decision.out and self.state == "handed_over":
+            return  # the view without it came before the word that it may go
         if decision.out:
             self._open = None
             self.state = "between"
@@ -593,7 +596,7 @@ class WorkerProcess(Process):
         if self.exchange is None or get.donor != self.number:
             return
         self.asked = get.round
-        if self.exchange.is_open or self.exchange.rounds.idle == "EMPTY":
+        if self.exchange.stands:
             self._hand_out()
 
     def _hand_out(self):

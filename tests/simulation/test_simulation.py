@@ -136,6 +136,7 @@ SCRIPTED = {
     "a_shard_that_missed_a_view_is_believed": (
         "coordinator/test_views.py::test_a_shard_that_missed_a_view_is_not_believed_beyond_its_cut"
     ),
+    "a_leaver_hands_out_no_state": "worker/test_leaving.py::test_who_hands_over_its_residual_still_hands_out_its_state",
     "a_lost_memory_is_one_only_if_it_says_so": (
         "coordinator/test_servers.py::test_a_shard_that_has_not_seen_the_view_that_restores_it_is_still_blank"
     ),
