@@ -64,8 +64,15 @@ class WorkerSettings(Section):
     """How many workers the run waits for, and whose gradients make a round."""
     minimum: Annotated[int, Meta(ge=1, le=1024)] = 1
     """The run goes on as long as so many workers are in it. With fewer it waits for others to come, up to `timeouts.join`."""
+    maximum: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """So many workers may be in the run at once, when more come while it goes on; 0 means no more than `count`."""
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     """Threads a worker encodes and decodes with; 0 chooses from the cores of the machine."""
+
+    @property
+    def places(self) -> int:
+        """How many workers there is a place for: their ranks are below it."""
+        return self.maximum or self.count
 
 
 class ServerSettings(Section):

@@ -9,7 +9,7 @@ import numpy as np
 from ps_accordion.codecs import Push, registry
 from ps_accordion.codecs.base import Coding, FloatVector, Payload
 from ps_accordion.codecs.registry import Codecs
-from ps_accordion.ledger import Probe, Tally, added
+from ps_accordion.ledger import NOTHING, Probe, Tally, added
 
 from .record import KeyRecord
 
@@ -21,7 +21,7 @@ def counted(
     tally: Tally,
     pushes: Sequence[Push],
     total_weight: float,
-    result: tuple[Coding, Payload],
+    result: tuple[Coding, Payload] | None,
     residuals: tuple[FloatVector | None, FloatVector | None],
     *,
     codecs: Codecs,
@@ -34,7 +34,7 @@ def counted(
         tally: The account before.
         pushes: What was folded.
         total_weight: By which the sum was divided.
-        result: What came out.
+        result: What came out; None where all of it stayed in the residual.
         residuals: Before and after the fold, float32[elements]; None is zero.
         codecs: Codecs by name.
         lost: Norm of what a switch of level threw away. Where it threw something away, its mass is what the round lacks.
@@ -44,8 +44,7 @@ def counted(
     scale = float(np.float32(1.0 / total_weight))
     seen = [(push.weight, probe.payload(registry.find(codecs, push.coding.codec), push.payload, push.coding)) for push in pushes]
     came = scale * sum(weight * each.mass for weight, each in seen)
-    coding, payload = result
-    went = probe.payload(registry.find(codecs, coding.codec), payload, coding)
+    went = NOTHING if result is None else probe.payload(registry.find(codecs, result[0].codec), result[1], result[0])
     after = probe.vector(residuals[1])
     thrown = came + probe.vector(residuals[0]).mass - went.mass - after.mass if lost else 0.0
     norms = (*(scale * weight * len(pushes) * each.norm for weight, each in seen), went.norm, after.norm)

@@ -5,7 +5,7 @@ A round of a key is finished when the push of every member is in; then, in this 
     any SKIP     -> SKIP: somebody's gradient was not finite, nothing is written
     all EMPTY    -> END: every worker has finished
     all JOINED or EMPTY -> JOIN: nobody has data left for now, nothing is written
-    no DATA      -> UNUSED: nobody had a gradient, nothing is written
+    no DATA      -> UNUSED: nobody had a gradient, nothing is written; what a FLUSH brings goes into the residual
     else         -> total = sum of weight x D(payload) in slot order; p = total / sum of weights + residual;
                     result = C(p), new residual = p - D(result), written to the other half
 
@@ -26,8 +26,7 @@ import numpy as np
 from typing_extensions import Buffer
 
 from ps_accordion import crashpoints
-from ps_accordion.codecs import Push as FoldPush
-from ps_accordion.codecs import fold, registry
+from ps_accordion.codecs import fold, keep, registry
 from ps_accordion.codecs.base import Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, WireError
@@ -38,7 +37,7 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 
 from . import accounts
-from .checking import checked, coding, same, standing
+from .checking import checked, pushed, same, standing
 from .durable import ShardStore, Snapshots
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
@@ -428,14 +427,31 @@ class Shard:
         if kinds <= {"EMPTY", "JOINED"}:
             return nothing._replace(kind="JOIN")
         if "DATA" not in kinds:
-            return nothing._replace(kind="UNUSED")
+            handed_over = any(each.payload is not None for each in held)
+            return (self._keep(layout, record, held, nothing) if handed_over else nothing._replace(kind="UNUSED")) or nothing
         return self._fold(layout, record, held, nothing) or nothing
+
+    def _keep(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
+        """Keep residuals that were handed over in the residual here, in a round in which nobody used the key."""
+        pushes = pushed(held)
+        total_weight = sum(each.message.weight for each in held)
+        residual, target = record.halves[start.before], record.target(start.before)
+        scratch = self._scratch[: record.key.elements]
+        if not keep(pushes, residual, target, total_weight=total_weight, scratch=scratch, codecs=self._codecs):
+            return None
+        crashpoints.reach("s.half")
+        probe, tally = self._probes[layout, record.key.number], start.tally
+        tally = accounts.counted(probe, tally, pushes, total_weight, None, (residual, target), codecs=self._codecs, lost=0.0)
+        record.norm = probe.norm(target)
+        return start._replace(kind="UNUSED", used=0, after=1 - start.before, tally=tally)
 
     def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
         """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
         key, codecs = record.key, self._codecs
-        pushes = [FoldPush(each.message.weight, coding(each.message), each.payload) for each in held if each.payload is not None]
-        reply = registry.lightest([(push.coding.codec, push.coding.level) for push in pushes], key.elements, codecs=codecs)
+        pushes = pushed(held)
+        # Not of a residual that is handed over: that is large for once, and nobody has asked for less compression.
+        levels = [(each.message.codec, each.message.level) for each in held if each.message.kind == "DATA"]
+        reply = registry.lightest(levels, key.elements, codecs=codecs)
         codec = codecs[reply[0]]
         bound = codec.payload_bound(key.elements, reply[1])
         residual = record.halves[start.before]

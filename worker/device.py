@@ -110,7 +110,7 @@ class DeviceCoder:
         self._codecs = registry.suite(values=settings.codec.values)
         self._slot = slot
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
-        """For pushes without a payload. It never has a residual."""
+        """For pushes without a payload, and the last one. It never has a residual."""
         self.bound = 0
         self._streams: Streams | None = None
         self._ready: Mark | None = None
@@ -229,6 +229,13 @@ class DeviceCoder:
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push without a payload, as `KeyCoder.without_payload` does. The residual is untouched."""
         return self._host.without_payload(kind, round_=round_, previous_skipped=previous_skipped, weight=weight)
+
+    def flush(self, *, round_: int, previous_skipped: bool, weight: float) -> Pushed:
+        """Return a push with all of the residual, as `KeyCoder.flush` does. Waits for the device."""
+        self._settle_debts(torch.device("cpu") if self.residual is None else self.residual.device)
+        residual = self.host_residual()
+        self.residual = None
+        return self._host.handed_over(residual, round_=round_, previous_skipped=previous_skipped, weight=weight)
 
     @property
     def account(self) -> Account:

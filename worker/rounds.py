@@ -5,6 +5,7 @@
 A round is decided only with every key's result in hand: applied, or skipped if any key was skipped anywhere. A push is kept and
 asked after until its result is there. A worker without gradients is idle: it pushes JOINED where it waits for the others to come
 to the end of their data, and EMPTY where it has finished, round after round, until all do: that round is the JOIN, or the END.
+One that leaves while the others go on hands over its residual with FLUSH, once, and is EMPTY until a view is without it.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Rounds:
         self.plan: Plan | None = None
         self.previous_skipped = False
         self.skipped_in_a_row = 0
-        self.idle: Literal["JOINED", "EMPTY"] | None = None
+        self.idle: Literal["JOINED", "FLUSH", "EMPTY"] | None = None
         """What this worker pushes in every round from now on, because it has no gradients; None while it trains."""
         self.ended = False
         self.out = False

@@ -98,10 +98,19 @@ class Accounts:
     Args:
         lost: Items that earlier coordinators of the run have logged.
         accounts: Accounts of workers that had finished then.
+        settled: Incarnations of those that had left the others by then.
         found: Whether some shard had lost its memory by then, and got all of it back.
     """
 
-    def __init__(self, lost: Iterable[Lost] = (), accounts: Iterable[m.Account] = (), *, found: bool = False) -> None:
+    def __init__(
+        self,
+        lost: Iterable[Lost] = (),
+        accounts: Iterable[m.Account] = (),
+        settled: Iterable[int] = (),
+        *,
+        found: bool = False,
+    ) -> None:
+        self._settled = set(settled)
         self._found = found
         self._lost = {(item.who, item.incarnation): item for item in lost}
         self._workers = {account.incarnation: account for account in accounts}
@@ -130,9 +139,22 @@ class Accounts:
             actions += [history.found(item), Note("found", {"who": item.who, "incarnation": item.incarnation})]
         return actions
 
+    def is_final(self, incarnation: int) -> bool:
+        """Whether a worker has given its whole account."""
+        account = self._workers.get(incarnation)
+        return account is not None and account.final
+
+    def settled(self, incarnation: int) -> None:
+        """Note that a worker has left, and nothing of it is lost, whatever was said before."""
+        self._settled.add(incarnation)
+        self._lost = {key: item for key, item in self._lost.items() if item.of_shard or item.incarnation != incarnation}
+
     def gone(self, slot: int, incarnation: int, why: str) -> list[Action]:
         """Note that a worker has been taken out of the run. Unless it comes back, its residual is lost."""
         last = self._workers.get(incarnation)
+        if incarnation in self._settled and last is not None:
+            self._settled.discard(incarnation)
+            last = msgspec.structs.replace(last, norm=-1.0)  # of what it handed over: nobody knows that any more
         return self._add(_last_words(slot, incarnation, last, why or "is gone"))
 
     def shard_lost(self, shard: int, boot: int, why: str, *, successor: int = 0) -> list[Action]:
@@ -169,7 +191,7 @@ class Accounts:
         back = {former for account in self._workers.values() for former in account.former}
         found.lost = [item for item in self._lost.values() if item.of_shard or item.incarnation not in back]
         began_anew = {item.who for item in found.lost if item.of_shard}
-        finals = {slot: self._workers[who] for slot, who in members.items() if who in self._workers and self._workers[who].final}
+        finals = {who: self._workers[who] for who in (*members.values(), *self._settled) if self.is_final(who)}
         if ended:
             self._look_at_workers(found, members, finals)
         known = sorted(shard for shard in shards if shard in self._shards)
@@ -198,17 +220,19 @@ class Accounts:
 
     def _look_at_workers(self, found: Verdict, members: Mapping[int, int], finals: Mapping[int, m.Account]) -> None:
         for slot, incarnation in sorted(members.items()):
-            account = finals.get(slot)
-            if account is None:
+            if incarnation not in finals:
                 last = self._workers.get(incarnation)
                 found.lost.append(_last_words(slot, incarnation, last, "gave no account at the end"))
-                continue
+        for account in finals.values():
             if not account.measured:
-                found.open.append(f"gradients of worker {slot}, whose client does not know them")
+                found.open.append(f"gradients of worker {account.slot}, whose client does not know them")
                 continue
             for shard, *sums in account.entries:
                 tally = Tally(*sums)
-                found.compare(f"gradients and pushes of worker {slot} to shard {shard}", tally.difference, tally.slack)
+                what = f"gradients and pushes of worker {account.slot} to shard {shard}"
+                found.compare(what, tally.difference, tally.slack)
+                if account.incarnation in self._settled:
+                    found.compare(f"nothing and the residual with which worker {account.slot} has left", tally.kept, 0.0)
         measured = [Tally(*sums) for account in finals.values() if account.measured for _, *sums in account.entries]
         if measured:
             found.workers = added(measured)
@@ -216,11 +240,11 @@ class Accounts:
     def _look_between(self, found: Verdict, shard: int, finals: Mapping[int, m.Account], *, whole: bool) -> None:
         mine = self._shards[shard]
         theirs = dict(_of_shard(shard, finals))
-        for slot, tally in theirs.items():
-            if finals[slot].whole:
-                found.compare(
-                    f"results of shard {shard} and those that worker {slot} applied", mine.went - tally.other, mine.slack
-                )
+        for incarnation, tally in theirs.items():
+            account = finals[incarnation]
+            if account.whole:
+                what = f"results of shard {shard} and those that worker {account.slot} applied"
+                found.compare(what, mine.went - tally.other, mine.slack)
         if whole and theirs:
             total = added(theirs.values())
             found.compare(f"pushes that shard {shard} counts and those that workers do", mine.other - total.went, total.slack)
@@ -233,7 +257,7 @@ def _last_words(slot: int, incarnation: int, last: m.Account | None, why: str) -
 
 
 def _of_shard(shard: int, finals: Mapping[int, m.Account]) -> Iterator[tuple[int, Tally]]:
-    for slot, account in finals.items():
+    for incarnation, account in finals.items():
         for of, *sums in account.entries:
             if of == shard:
-                yield slot, Tally(*sums)
+                yield incarnation, Tally(*sums)

@@ -56,7 +56,7 @@ __all__ = [
     "Welcome",
 ]
 
-PushKind = Literal["DATA", "UNUSED", "SKIP", "JOINED", "EMPTY"]
+PushKind = Literal["DATA", "UNUSED", "SKIP", "JOINED", "FLUSH", "EMPTY"]
 ResultKind = Literal["DATA", "UNUSED", "SKIP", "JOIN", "END"]
 
 MAX_TEXT = 2000
@@ -158,12 +158,18 @@ class NewLayout(Message, tag="layout", frozen=True):
 
 
 class Leave(Message, tag="leave", frozen=True):
-    """Worker to coordinator: I am going. An empty `error` means that all is well."""
+    """Worker to coordinator: I am going. An empty `error` means that all is well.
+
+    `early` says that the others go on; the same message comes back once the next coordinator would know it, too.
+    `flushed` is then (layout, the round in which its residuals were handed over).
+    """
 
     slot: Slot
     incarnation: Count
     error: Text
     code: Annotated[int, Meta(ge=0, le=255)]
+    early: bool = False
+    flushed: Annotated[list[tuple[Count, Round]], Meta(max_length=MAX_LAYOUTS)] = []
 
 
 class Account(Message, tag="account", frozen=True):
@@ -362,7 +368,7 @@ class Hello(Message, tag="hello", frozen=True):
 
 
 class Push(Message, tag="push", frozen=True):
-    """Worker to shard: this member's part of one key in one round. DATA carries its payload in `frames`.
+    """Worker to shard: this member's part of one key in one round. DATA carries its payload in `frames`, FLUSH if there is one.
 
     Attributes:
         layout: Number of the layout.
@@ -371,7 +377,8 @@ class Push(Message, tag="push", frozen=True):
         slot: Sender.
         incarnation: Of the sender.
         kind: DATA, UNUSED (its weight counts, nothing to add), SKIP (not finite), JOINED (this worker waits for the others to
-            come to the end of their data; its weight may count), EMPTY (this worker has finished).
+            come to the end of their data; its weight may count), FLUSH (this worker is about to leave: its residual, as dense
+            at 32, or nothing where it has none), EMPTY (this worker has finished).
         weight: What its payload counts for; 0 when EMPTY.
         used: Bit i is set when slice i of the key has a gradient here.
         previous_skipped: Whether the round before was skipped.
@@ -411,7 +418,7 @@ class Result(Message, tag="result", frozen=True):
         kind: DATA, UNUSED (no member had a gradient), SKIP (somebody's was not finite), JOIN (all wait for each other, or have
             finished), END (all have finished).
         used: Bit i is set when some member had a gradient for slice i.
-        lead: The lowest slot that still trains: neither JOINED nor EMPTY. Where there is none, a slot that has the last state:
+        lead: The lowest slot that still trains: not JOINED, FLUSH or EMPTY. Where there is none, a slot that has the last state:
             the lowest that is JOINED and trained in the round before (or was JOINED, if that was a JOIN); where all that did
             are EMPTY, the lowest of them.
         codec: Wire name of the codec ("" unless DATA).

@@ -8,7 +8,9 @@ from dataclasses import replace
 from unittest import mock
 
 import msgspec
+from msgspec import structs
 
+from ps_accordion.coordinator.history import History
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.coordinator.membership import Membership
 from ps_accordion.coordinator.views import Views
@@ -18,7 +20,8 @@ from ps_accordion.server.relay import Relay
 from ps_accordion.server.replaying import Replays
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
-from ps_accordion.wire.actions import Send
+from ps_accordion.wire.actions import Record, Send
+from ps_accordion.worker.coder import KeyCoder
 from ps_accordion.worker.exchange import Exchange
 from ps_accordion.worker.rounds import Decide, Rounds
 
@@ -64,6 +67,13 @@ def a_blank_shard_answers(real, self, layout, record):
 @bug(Views, "blank")
 def a_lost_memory_goes_unnoticed(real, self, shards):
     return []
+
+
+@bug(Views, "blank")
+def a_lost_memory_is_one_only_if_it_says_so(real, self, shards):
+    known = {number: boot for number, boot, _ in self.view.shards} if self.view is not None else {}
+    said = self.proposal.reports if self.proposal is not None else {}
+    return [(n, boot) for n, boot, _ in shards if known.get(n) != boot or (n in said and said[n].blank)]
 
 
 @bug(Rounds, "held")
@@ -258,6 +268,62 @@ def who_comes_back_pushes_as_before(real, self, standing, incarnation):
 @bug(Exchange, "has_state")
 def who_looks_on_hands_out_its_state(real, self):
     return not self.behind
+
+
+# ---------------------------------------------------------------- who leaves, and who is new
+
+
+@bug(Exchange, "flush")
+def a_leaver_goes_before_its_round_counts(real, self):
+    real(self)
+    if self.rounds.idle == "FLUSH":
+        self.rounds.idle, self.flushed = "EMPTY", self.rounds.round
+
+
+@bug(Exchange, "_end")
+def a_skipped_flush_is_not_sent_again(real, self, decision):
+    if self.rounds.idle == "FLUSH":
+        self.rounds.idle, self.flushed = "EMPTY", decision.round
+    real(self, decision)
+
+
+@bug(Exchange, "stands")
+def a_leaver_hands_out_no_state(real, self):
+    return real(self) and self.rounds.idle != "FLUSH"
+
+
+@bug(KeyCoder, "flush")
+def what_is_handed_over_stays_here_too(real, self, **fields):
+    residual = self.host_residual()
+    pushed = real(self, **fields)
+    if residual is not None:
+        self.set_residual(residual)
+    return pushed
+
+
+@bug(Shard, "_keep")
+def what_nobody_trains_with_is_thrown_away(real, self, layout, record, held, start):
+    return start._replace(kind="UNUSED", used=0)
+
+
+@bug(Shard, "_fold")
+def who_is_new_has_no_weight(real, self, layout, record, held, start):
+    new = set(self._state.new)
+    held = [
+        each._replace(message=structs.replace(each.message, weight=0.0)) if each.message.slot in new else each for each in held
+    ]
+    return real(self, layout, record, held, start)
+
+
+@bug(History, "_take")
+def a_restarted_coordinator_forgets_who_left(real, self, record):
+    if record["what"] != "left":
+        real(self, record)
+
+
+@bug(Membership, "left")
+def a_leaver_may_go_before_it_is_logged(real, self, peer, leave, now):
+    return [action for action in real(self, peer, leave, now) if not isinstance(action, Record)]
 
 
 # ---------------------------------------------------------------- the coordinator and the relay

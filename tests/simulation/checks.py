@@ -33,6 +33,11 @@ def check(world):
         _replicas_agree(world)
         return
     assert not world.over, ("the run was aborted", world.over)
+    if not world.ended and any(worker.left for worker in world.workers_ever):
+        world.count["runs that all have left"] += 1
+        _replicas_agree(world)
+        _verdict(world)
+        return
     kinds = _replicas_agree(world)
     assert len(world.ended) == 1, ("one last round", world.ended)
     (last,) = world.ended
@@ -82,20 +87,26 @@ def _replay(world, kinds, last):
             result, payload = results[key.number]
             pushes = [world.pushes[key.number, round_, slot, incarnation] for slot, incarnation in members]
             kinds_here = {push.kind for push, _ in pushes}
-            order = {"SKIP": "SKIP", "DATA": "DATA", "UNUSED": "UNUSED", "EMPTY": "END"}
+            order = {"SKIP": "SKIP", "DATA": "DATA", "UNUSED": "UNUSED", "FLUSH": "UNUSED", "EMPTY": "END"}
             expected = next(becomes for kind, becomes in order.items() if kind in kinds_here)
             assert result.kind == expected, ("kind of a result", round_, key.number, result.kind, expected)
-            if expected != "DATA":
-                continue
+            flushed = any(push.kind == "FLUSH" and data is not None for push, data in pushes)
             data = [
                 FoldPush(push.weight, Coding(push.codec, push.level, push.elements, push.count, push.seed), data)
                 for push, data in pushes
-                if push.kind == "DATA"
+                if data is not None
             ]
+            weights = sum(push.weight for push, _ in pushes)
+            if expected == "UNUSED" and flushed:
+                total = sum(np.float32(push.weight) * _vector(codecs, push.coding, push.payload, key.elements) for push in data)
+                residuals[key.number] = np.float32(1.0 / weights) * total + residuals[key.number]
+            if expected != "DATA":
+                continue
             used = 0
             for push, _ in pushes:
                 used |= push.used
-            reply = registry.lightest([(push.coding.codec, push.coding.level) for push in data], key.elements, codecs=codecs)
+            levels = [(push.codec, push.level) for push, _ in pushes if push.kind == "DATA"]
+            reply = registry.lightest(levels, key.elements, codecs=codecs)
             bound = codecs[reply[0]].payload_bound(key.elements, reply[1])
             out, target = np.empty(bound, np.uint8), np.zeros(key.elements, np.float32)
             folded = fold(
@@ -103,7 +114,7 @@ def _replay(world, kinds, last):
                 residuals[key.number],
                 target,
                 elements=key.elements,
-                total_weight=sum(push.weight for push, _ in pushes),
+                total_weight=weights,
                 seed_reply=seed_for(settings.seed, 0, key.number, round_, SERVER),
                 scratch=np.zeros(key.elements, np.float32),
                 out=out,
@@ -129,6 +140,12 @@ def _replay(world, kinds, last):
             if record.round >= last - 1:
                 assert np.array_equal(mine, residuals[key]), ("residual of a shard differs from the replay", key)
     return counted
+
+
+def _vector(codecs, coding, payload, elements):
+    out = np.empty(elements, np.float32)
+    registry.find(codecs, coding.codec).decode(payload, coding, out)
+    return out
 
 
 def _lose(world, round_, residuals, bounds):
@@ -181,5 +198,9 @@ def _verdict(world):
             for cut, key in world.begun_anew:
                 assert cut == 0 or f"shard {world.layout.keys[key].shard}" in lost, ("a loss that the ledger does not know", key)
             assert not verdict.wrong, ("the ledger", str(verdict))
+            items = {(item.who, item.incarnation): item.why for item in verdict.lost}
+            for worker in (each for each in world.workers_ever if each.left):
+                why = items.get((f"worker {worker.number}", worker.client.membership.incarnation), "")
+                assert "made again" in why or not why, ("an item of a worker that left in peace", why)
             world.count["sums compared"] += verdict.compared
             world.count["residuals itemised as lost"] += len(verdict.lost)

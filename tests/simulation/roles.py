@@ -344,6 +344,10 @@ class WorkerProcess(Process):
         self.asked = START
         self.gradient_sum, self.payloads, self.incarnations = {}, {}, set()
         self.error = None
+        self.leaves = False
+        """Whether it has been asked to leave."""
+        self.left = False
+        """Whether it has left, with the coordinator's word that nothing is lost."""
         self._open = None
         self._blob = None
 
@@ -358,7 +362,7 @@ class WorkerProcess(Process):
         view = self.world.views.get(max(self.world.views, default=0))
         membership = self.client.membership
         inside = view is None or (membership.slot, membership.incarnation) in view.members  # it may not have heard yet
-        return self.exchange is not None and self.exchange.has_state and inside
+        return self.exchange is not None and self.exchange.has_state and inside and not self.leaves
 
     @property
     def last_round(self):
@@ -422,7 +426,8 @@ class WorkerProcess(Process):
         if self.client.membership.joined:
             self.incarnations.add((self.client.membership.slot, self.client.membership.incarnation))
         if self.client.membership.gone:
-            self.state = "gone" if self.state == "leaving" else "refused"
+            self.left = self.left or (self.state == "handed_over" and self.client.membership.over)
+            self.state = "gone" if self.state in ("leaving", "handed_over") else "refused"
             self.world.processes.pop(self.name, None)
         before = None
         while before != self.state:
@@ -455,6 +460,9 @@ class WorkerProcess(Process):
         elif self.exchange.rounds.round >= self.world.finish[self.number]:
             self.exchange.finish()
             self.state = "finishing"
+        elif self.leaves:
+            self.state = "computing"
+            self.client.call(self._flush)
         else:
             self.state = "computing"
             self.world.at(self.world.rng.uniform(0.01, 0.3), lambda: self.world._run(self, self._step), self)
@@ -534,6 +542,8 @@ class WorkerProcess(Process):
         if decision.kind == "END":
             world.ended.add(decision.round)
             return
+        if decision.out and self.state == "handed_over":
+            return  # the view without it came before the word that it may go
         if decision.out:
             self._open = None
             self.state = "between"
@@ -573,10 +583,36 @@ class WorkerProcess(Process):
             self.client.membership.leave("", 0)
             self.state = "leaving"
 
+    def _flush(self):
+        self.exchange.flush()
+        self.state = "handing_over"
+        self._go_on()
+
+    def _handing_over(self):
+        if self.exchange.rounds.idle == "FLUSH":
+            return
+        if self.exchange.rounds.ended:
+            self.state = "finishing"
+        elif self.exchange.flushed is None:
+            self.state = "between"
+        else:
+            self.client.carry(self.client.accounting.close([self.exchange]))
+            self.client.membership.leave_others([(0, self.exchange.flushed)])
+            self.state = "handed_over"
+
+    def _handed_over(self):
+        if self.client.membership.released:
+            self.world.count["left"] += 1
+            self.left = True
+            self._leaving_ends()
+
     def _leaving(self):
         if self.client.membership.gone:
-            self.state = "gone"
-            self.world.processes.pop(self.name, None)
+            self._leaving_ends()
+
+    def _leaving_ends(self):
+        self.state = "gone"
+        self.world.processes.pop(self.name, None)
 
     def _gone(self):
         pass
@@ -589,7 +625,7 @@ class WorkerProcess(Process):
         if self.exchange is None or get.donor != self.number:
             return
         self.asked = get.round
-        if self.exchange.is_open or self.exchange.rounds.idle == "EMPTY":
+        if self.exchange.stands:
             self._hand_out()
 
     def _hand_out(self):

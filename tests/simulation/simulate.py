@@ -5,6 +5,7 @@ Prints one line a failing seed, and at the end what has happened in all, as JSON
     rough   all are
     disks   servers lose their disks, too
     replay  the same, where workers keep the pushes of some rounds
+    elastic workers leave and others come, too
     POINT   processes surely die at that point (`roles.NAMED`), beside what a seed draws
     each    one point after the other, a line of JSON each
 
@@ -39,6 +40,8 @@ def faults_of(seed: int, kind: str) -> Faults | None:
         return replace(Faults.drawn(random.Random(seed), POINTS), crash=kind, spared=seed % 4)
     if kind in ("disks", "replay"):
         return Faults.of_disks(seed)
+    if kind == "elastic":
+        return Faults.elastic(seed)
     return Faults.rough() if seed % 2 or kind == "rough" else None
 
 
@@ -88,8 +91,8 @@ def main() -> int:
     """Run them; return 1 if a seed broke a promise, or a bug was not caught."""
     seeds, kind, bugs = range(int(sys.argv[1]), int(sys.argv[2])), (*sys.argv[3:], "")[0], sys.argv[4:]
     bugs = sorted(BUGS) if bugs == ["every"] else bugs
-    if kind not in ("", "rough", "disks", "replay", "each", *NAMED):
-        sys.exit(f"expected rough, disks, replay, each, or one of {', '.join(NAMED)}; got {kind!r}")
+    if kind not in ("", "rough", "disks", "replay", "elastic", "each", *NAMED):
+        sys.exit(f"expected rough, disks, replay, elastic, each, or one of {', '.join(NAMED)}; got {kind!r}")
     if unknown := set(bugs) - BUGS.keys():
         sys.exit(f"expected planted bugs among {', '.join(sorted(BUGS))}; got {', '.join(sorted(unknown))}")
     warm()

@@ -241,6 +241,24 @@ def test_beginning_a_round_copies_one_parcel_and_waits_for_nothing(key, rule, mo
         assert seen.log == ["mark", "wait"]
 
 
+@devices
+@pytest.mark.parametrize("choice", [Choice("topk", 0.05), Choice("dense", 32.0)])
+def test_what_a_leaver_hands_over_is_that_of_the_host(where, choice):
+    """With what a skipped round has returned, also where nothing was left; and then nothing is."""
+    pair = Pair(where)
+    last = pair.push(gaussian(2048), choice=choice)
+    for again in (False, True):
+        if again:
+            for coder in (pair.host, pair.device):
+                coder.take_back(last.message, last.payload)
+        pushed = [coder.flush(round_=7, previous_skipped=again, weight=2.0) for coder in (pair.host, pair.device)]
+        assert pushed[0].message == pushed[1].message
+        assert (pushed[0].payload is None) == (choice.codec == "dense" and not again)
+        assert pushed[0].payload is None or np.array_equal(pushed[0].payload, pushed[1].payload)
+        assert pair.host.residual is None or not pair.host.residual.any()
+        assert pair.device.host_residual() is None
+
+
 def test_a_planted_read_is_caught(monkeypatch):
     """The ban covers all that `begin` does."""
     pair = Pair("cpu")
