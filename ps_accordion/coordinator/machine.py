@@ -450,13 +450,16 @@ class Coordinator:
             return self._membership.left(peer, leave, now)
         if worker is None:
             return self._stranger(peer, leave.slot, leave.incarnation) if self._was_removed(leave) else []
+        if worker.peer is None and not (leave.code or leave.error):
+            return []  # known from the log only: its next sign of life tells whether it has trained, and it says goodbye again
         first, actions = not worker.left, list[Action]()
         worker.peer, worker.seen, worker.left = peer, now, True
         self._ending.known.add(worker.name)
         if leave.code or leave.error:
             return self._abort(worker.name, leave.error or f"{worker.name} ended with code {leave.code}", now)
         # Who has taken part in rounds leaves when they have ended, for all. Who has not goes by itself.
-        trained = any(worker.slot in entry.declared for entry in self.layouts.entries.values())
+        # One that came back as another incarnation does not declare again, so its signs of life count as well.
+        trained = bool(worker.plans) or any(worker.slot in entry.declared for entry in self.layouts.entries.values())
         if trained and self.run.is_in(worker) and not self.run.ending:
             self.run.ending = True
             actions.append(history.ending())

@@ -3,6 +3,7 @@
 import pytest
 from coordinating import answers, join
 from machines import named, notes, sends
+from msgspec import structs
 
 from ps_accordion.coordinator import history
 from ps_accordion.coordinator.machine import Coordinator
@@ -132,3 +133,18 @@ def test_a_view_is_made_when_all_have_promised_and_one_taken_for_dead_is_heard_a
     assert not sends(job.promise(2), m.View)
     job.quiet.discard(b"w2")
     assert sends(job.live(1), m.View)[0].message.members == [(0, 1), (2, 3)]
+
+
+def test_who_came_back_and_has_finished_ends_the_rounds_for_the_next_coordinator_too():
+    """It does not declare its layouts again, so a sign of life has to say that it has trained; until then its goodbye waits."""
+    job = Running()
+    log = [{"what": "joined", "slot": slot, "incarnation": slot + 1, "token": "t", "restart": 0} for slot in range(3)]
+    log += [history.layout(0, job.layout.table).fields, history.opened(0, range(3)).fields]
+    log += [{"what": "joined", "slot": 1, "incarnation": 4, "token": "u", "restart": 0}]
+    log += [history.viewed(structs.replace(job.machine.view, p=2, members=[(0, 1), (1, 4), (2, 3)]), [(1, 2)]).fields]
+    job.machine = Coordinator(job.settings, job.now, records=log)
+    goodbye = m.Leave(1, 4, "", 0)
+    assert job.say(b"w1", goodbye) == []
+    job.say(b"w1", m.Alive(1, 4, 2, [(0, 5, 0)], True, True, "", False))
+    assert records(job.say(b"w1", goodbye)) == ["ending"]
+    assert notes(job.live(6), "proposal") == []
