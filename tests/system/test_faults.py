@@ -7,13 +7,14 @@ import pytest
 from faults import faulty
 from recorded import CODECS, TABLE, assert_replay_agrees, assert_replicas_agree, gradient, run, train
 from ring import Ring
+from suites import usually
 
 from ps_accordion.errors import RunAborted, TooManySkips
 
 STATIC = {"regime.policy": "static", "timeouts.resend": 0.05, "timeouts.dead": 30}
 
 
-@pytest.mark.parametrize("codec", ["dense32", "topk", "random_block"])
+@pytest.mark.parametrize("codec", usually(["dense32", "topk", "random_block"], "topk"))
 def test_lost_doubled_and_reordered_messages_change_no_bit(tmp_path, codec):
     """20 % lost, 10 % doubled, 15 % held back behind later ones, everywhere: the bits of the clean run."""
     clean, _ = run(tmp_path / "clean", 2, 2, codec, **STATIC)
@@ -56,7 +57,7 @@ def poisoned_late(session):
     ]
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", usually(CODECS, "dense32", "topk", "random_block"))
 def test_a_nan_in_a_late_key_undoes_the_round_everywhere(tmp_path, codec):
     """Shards that had finished their key of the round go back too; replicas and residuals are those of the replay."""
     results, settings = run(tmp_path, 3, 2, codec, work=poisoned_late)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from launched import events, launch
+from suites import usually
 
 SCRIPT = """
 import hashlib, json, signal
@@ -66,12 +67,7 @@ def restarts(tmp_path):
     return {event["name"]: event["restart"] for event in events(tmp_path, "launcher") if event["event"] == "start"}
 
 
-def full(point):
-    """Mark a point whose run the longer suites make: each takes several seconds."""
-    return pytest.param(point, marks=pytest.mark.full)
-
-
-@pytest.mark.parametrize("point", ["s.half:30", *map(full, ["s.layout", "s.marked:30", "s.sent_some:30", "s.view"])])
+@pytest.mark.parametrize("point", usually(["s.half:30", "s.layout", "s.marked:30", "s.sent_some:30", "s.view"], "s.half:30"))
 def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
     """Both servers come to it; each is killed once."""
     assert digest_of(tmp_path, crash=point) == undisturbed()
@@ -79,7 +75,7 @@ def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
     assert not list((tmp_path / "run" / "state").glob("*.state")), "the state of a run that is over is removed"
 
 
-@pytest.mark.parametrize("point", [full("s.frozen"), full("s.view:2")])
+@pytest.mark.parametrize("point", usually(["s.frozen", "s.view:2"]))
 def test_servers_killed_between_two_views_change_no_bit(tmp_path, undisturbed, point):
     """One comes back at another address, so that a view must tell the workers; then each dies at its promise, or at the view."""
     assert digest_of(tmp_path, *OTHER_PORT, kills={10: "server 1"}, crash=point) == undisturbed()
@@ -89,14 +85,14 @@ def test_servers_killed_between_two_views_change_no_bit(tmp_path, undisturbed, p
     assert all(event["members"] == views[0]["members"] for event in views)
 
 
-@pytest.mark.parametrize("point", [full("c.welcomed"), full("c.over_logged")])
+@pytest.mark.parametrize("point", usually(["c.welcomed", "c.over_logged"]))
 def test_a_coordinator_killed_at_a_point_changes_no_bit(tmp_path, undisturbed, point):
     """While it takes workers in, or when the end is on its disk and nobody has been told."""
     assert digest_of(tmp_path, crash=point) == undisturbed()
     assert restarts(tmp_path) == {"coordinator": 1, "server 0": 0, "server 1": 0, "worker 0": 0, "worker 1": 0}
 
 
-@pytest.mark.parametrize("point", [full("c.proposed"), full("c.view_logged:2"), full("c.view_sent_some:2")])
+@pytest.mark.parametrize("point", usually(["c.proposed", "c.view_logged:2", "c.view_sent_some:2"]))
 def test_a_coordinator_killed_while_it_makes_a_view_changes_no_bit(tmp_path, undisturbed, point):
     """A server comes back at another address, so there is a view to make; its members, and so every sum, stay."""
     assert digest_of(tmp_path, *OTHER_PORT, kills={10: "server 1"}, crash=point) == undisturbed()
