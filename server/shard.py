@@ -101,7 +101,7 @@ class Shard:
         """Number of the last view that was promised: while it is above `epoch`, no round is finished."""
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
-        self._codecs = registry.suite(values=settings.codec.values)
+        self._codecs = registry.suite(**settings.codec.options)
         self._scratch = np.zeros(0, np.float32)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
         self._state = self._memory.state()
@@ -388,7 +388,7 @@ class Shard:
         folded = fold(
             pushes,
             residual,
-            record.target(start.before) if residual is not None or not codec.exact(reply[1]) else None,
+            record.target(start.before) if residual is not None or codec.keeps(reply[1]) else None,
             elements=key.elements,
             total_weight=sum(each.message.weight for each in held),
             seed_reply=seed_for(self.settings.seed, layout, key.number, record.round + 1, SERVER),

@@ -32,6 +32,8 @@ ROUNDS = 20
 CODECS = {
     "dense32": {"codec.name": "dense", "codec.light": 32, "codec.heavy": 16},
     "dense16": {"codec.name": "dense", "codec.light": 16, "codec.heavy": 16},
+    "int": {"codec.name": "int"},
+    "qsgd": {"codec.name": "qsgd"},
     "topk": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01},
     "topk32": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "fp32"},
     "random_block": {"codec.name": "random_block", "codec.light": 0.2, "codec.heavy": 0.05},

@@ -59,7 +59,7 @@ class KeyCoder:
         self._begun = False
         """Whether there is a residual; it takes no memory while it is zero."""
         self._settings = settings
-        self._codecs = registry.suite(values=settings.codec.values)
+        self._codecs = registry.suite(**settings.codec.options)
         self.incarnation = incarnation
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot
@@ -93,9 +93,9 @@ class KeyCoder:
         key, settings = self.key, self._settings
         codec = registry.find(self._codecs, choice.codec)
         bound = codec.payload_bound(key.elements, choice.level)
-        exact = codec.exact(choice.level)
+        keeps = codec.keeps(choice.level)
         self._begun = True
-        if not exact and self._residual is None:
+        if keeps and self._residual is None:
             self._residual = np.zeros(key.elements, np.float32)
         loss, before = 0.0, None
         if self._residual is not None and 0 < self.bound < bound:
@@ -119,7 +119,7 @@ class KeyCoder:
             push = self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped, weight=weight)
             return Pushed(push, None, 0.0)
         self.bound = bound
-        if exact and not unused:
+        if not keeps and not unused:
             self._residual = None  # all of it is on its way, and zeros need not be added in the next round
         payload = out[: encoded.nbytes]
         message = m.Push(

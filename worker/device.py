@@ -100,7 +100,7 @@ class DeviceCoder:
         self.key = key
         self.residual: torch.Tensor | None = None
         self._settings = settings
-        self._codecs = registry.suite(values=settings.codec.values)
+        self._codecs = registry.suite(**settings.codec.options)
         self._slot = slot
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
         """For pushes without a payload. It never has a residual."""

@@ -11,6 +11,8 @@ from typing import Any
 from ..errors import CodecError
 from .base import Codec
 from .dense import Dense
+from .int import Int
+from .qsgd import Qsgd
 from .random_block import RandomBlock
 from .topk import TopK
 
@@ -20,7 +22,7 @@ Codecs = Mapping[str, Codec]
 Choice = tuple[str, float]
 """A codec's name and a level."""
 
-_CLASSES: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, RandomBlock, TopK)}
+_CLASSES: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, Int, Qsgd, RandomBlock, TopK)}
 
 
 def names() -> list[str]:

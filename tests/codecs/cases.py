@@ -36,6 +36,12 @@ class Case(NamedTuple):
 CASES = [
     Case("dense", 32),
     Case("dense", 16),
+    Case("int", 8),
+    Case("int", 4),
+    Case("int", 2),
+    Case("qsgd", 8),
+    Case("qsgd", 4),
+    Case("qsgd", 2),
     Case("topk", 0.01),
     Case("topk", 0.001, "fp32"),
     Case("topk", 0.3),

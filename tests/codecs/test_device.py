@@ -184,7 +184,9 @@ def test_a_codec_without_a_twin_is_named():
     class Homely(type(CASES[0].build())):
         name = "homely"
 
-    with pytest.raises(CodecError, match="codec homely has no form for accelerators: expected one of dense, random_block, topk"):
+    with pytest.raises(
+        CodecError, match="codec homely has no form for accelerators: expected one of dense, int, qsgd, random_block, topk"
+    ):
         device.twin_of(Homely())
 
 

@@ -19,6 +19,12 @@ def fixed(n):
 DIGESTS = {
     "dense-32": "54216d7fc06cc755f585222679c19786",
     "dense-16": "6bf49715a9c0f8ccbc7db7656f00754f",
+    "int-8": "4d7cf69c68c2ca713539a7953581cd12",
+    "int-4": "7b4d3735aada437fd78c02bbaace9be7",
+    "int-2": "c767fb3b853ddf336a132010b3cb9d1a",
+    "qsgd-8": "89515d29e0def1666103e5324499a39a",
+    "qsgd-4": "8e14a94392c92c8023bb848a61cf5a85",
+    "qsgd-2": "99849ffb31327c4973e980827a8848fc",
     "topk-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
@@ -53,6 +59,8 @@ def test_the_smallest_payloads_byte_by_byte():
     assert payload("dense-32") == "0000 803f 0000 40c0 0000 003f"
     # exponent -13: 3.0 becomes 24576, which lies in [2^14, 2^15)
     assert payload("dense-16") == "0100 f3ff 0070 00f6 006c"
+    # bucket 512, unit 3/7; codes 10 and 9 in the first byte, 1 in the second
+    assert payload("int-4") == "0002 0000 b76d db3e 9a01"
     assert payload("topk-0.3-fp16") == "0100 f3ff 00f6 0100 0100"
     assert payload("topk-1-fp32") == "0000 0000 0000 803f 0000 40c0 0000 003f 0000 0100 0200 0300"
     assert payload("random_block-0.37") in ("0000 803f", "0000 40c0", "0000 003f")

@@ -21,7 +21,7 @@ from ps_accordion import codecs
 codecs.warm()
 seen = hashlib.sha256()
 gradient = np.random.default_rng(0).standard_normal({n}).astype(np.float32)
-for name, level in (("dense", 16), ("dense", 32), ("topk", 0.01), ("topk", 0.5), ("random_block", 0.1)):
+for name, level in (("dense", 16), ("dense", 32), ("int", 4), ("qsgd", 2), ("random_block", 0.1), ("topk", 0.01), ("topk", 0.5)):
     codec = codecs.get(name)
     residual, out = np.zeros_like(gradient), np.zeros(codec.payload_bound(gradient.size, level) + 4, np.uint8)
     encoded = codec.encode(gradient, residual, level=level, seed=7, out=out)

@@ -15,11 +15,11 @@ from ... import imports
 from . import _jit
 
 if TYPE_CHECKING:
-    from . import choose, half, sparse, vector
+    from . import buckets, choose, half, sparse, vector
 
-__all__ = ["choose", "half", "sparse", "vector", "warm"]
+__all__ = ["buckets", "choose", "half", "sparse", "vector", "warm"]
 
-_MODULES = ("choose", "half", "sparse", "vector")
+_MODULES = ("buckets", "choose", "half", "sparse", "vector")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,0 +1,172 @@
+"""Quantising codecs on a device; `codecs/buckets.py` says what they are, `codecs/kernels/buckets.py` how they round."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Final
+
+import numpy as np
+import torch
+
+from ..base import Coding, Payload
+from ..buckets import PREAMBLE, BucketCodec, noise_key, parts_of
+from .base import DeviceCodec, upload
+
+__all__ = ["BucketTwin", "IntTwin", "QsgdTwin"]
+
+_MAGIC: Final = 1.5 * 2.0**23
+_MAGNITUDE: Final = 0x7FFFFFFF
+_SMALLEST: Final = 2.0**-126
+_LARGEST: Final = 2.0**120
+
+
+class BucketTwin(DeviceCodec):
+    """A codec with one scale a bucket."""
+
+    codec: BucketCodec
+
+    def pack(
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """Write scales and codes of `v`; see `DeviceCodec.pack`."""
+        n, bucket, width = v.numel(), self.codec.bucket, int(level)
+        buckets = -(-n // bucket)
+        codes_at = PREAMBLE + 4 * buckets
+        payload[:PREAMBLE].view(torch.int32).fill_(bucket)
+        scales, out = payload[PREAMBLE:codes_at].view(torch.float32), payload[codes_at:]
+        rows = torch.nn.functional.pad(v, (0, buckets * bucket - n)).view(buckets, bucket)
+        top = (rows.view(torch.int32) & _MAGNITUDE).amax(1).view(torch.float32)
+        codes, rest = self.quantise(rows, top, scales, width=width, seed=seed, last=n - (buckets - 1) * bucket)
+        whole = n // bucket
+        at = whole * (bucket * width // 8)
+        out[:at].view(whole, bucket * width // 8).copy_(_packed(codes[:whole], width))
+        if whole < buckets:
+            out[at:].copy_(_packed(codes[whole:, : n - whole * bucket], width).view(-1))
+        return rest.reshape(-1)[:n], n
+
+    @abstractmethod
+    def quantise(
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return codes, uint8, and what is to be kept, float32, both [buckets, bucket] as `rows`.
+
+        Args:
+            rows: float32[buckets, bucket], zeros behind the vector.
+            top: float32[buckets], the largest magnitude of each.
+            scales: float32[buckets], to be written.
+            width: Bits of a code.
+            seed: 64-bit counter seed.
+            last: Elements of the last bucket.
+        """
+
+    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
+        """Write what the codes stand for to `out`."""
+        out.copy_(self._vector(payload, coding, out.device)).add_(0.0)
+
+    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+        """Add `weight` times what the codes stand for to `total`."""
+        total.add_(self._vector(payload, coding, total.device) * float(weight))
+
+    def _vector(self, payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
+        n, width = coding.elements, int(coding.level)
+        bucket, parts = parts_of(payload, coding)
+        uploaded = upload(payload, device)
+        codes_at = PREAMBLE + 4 * parts.scales.size
+        scales, codes = uploaded[PREAMBLE:codes_at].view(torch.float32), uploaded[codes_at:]
+        whole = n // bucket
+        at = whole * (bucket * width // 8)
+        pieces = [self.values(_unpacked(codes[:at].view(whole, bucket * width // 8), width), width) * scales[:whole, None]]
+        if whole < parts.scales.size:
+            left = _unpacked(codes[at:].view(1, -1), width)[:, : n - whole * bucket]
+            pieces.append(self.values(left, width) * scales[whole:, None])
+        return torch.cat([piece.view(-1) for piece in pieces])
+
+    def values(self, codes: torch.Tensor, width: int) -> torch.Tensor:
+        """Return what codes stand for in units of their scale, float32."""
+        return codes.to(torch.float32) - float(1 << (width - 1))
+
+
+class IntTwin(BucketTwin):
+    """Codes rounded to nearest."""
+
+    name: ClassVar[str] = "int"
+
+    def quantise(
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round to nearest; see `BucketTwin.quantise`."""
+        codes, whole = _linear(rows, top, scales, width, None)
+        return codes, rows - whole * scales[:, None]
+
+
+class QsgdTwin(BucketTwin):
+    """Codes rounded stochastically."""
+
+    name: ClassVar[str] = "qsgd"
+
+    def quantise(
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round stochastically; nothing is kept. See `BucketTwin.quantise`."""
+        codes, _ = _linear(rows, top, scales, width, (_noise16(rows, seed, last).to(torch.float32) + 0.5) * 2.0**-16)
+        return codes, torch.zeros_like(rows)
+
+
+def _linear(
+    rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, width: int, noise: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write units of `top` to `scales`; return linear codes, and the whole numbers that they are."""
+    limit, magic = float((1 << (width - 1)) - 1), _MAGIC + (1 << (width - 1))
+    torch.div(top, torch.tensor(limit, dtype=torch.float32), out=scales)
+    scales.clamp_(_SMALLEST, _LARGEST)
+    scaled = rows * torch.div(1.0, scales)[:, None]
+    if noise is not None:
+        scaled += noise
+    shifted = scaled.clamp_(-limit, limit).add_(magic)
+    return (shifted.view(torch.int32) & 0xFF).to(torch.uint8), shifted - magic
+
+
+def _noise16(rows: torch.Tensor, seed: int, last: int) -> torch.Tensor:
+    """Return 16 signed bits of noise for each element, int32: one hash serves two, one in either half of a bucket."""
+    buckets, bucket = rows.shape
+    low, high = (word - (1 << 32) if word >> 31 else word for word in noise_key(seed))
+    place = torch.arange(bucket // 2, dtype=torch.int32, device=rows.device)
+    starts = torch.arange(0, buckets * bucket, bucket, dtype=torch.int32, device=rows.device)
+    word = _hash(starts[:, None] + place, low, high)
+    noise = torch.cat((word >> 16, word << 16 >> 16), 1)
+    middle = (last + 1) // 2
+    if last < bucket:
+        noise[-1, :last] = torch.cat((word[-1, :middle] >> 16, word[-1, : last - middle] << 16 >> 16))
+    return noise
+
+
+def _hash(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    x = x ^ low
+    x = _mixed(x, 16) * 0x7FEB352D
+    x = (_mixed(x, 15) ^ high) * (0x846CA68B - (1 << 32))
+    return _mixed(x, 16)
+
+
+def _mixed(x: torch.Tensor, shift: int) -> torch.Tensor:
+    """Return `x ^ (x >> shift)`, with zeros shifted in."""
+    return x ^ ((x >> shift) & ((1 << (32 - shift)) - 1))
+
+
+def _packed(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """Return codes, uint8[rows, m], with `8 / width` in a byte."""
+    if width == 8:
+        return codes
+    per_byte = 8 // width
+    count = -(-codes.shape[1] // per_byte)
+    parts = torch.nn.functional.pad(codes, (0, count * per_byte - codes.shape[1])).view(-1, per_byte, count)
+    packed = parts[:, 0]
+    for i in range(1, per_byte):
+        packed = packed | (parts[:, i] << (width * i))
+    return packed
+
+
+def _unpacked(packed: torch.Tensor, width: int) -> torch.Tensor:
+    """Return codes from bytes, uint8[rows, bytes]."""
+    if width == 8:
+        return packed
+    return torch.cat([(packed >> (width * i)) & ((1 << width) - 1) for i in range(8 // width)], 1)

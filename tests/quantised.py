@@ -1,0 +1,81 @@
+"""The quantising codecs once more, in plain numpy; `twins.py` says what for."""
+
+import math
+
+import numpy as np
+
+from ps_accordion.seeds import mix64
+
+__all__ = ["NAMES", "decode", "pack", "payload_bound"]
+
+NAMES = ("int", "qsgd")
+KEEPING = ("int",)
+F32 = np.float32
+
+
+def spans(n, bucket):
+    """Return the slices of the buckets."""
+    return [slice(start, min(n, start + bucket)) for start in range(0, n, bucket)]
+
+
+def payload_bound(level, n, bucket=512):
+    """Return the payload's length in bytes."""
+    return 4 + sum(4 + math.ceil((span.stop - span.start) * level / 8) for span in spans(n, bucket))
+
+
+def noise(start, m, seed):
+    """Return 16 signed bits for each of the m elements of the bucket that begins at `start`: two share a hash."""
+    key, middle = mix64(seed), (m + 1) // 2
+    x = (np.arange(start, start + middle) & 0xFFFFFFFF).astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15)) ^ np.uint32(key >> 32)) * np.uint32(0x846CA68B)
+    x = x ^ (x >> np.uint32(16))
+    return np.concatenate([x >> np.uint32(16), x[: m - middle] & np.uint32(0xFFFF)]).astype(np.uint16).view(np.int16)
+
+
+def join(codes, bits):
+    """Return codes of one bucket as bytes: byte j holds codes j, j + w, ..., from the lowest bits up."""
+    per_byte = 8 // bits
+    w = math.ceil(codes.size / per_byte)
+    parts = np.zeros(w * per_byte, np.uint8)
+    parts[: codes.size] = codes
+    return sum(part << (bits * i) for i, part in enumerate(parts.reshape(per_byte, w))).astype(np.uint8).tobytes()
+
+
+def split(part, m, bits):
+    """Return m codes from the bytes of a bucket."""
+    return np.concatenate([(part >> (bits * i)) & ((1 << bits) - 1) for i in range(8 // bits)])[:m]
+
+
+def pack(codec, level, v, seed=0, bucket=512):
+    """Return (payload, rest) of a finished vector."""
+    bits = int(level)
+    limit, half = F32(2 ** (bits - 1) - 1), 2 ** (bits - 1)
+    scales, codes, rest = [], [], np.zeros_like(v)
+    for span in spans(v.size, bucket):
+        x = v[span]
+        unit = np.clip(np.abs(x).max() / limit, F32(2.0**-126), F32(2.0**120))
+        with np.errstate(under="ignore"):
+            y = x * (F32(1) / unit)
+        if codec not in KEEPING:
+            y = y + (noise(span.start, x.size, seed).astype(F32) + F32(0.5)) * F32(2.0**-16)
+        q = np.rint(np.clip(y, -limit, limit))
+        if codec in KEEPING:
+            rest[span] = x - (q + F32(0)) * unit
+        scales.append(unit)
+        codes.append(join((q + half).astype(np.uint8), bits))
+    return bucket.to_bytes(4, "little") + np.array(scales, "<f4").tobytes() + b"".join(codes), rest
+
+
+def decode(codec, level, n, payload):
+    """Return D(payload)."""
+    bits, bucket = int(level), int.from_bytes(payload[:4], "little")
+    scales = np.frombuffer(payload, "<f4", math.ceil(n / bucket), 4)
+    codes = np.frombuffer(payload, np.uint8, offset=4 + scales.nbytes)
+    out, at = np.zeros(n, F32), 0
+    for span, unit in zip(spans(n, bucket), scales, strict=True):
+        m = span.stop - span.start
+        w = math.ceil(m * bits / 8)
+        out[span] = (split(codes[at : at + w], m, bits).astype(F32) - F32(2 ** (bits - 1))) * unit
+        at += w
+    return out
