@@ -93,8 +93,10 @@ class CoordinatorSettings(Section):
 LEVELS = {
     "dense": (32.0, 16.0),
     "int": (8.0, 4.0),
+    "natural": (8.0, 8.0),
     "qsgd": (8.0, 4.0),
     "random_block": (0.2, 0.04),
+    "terngrad": (2.0, 2.0),
     "topk": (0.04, 0.005),
 }
 """Light and heavy level of each codec where none is set."""
@@ -104,18 +106,20 @@ class CodecSettings(Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
-    """Codec of every tensor that is worth compressing: dense, int, qsgd, random_block, topk."""
+    """Codec of every tensor that is worth compressing: dense, int, natural, qsgd,
+    random_block, terngrad, topk."""
     light: Annotated[float, Meta(ge=0)] = 0.0
     """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense (32 or 16), int and
-    qsgd (8, 4 or 2), bits.
-    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32, int and qsgd 8."""
+    qsgd (8, 4 or 2), natural (8) and terngrad (2), bits.
+    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32, int, natural and qsgd 8,
+    terngrad 2."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
     """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense 16,
-    int and qsgd 4."""
+    int and qsgd 4, natural 8, terngrad 2."""
     values: Literal["fp16", "fp32"] = "fp16"
     """Number format of kept values (topk). What fp16 rounds away stays in the residual."""
     bucket: Literal[128, 256, 512, 1024, 2048, 4096] = 512
-    """Elements that share a scale (int, qsgd): fewer are more accurate, at 32 bits each time."""
+    """Elements that share a scale (int, natural, qsgd, terngrad): fewer are more accurate, at 32 bits each time."""
     small_bits: Literal[16, 32] = 16
     """Format of tensors too small to compress (1-D, or under 1,024 elements): 16 or 32 bits an element."""
     residual_at_switch: Literal["keep", "clip", "reset"] = "clip"

@@ -8,7 +8,7 @@ from ps_accordion.seeds import mix64
 
 __all__ = ["NAMES", "decode", "pack", "payload_bound"]
 
-NAMES = ("int", "qsgd")
+NAMES = ("int", "natural", "qsgd", "terngrad")
 KEEPING = ("int",)
 F32 = np.float32
 
@@ -47,6 +47,29 @@ def split(part, m, bits):
     return np.concatenate([(part >> (bits * i)) & ((1 << bits) - 1) for i in range(8 // bits)])[:m]
 
 
+def deviation(x):
+    """Return the root of the mean square, in 64 lanes of float64 filled in order, then added pairwise."""
+    rows = np.zeros((math.ceil(x.size / 64), 64))
+    rows.reshape(-1)[: x.size] = x
+    lanes = np.zeros(64)
+    for row in rows:
+        lanes = lanes + row * row
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+    return math.sqrt(lanes[0] / x.size)
+
+
+def powers(x, h):
+    """Return (scale, codes) of a bucket in natural codes."""
+    top = int(np.abs(x).max().view(np.int32))
+    unit = np.int32(min(max((top + 0x7FFFFF) >> 23, 1), 247) << 23).view(F32)
+    with np.errstate(under="ignore"):
+        word = (x * (F32(1) / unit)).view(np.int32)
+    noise = (h.view(np.uint16).astype(np.int32) << 7) | 0x40
+    exponent = np.minimum(((word & 0x7FFFFFFF) + noise) >> 23, 127)
+    return unit, (exponent | np.where(word < 0, 0x80, 0)).astype(np.uint8)
+
+
 def pack(codec, level, v, seed=0, bucket=512):
     """Return (payload, rest) of a finished vector."""
     bits = int(level)
@@ -54,7 +77,15 @@ def pack(codec, level, v, seed=0, bucket=512):
     scales, codes, rest = [], [], np.zeros_like(v)
     for span in spans(v.size, bucket):
         x = v[span]
-        unit = np.clip(np.abs(x).max() / limit, F32(2.0**-126), F32(2.0**120))
+        if codec == "natural":
+            unit, made = powers(x, noise(span.start, x.size, seed))
+            scales.append(unit)
+            codes.append(made.tobytes())
+            continue
+        largest = np.abs(x).max()
+        if codec == "terngrad":
+            largest = F32(min(float(largest), 2.5 * deviation(x)))
+        unit = np.clip(largest / limit, F32(2.0**-126), F32(2.0**120))
         with np.errstate(under="ignore"):
             y = x * (F32(1) / unit)
         if codec not in KEEPING:
@@ -76,6 +107,13 @@ def decode(codec, level, n, payload):
     for span, unit in zip(spans(n, bucket), scales, strict=True):
         m = span.stop - span.start
         w = math.ceil(m * bits / 8)
+        if codec == "natural":
+            exponent = codes[at : at + w] & 0x7F
+            with np.errstate(under="ignore"):
+                size = np.where(exponent > 0, np.exp2(exponent - 127.0), 0).astype(F32) * unit
+            out[span] = F32(0) + np.where(codes[at : at + w] < 0x80, size, -size)
+            at += w
+            continue
         out[span] = (split(codes[at : at + w], m, bits).astype(F32) - F32(2 ** (bits - 1))) * unit
         at += w
     return out

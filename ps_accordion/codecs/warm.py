@@ -15,8 +15,10 @@ __all__ = ["warm"]
 _LEVELS = {
     "dense": (32.0, 16.0),
     "int": (8.0, 4.0),
+    "natural": (8.0,),
     "qsgd": (8.0, 4.0),
     "random_block": (0.5,),
+    "terngrad": (2.0,),
     "topk": (0.5,),
 }
 

@@ -185,7 +185,8 @@ def test_a_codec_without_a_twin_is_named():
         name = "homely"
 
     with pytest.raises(
-        CodecError, match="codec homely has no form for accelerators: expected one of dense, int, qsgd, random_block, topk"
+        CodecError,
+        match="codec homely has no form for accelerators: expected one of dense, int, natural, qsgd, random_block, terngrad, topk",
     ):
         device.twin_of(Homely())
 

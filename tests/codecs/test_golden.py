@@ -25,6 +25,8 @@ DIGESTS = {
     "qsgd-8": "89515d29e0def1666103e5324499a39a",
     "qsgd-4": "8e14a94392c92c8023bb848a61cf5a85",
     "qsgd-2": "99849ffb31327c4973e980827a8848fc",
+    "natural-8": "ab602c39c8d4b274d3412dd7a8ce1441",
+    "terngrad-2": "6b9ba754df6960247c2e462ecf2432f4",
     "topk-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
@@ -61,6 +63,8 @@ def test_the_smallest_payloads_byte_by_byte():
     assert payload("dense-16") == "0100 f3ff 0070 00f6 006c"
     # bucket 512, unit 3/7; codes 10 and 9 in the first byte, 1 in the second
     assert payload("int-4") == "0002 0000 b76d db3e 9a01"
+    # scale 4: 1.0 is 2^-2 of it, and its code 125; -3.0 has become -2, 0.5 is exact
+    assert payload("natural-8") == "00 0200 0000 0080 407d fe7c"
     assert payload("topk-0.3-fp16") == "0100 f3ff 00f6 0100 0100"
     assert payload("topk-1-fp32") == "0000 0000 0000 803f 0000 40c0 0000 003f 0000 0100 0200 0300"
     assert payload("random_block-0.37") in ("0000 803f", "0000 40c0", "0000 003f")

@@ -7,7 +7,7 @@ from replay import plan_log
 
 from ps_accordion.layout import Tensor
 
-ONCE = ("int", "qsgd")
+ONCE = ("int", "natural", "qsgd", "terngrad")
 """Codecs that share their rounds with others: one number of workers and servers is enough."""
 
 

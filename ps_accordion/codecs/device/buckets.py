@@ -12,12 +12,15 @@ from ..base import Coding, Payload
 from ..buckets import PREAMBLE, BucketCodec, noise_key, parts_of
 from .base import DeviceCodec, upload
 
-__all__ = ["BucketTwin", "IntTwin", "QsgdTwin"]
+__all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin"]
 
 _MAGIC: Final = 1.5 * 2.0**23
 _MAGNITUDE: Final = 0x7FFFFFFF
+_MANTISSA: Final = 0x007FFFFF
 _SMALLEST: Final = 2.0**-126
 _LARGEST: Final = 2.0**120
+_LANES: Final = 64
+_DEVIATIONS: Final = 2.5
 
 
 class BucketTwin(DeviceCodec):
@@ -110,6 +113,52 @@ class QsgdTwin(BucketTwin):
         """Round stochastically; nothing is kept. See `BucketTwin.quantise`."""
         codes, _ = _linear(rows, top, scales, width, (_noise16(rows, seed, last).to(torch.float32) + 0.5) * 2.0**-16)
         return codes, torch.zeros_like(rows)
+
+
+class TernGradTwin(QsgdTwin):
+    """Clipped, then one of three numbers."""
+
+    name: ClassVar[str] = "terngrad"
+
+    def quantise(
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip, and round stochastically; nothing is kept. See `BucketTwin.quantise`."""
+        buckets, bucket = rows.shape
+        lengths = torch.full((buckets,), float(bucket), dtype=torch.float64, device=rows.device)
+        lengths[-1:].fill_(float(last))
+        squares = rows.to(torch.float64).square_().view(buckets, -1, _LANES)
+        lanes = squares[:, 0].clone()
+        for i in range(1, squares.shape[1]):
+            lanes += squares[:, i]
+        half = _LANES // 2
+        while half:
+            lanes = lanes[:, :half] + lanes[:, half:]
+            half //= 2
+        deviation = (lanes[:, 0] / lengths).sqrt_().mul_(_DEVIATIONS).to(torch.float32)
+        return super().quantise(rows, torch.minimum(top, deviation), scales, width=width, seed=seed, last=last)
+
+
+class NaturalTwin(BucketTwin):
+    """Powers of two."""
+
+    name: ClassVar[str] = "natural"
+
+    def quantise(
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round to powers of two; nothing is kept. See `BucketTwin.quantise`."""
+        scales.view(torch.int32).copy_((top.view(torch.int32) + _MANTISSA) & ~_MANTISSA)
+        scales.clamp_(_SMALLEST, _LARGEST)
+        word = (rows * torch.div(1.0, scales)[:, None]).view(torch.int32)
+        noise = ((_noise16(rows, seed, last) & 0xFFFF) << 7) | 0x40
+        exponent = (((word & _MAGNITUDE) + noise) >> 23).clamp_(max=127)
+        return (exponent | ((word >> 24) & 0x80)).to(torch.uint8), torch.zeros_like(rows)
+
+    def values(self, codes: torch.Tensor, width: int) -> torch.Tensor:
+        """Return powers of two, and their signs."""
+        word = codes.view(torch.int8).to(torch.int32)
+        return (((word & 0x7F) << 23) | (word & -(1 << 31))).view(torch.float32)
 
 
 def _linear(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from ...errors import CodecError
 from ..base import Codec
 from .base import DeviceCodec
-from .buckets import IntTwin, QsgdTwin
+from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
 from .random_block import RandomBlockTwin
 from .topk import TopKTwin
 
 __all__ = ["twin_of"]
 
-_CLASSES: dict[str, type[DeviceCodec]] = {twin.name: twin for twin in (DenseTwin, IntTwin, QsgdTwin, RandomBlockTwin, TopKTwin)}
+_CLASSES: dict[str, type[DeviceCodec]] = {
+    twin.name: twin for twin in (DenseTwin, IntTwin, NaturalTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
+}
 
 
 def twin_of(codec: Codec) -> DeviceCodec:
