@@ -27,9 +27,10 @@ INPUTS := pyproject.toml setup.py constraints.txt ps_accordion/__init__.py
 demo: install
 	$(BIN)/ps-accordion demo $(ARGS)
 
-# Most tests run on one core or wait for processes, so two files at a time take little more than half the time of one.
+# Most tests run on one core or wait for processes, so two files at a time take little more than half the time of one. In the
+# order of their names: files of few long tests would come last otherwise, and the last one runs alone.
 test: install-dev
-	$(BIN)/python -m pytest -m "not full and not cuda" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not full and not cuda" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The longer suites kill and stop processes by the dozen: one at a time.
 test-full: test

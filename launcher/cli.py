@@ -69,13 +69,20 @@ _add(
     "Show all settings, resolved from file, environment and flags, with what they mean.",
     "ps-accordion config --light 0.02 > job.toml",
 )
-bench = App(name="bench", help="Measure this machine.", help_epilogue="Example: ps-accordion bench pushpull")
+bench = App(name="bench", help="Measure this machine.", help_epilogue="Example: ps-accordion bench codecs")
 _add(
     bench,
     "pushpull",
     "bench:pushpull",
     "Time push_pull of one large tensor beside gloo all_reduce of the same tensor.",
     "ps-accordion bench pushpull --cases topk:0.01,dense:32 --json pushpull.json",
+)
+_add(
+    bench,
+    "codecs",
+    "bench_codecs:codecs",
+    "Time what codecs do, as multiples of a plain copy, and say what they lose on six kinds of vectors.",
+    "ps-accordion bench codecs --only topk:0.01,dense --elements 262144 --json codecs.json",
 )
 app.command(bench)
 

@@ -12,7 +12,8 @@
     ├── Unreachable          nobody answered at an address within the time allowed        exit 4
     ├── RunAborted           another process of the run failed; it is named               exit 5
     ├── TooManySkips         too many rounds in a row were not finite                     exit 7
-    └── StorageError         the disk is full, or a state file cannot be read or written  exit 8
+    ├── StorageError         the disk is full, or a state file cannot be read or written  exit 8
+    └── LedgerError          what was pushed is not what was applied, kept or lost        exit 9
 
 A message says what was expected, what came and from where, and what to do now.
 `docs/exit-codes.md` lists the codes for users; they never change meaning.
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "JoinRefused",
     "LayoutError",
+    "LedgerError",
     "PayloadError",
     "PsAccordionError",
     "RunAborted",
@@ -109,3 +111,9 @@ class StorageError(PsAccordionError, OSError):
     """The disk is full, or a state file cannot be read or written."""
 
     exit_code = 8
+
+
+class LedgerError(PsAccordionError):
+    """At the end of a run, what was pushed is not what was applied, kept in residuals or itemised as lost."""
+
+    exit_code = 9

@@ -38,6 +38,8 @@ __all__ = ["Server", "ShardThread", "run"]
 
 GARBAGE_LIMIT = 3
 """Unreadable messages in a row that one member may send: a checksum fails by chance once in years, three times never."""
+NORMS_S = 1.0
+"""How old the norm of a residual may be that is lost with its shard."""
 Task = Callable[[Shard], list[Action]]
 TOGETHER = 4
 """Tasks of a shard after which the thread of the sockets is woken, if more are queued: to send several results at once."""
@@ -101,6 +103,7 @@ class Server:
         self._layouts: dict[int, Layout] = {}
         self._garbage: dict[Peer, int] = {}
         self._heard: float | None = None
+        self._norms_due = 0.0
         self._silence = Silence(settings.timeouts.heartbeat)
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
@@ -208,6 +211,10 @@ class Server:
                     f"no coordinator has answered at {self.settings.coordinator.address} for {silent:.0f} s; start one with "
                     "`ps-accordion coordinator`, or set coordinator.address to where it listens"
                 )
+        for thread in self._threads.values():
+            thread.close()
+        entries = [(number, *thread.shard.account()) for number, thread in self._threads.items()]
+        self._transport.send(COORDINATOR, m.Books(self.number, entries))
         self._transport.send(COORDINATOR, m.Bye(f"server {self.number}"))
 
     def _alive(self) -> None:
@@ -216,6 +223,11 @@ class Server:
         layouts = [(number, layout.digest) for number, layout in self._layouts.items()]
         lost = self._lost[: m.MAX_TEXT]
         self._transport.send(COORDINATOR, m.ServerAlive(self.number, self._address, shards, layouts, self.view, terms, lost))
+        now = time.monotonic()
+        if now >= self._norms_due:
+            self._norms_due = now + NORMS_S
+            norms = [(number, *thread.shard.norm()) for number, thread in self._threads.items()]
+            self._transport.send(COORDINATOR, m.Books(self.number, norms=norms))
 
     def _dispatch(self, arrival: Arrival) -> None:
         if isinstance(arrival.posted, BaseException):
@@ -306,6 +318,10 @@ class Server:
                 owner = self._owner(message.layout, message.key)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_push(peer, message, payload))
+            case m.Restore():
+                owner = self._owner(message.result.layout, message.result.key)
+                if owner is not None:
+                    owner.submit(lambda shard: shard.on_restore(message, payload))
             case m.Ask():
                 self._relay.heard(peer, message.slot)
                 self._to_all(lambda shard: shard.on_ask(peer, message))

@@ -18,6 +18,7 @@ from ps_accordion.codecs import registry
 from ps_accordion.codecs.registry import Codecs
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key, Layout
+from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.regimes.plan import plan_bound
 from ps_accordion.wire import messages as m
 
@@ -46,12 +47,19 @@ class ShardState(msgspec.Struct, frozen=True, array_like=True):
     new: list[int] = []
     donor: int = 0
 
+    def is_blank(self, layout: int, record: KeyRecord) -> bool:
+        """Whether a key lacks the round with which this view's rounds go on: it was finished by a former self of the shard."""
+        return record.round < self.cut_of(layout)[0] - 1
+
+    def cut_of(self, layout: int) -> tuple[int, int]:
+        """Return (cut, previous epoch) of a layout."""
+        return next(((cut, epoch) for of, cut, epoch in self.cuts if of == layout), (0, -1))
+
     def apply(self, layout: int, record: KeyRecord) -> None:
         """Have a key obey the view, unless it has finished a round under it."""
         if record.epoch >= self.epoch:
             return
-        cut, previous_epoch = next(((cut, epoch) for of, cut, epoch in self.cuts if of == layout), (0, -1))
-        record.undo(cut, previous_epoch)
+        record.undo(*self.cut_of(layout))
         record.admit(dict(self.members).keys(), set(self.new), donor=self.donor)
 
 
@@ -68,6 +76,8 @@ class _Header(msgspec.Struct, frozen=True, array_like=True):
     current: list[int] | None
     current_before: list[int] | None
     result: m.Result | None
+    tally: Tally = NO_TALLY
+    tally_before: Tally = NO_TALLY
 
 
 class ShardMemory:
@@ -149,7 +159,7 @@ def _header(record: KeyRecord) -> bytes:
     header = _Header(
         record.round, record.epoch, record.before, record.after, (first is not None, second is not None), record.plan,
         record.plan_before, record.bound, record.bound_before, current, current_before,
-        None if record.result is None else record.result.message,
+        None if record.result is None else record.result.message, record.tally, record.tally_before,
     )  # fmt: skip
     return msgspec.msgpack.encode(header)
 
@@ -165,6 +175,7 @@ def _loaded(key: Key, store: KeyStore) -> KeyRecord:
     record.halves = [half if written else None for half, written in zip(store.halves, header.written, strict=True)]
     record.plan, record.plan_before = header.plan, header.plan_before
     record.bound, record.bound_before = header.bound, header.bound_before
+    record.tally, record.tally_before = header.tally, header.tally_before
     record.current = None if header.current is None else frozenset(header.current)
     record.current_before = None if header.current_before is None else frozenset(header.current_before)
     if header.result is not None:

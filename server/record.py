@@ -10,6 +10,7 @@ import numpy as np
 
 from ps_accordion.codecs.base import Coding, FloatVector, Hint, Payload
 from ps_accordion.layout import Key
+from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer
 
@@ -47,6 +48,7 @@ class Outcome(NamedTuple):
         after: The half that it left.
         bound: Size of the reply's bound in bytes, or the last one's where there is no payload.
         lost: Norm of what a switch of level threw away of the residual.
+        tally: The key's account with this round in it.
     """
 
     kind: m.ResultKind
@@ -57,6 +59,7 @@ class Outcome(NamedTuple):
     after: int
     bound: int
     lost: float
+    tally: Tally
 
 
 @dataclass
@@ -78,6 +81,8 @@ class KeyRecord:
         plan_before: The same before the last finished round: a view that undoes the round takes the plan back too.
         bound: Size of the last reply's bound in bytes: a larger one means that compression has turned lighter.
         bound_before: The same before the last finished round.
+        tally: What was pushed and answered up to the last finished round (`ledger.py`).
+        tally_before: The same before that round.
         current: Slots whose worker has the state after the last finished round: who trained in it, or came together in a JOIN.
             None means all, before the first round.
         current_before: The same before the last finished round.
@@ -97,10 +102,14 @@ class KeyRecord:
     plan_before: int = 0
     bound: int = 0
     bound_before: int = 0
+    tally: Tally = NO_TALLY
+    tally_before: Tally = NO_TALLY
     current: frozenset[int] | None = None
     current_before: frozenset[int] | None = None
     open: dict[int, Held] = field(default_factory=dict)
     hint: Hint = field(default_factory=Hint)
+    norm: float = 0.0
+    """About the L2 norm of the residual, for people; not kept."""
 
     def start(self, *, skipped: bool) -> int:
         """Return the half from which the next fold starts: the last round's own start if that round was skipped."""
@@ -124,10 +133,28 @@ class KeyRecord:
         self.round, self.epoch = finished.message.round, finished.message.epoch
         self.bound_before = self.bound_before if skipped else self.bound
         self.bound = outcome.bound
+        self.tally_before = self.tally_before if skipped else self.tally
+        self.tally = outcome.tally
         self.before, self.after = outcome.before, outcome.after
         self.current_before, self.current = self.current, current
         self.result = finished
         self.open = {}
+
+    def restore(self, finished: Finished, *, bound: int, version: int) -> None:
+        """Go on after a round that a former self of the shard has finished, of whose residuals nothing is left.
+
+        Args:
+            finished: Its result, from a worker.
+            bound: Size of its bound in bytes.
+            version: Of the plan in force after it.
+        """
+        self.round, self.epoch, self.result = finished.message.round, finished.message.epoch, finished
+        self.halves, self.before, self.after = [None, None], 0, 0
+        self.bound = self.bound_before = bound
+        self.plan = self.plan_before = version
+        self.tally = self.tally_before = NO_TALLY
+        self.open = {}
+        self.current = self.current_before = frozenset([finished.message.lead])  # of those that have the state, one is known
 
     def admit(self, members: Collection[int], new: set[int], *, donor: int) -> None:
         """Note that a view has changed the members: who is new takes over the donor's state before it pushes."""
@@ -142,6 +169,7 @@ class KeyRecord:
         assert self.round == cut, f"key {self.key.number}: a view may undo one round, not {self.round - cut + 1}"
         self.round, self.epoch = cut - 1, previous_epoch
         self.after, self.plan, self.bound = self.before, self.plan_before, self.bound_before
+        self.tally = self.tally_before
         self.current = self.current_before
         self.result = None
         self.open = {}  # they were for the round after this one

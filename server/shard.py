@@ -18,6 +18,7 @@ a promise before the answer, a view before what follows from it (`memory.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -32,14 +33,17 @@ from ps_accordion.codecs.base import Coding, FloatVector, Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, PayloadError, WireError
 from ps_accordion.layout import Key, Layout
+from ps_accordion.ledger import NO_TALLY, Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.framing import join_frames
 
+from . import accounts
 from .durable import ShardStore
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
+from .restoring import bound_of, finished_of
 
 __all__ = ["COORDINATOR", "Restored", "Shard"]
 
@@ -102,6 +106,7 @@ class Shard:
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
         self._codecs = registry.suite(**settings.codec.options)
+        self._probes: dict[tuple[int, int], Probe] = {}
         self._scratch = np.zeros(0, np.float32)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
         self._state = self._memory.state()
@@ -111,6 +116,15 @@ class Shard:
     def layouts(self) -> dict[int, Layout]:
         """The layouts whose keys it holds, by number."""
         return dict(self._layouts)
+
+    def account(self) -> Tally:
+        """Return what all pushes, results and residuals of its keys come to."""
+        return accounts.closed((probe, self.records[where]) for where, probe in self._probes.items())
+
+    def norm(self) -> tuple[int, float]:
+        """Return the last round of any key, and about the norm of all residuals after it. From any thread."""
+        records = list(self.records.values())
+        return max((record.round for record in records), default=-1), math.hypot(*(record.norm for record in records))
 
     def close(self) -> None:
         """Let go of the store's memory."""
@@ -140,6 +154,7 @@ class Shard:
             self.records.update({(number, record.key.number): record for record in self._memory.hold(number, layout, mine)})
             crashpoints.reach("s.layout")
             self._layouts[number] = layout
+            self._probes.update({(number, key.number): Probe(number, key) for key in mine if not key.buffer})
             self._take_up(number)
             largest = max((key.elements for key in mine), default=0)
             if largest > self._scratch.size:
@@ -158,6 +173,9 @@ class Shard:
             if restored.residual is not None:
                 record.target(1)[:] = restored.residual
             record.bound = record.bound_before = restored.bound
+            probe = self._probes.get((layout, record.key.number))
+            if probe is not None:
+                record.tally = record.tally_before = NO_TALLY.plus(came=probe.vector(restored.residual).mass)
             record.plan = record.plan_before = restored.plan
             self._memory.save(layout, record)
             if restored.waiting_plan:
@@ -185,7 +203,8 @@ class Shard:
             last = min(((record.round, record.epoch) for (of, _), record in self.records.items() if of == layout), default=None)
             if last is not None:
                 done.append((layout, *last))
-        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done))]
+        blank = any(self._state.is_blank(layout, record) for (layout, _), record in self.records.items())
+        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done, blank))]
 
     def on_view(self, view: m.View) -> list[Action]:
         """Obey a view that is newer than ours, no older than what was promised, and names our boot."""
@@ -222,8 +241,9 @@ class Shard:
     def on_push(self, peer: Peer, push: m.Push, frames: Sequence[Buffer]) -> list[Action]:
         """Take in a push; finish the round if it was the last one missing."""
         record = self.records.get((push.layout, push.key))
-        if record is None or not self._is_member(push):
-            return []  # the layout or the view has not reached us, or the sender is no member: it will ask again
+        if record is None or not self._is_member(push) or self._state.is_blank(push.layout, record):
+            # The layout, the view or the last result has not reached us, or the sender is no member: it will ask again.
+            return []
         if push.round == record.round and record.result is not None:
             return [Send((peer,), record.result.message, record.result.frames)]
         if push.round != record.round + 1:
@@ -249,7 +269,7 @@ class Shard:
             return []
         for number in ask.keys:
             record = self.records.get((ask.layout, number))
-            if record is None:
+            if record is None or self._state.is_blank(ask.layout, record):
                 continue
             if ask.round == record.round and record.result is not None:
                 actions.append(Send((peer,), record.result.message, record.result.frames))
@@ -263,6 +283,26 @@ class Shard:
         if missing:
             actions.append(Send((peer,), m.Missing(ask.layout, ask.round, missing)))
         return actions
+
+    def on_restore(self, restore: m.Restore, frames: Sequence[Buffer]) -> list[Action]:
+        """Go on after the result that a worker has kept of a key, if nothing of the key is left here."""
+        result, state = restore.result, self._state
+        record = self.records.get((result.layout, result.key))
+        sender = self.members.get(restore.slot) == restore.incarnation
+        if record is None or not sender or (restore.p, restore.boot) != (self.epoch, self.boot):
+            return []
+        cut, previous_epoch = state.cut_of(result.layout)
+        if not state.is_blank(result.layout, record) or (result.round, result.epoch) != (cut - 1, previous_epoch):
+            return []
+        try:
+            finished = finished_of(result, frames, record.key)
+        except (WireError, CodecError) as error:
+            return [Note("refused", {"culprit": f"worker {restore.slot}", "reason": str(error)})]
+        record.restore(finished, bound=bound_of(result, self._codecs), version=restore.version)
+        self._memory.save(result.layout, record)
+        if any(state.is_blank(layout, other) for (layout, _), other in self.records.items()):
+            return []
+        return [Note("restored", {"shard": self.number, "layout": result.layout, "round": result.round, "slot": restore.slot})]
 
     def _is_member(self, push: m.Push) -> bool:
         return self.members.get(push.slot) == push.incarnation
@@ -365,7 +405,8 @@ class Shard:
         used = 0
         for each in held:
             used |= each.message.used
-        nothing = Outcome("SKIP", used, NO_CODING, (), start, start, bound, 0.0)
+        tally = record.tally_before if skipped else record.tally
+        nothing = Outcome("SKIP", used, NO_CODING, (), start, start, bound, 0.0, tally)
         if "SKIP" in kinds:
             return nothing
         if kinds == {"EMPTY"}:
@@ -385,12 +426,13 @@ class Shard:
         bound = codec.payload_bound(key.elements, reply[1])
         residual = record.halves[start.before]
         out = np.empty(bound, np.uint8)
+        total_weight = sum(each.message.weight for each in held)
         folded = fold(
             pushes,
             residual,
             record.target(start.before) if residual is not None or codec.keeps(reply[1]) else None,
             elements=key.elements,
-            total_weight=sum(each.message.weight for each in held),
+            total_weight=total_weight,
             seed_reply=seed_for(self.settings.seed, layout, key.number, record.round + 1, SERVER),
             scratch=self._scratch[: key.elements],
             out=out,
@@ -404,8 +446,16 @@ class Shard:
         if folded is None:
             return None
         after = 1 - start.before if folded.wrote else start.before
-        frames = (out[: folded.nbytes].data,)
-        return Outcome("DATA", start.used, folded.coding, frames, start.before, after, bound, folded.lost)
+        payload = out[: folded.nbytes]
+        tally = start.tally
+        probe = self._probes.get((layout, key.number))
+        if probe is not None:
+            left = residual if after == start.before else record.halves[after]
+            tally = accounts.counted(
+                probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
+            )  # fmt: skip
+            record.norm = probe.norm(left)
+        return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)
 
 
 def _coding(push: m.Push) -> Coding:

@@ -42,7 +42,7 @@ class Folded:
 
 def entries(codec, level, n):
     """Return how many entries a payload has at most."""
-    if codec == "dense" or codec in quantised.NAMES:
+    if codec in ("dense", "onebit") or codec in quantised.NAMES:
         return n
     if codec == "topk":
         return min(n, max(1, math.ceil(level * n)))
@@ -58,6 +58,8 @@ def payload_bound(codec, level, n, values="fp16"):
         return 4 * n if level == 32 else 4 + 2 * n
     if codec == "topk":
         return 4 + count * (2 + (2 if values == "fp16" else 4)) + 2 * math.ceil(n / CHUNK)
+    if codec == "onebit":
+        return 4 * math.ceil(n / level) + 4 * math.ceil(n / 32)
     return 4 * count
 
 
@@ -117,6 +119,13 @@ def pack(codec, level, v, seed=0, values="fp16"):
     if codec == "dense":
         payload, stands_for = block_of(v, peak, "fp16")
         return Packed(payload, n, v - stands_for)
+    if codec == "onebit":
+        chunks = [v[start : start + int(level)] for start in range(0, n, int(level))]
+        sizes = np.array([lane_sum(np.abs(chunk.astype(np.float64))) / chunk.size for chunk in chunks]).astype("<f4")
+        bits = np.zeros(32 * math.ceil(n / 32), np.uint8)
+        bits[:n] = v < 0
+        payload = sizes.tobytes() + np.packbits(bits, bitorder="little").tobytes()
+        return Packed(payload, n, v - signs(sizes, bits[:n], level))
     if codec == "random_block":
         at = covered(n, count, seed)
         rest = v.copy()
@@ -129,6 +138,12 @@ def pack(codec, level, v, seed=0, values="fp16"):
     rest[at] = v[at] - stands_for
     in_chunks = np.bincount(at // CHUNK, minlength=math.ceil(n / CHUNK))
     return Packed(payload + (at % CHUNK).astype("<u2").tobytes() + in_chunks.astype("<u2").tobytes(), at.size, rest)
+
+
+def signs(sizes, bits, level):
+    """Return minus a size where a bit is set, and a size elsewhere; never -0."""
+    size = np.repeat(sizes, int(level))[: bits.size]
+    return np.where(bits, -size, size) + F32(0)
 
 
 def read_block(block, count):
@@ -146,6 +161,10 @@ def decode(coding, payload):
         return quantised.decode(codec, level, n, payload)
     if codec == "dense":
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
+    if codec == "onebit":
+        chunks = math.ceil(n / level)
+        bits = np.unpackbits(np.frombuffer(payload, np.uint8)[4 * chunks :], bitorder="little")[:n]
+        return signs(np.frombuffer(payload, "<f4", chunks), bits, level)
     out = np.zeros(n, F32)
     if codec == "random_block":
         out[covered(n, count, seed)] = np.frombuffer(payload, "<f4")
@@ -183,16 +202,21 @@ def encode_holding(codec, level, gradient, residual, held, *, seed=0, values="fp
 # --- the residual at a switch ------------------------------------------------------------------------------------------------
 
 
-def norm(x):
-    """Return the L2 norm: float64, 64 lanes filled in order, then added pairwise."""
+def lane_sum(x):
+    """Return the sum of float64 `x`: 64 lanes filled in order, then added pairwise."""
     rows = np.zeros((math.ceil(x.size / 64), 64))
     rows.reshape(-1)[: x.size] = x
     lanes = np.zeros(64)
     for row in rows:
-        lanes = lanes + row * row
+        lanes = lanes + row
     while lanes.size > 1:
         lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
-    return math.sqrt(lanes[0])
+    return lanes[0]
+
+
+def norm(x):
+    """Return the L2 norm."""
+    return math.sqrt(lane_sum(np.square(x, dtype=np.float64)))
 
 
 def settle(rule, residual, reference, scale=1.0):

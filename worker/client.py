@@ -19,11 +19,13 @@ from ps_accordion.wire.framing import join_frames
 from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport
 
+from .accounting import Accounting
 from .compute import CodecThreads
 from .exchange import Exchange
 from .member import COORDINATOR, Connect, Membership
 from .overdue import Overdue
 from .record import Record
+from .restoring import Restoring
 from .transfer import Donor, Joiner
 
 __all__ = ["Client"]
@@ -62,6 +64,8 @@ class Client:
         self.exchanges: dict[int, Exchange] = {}
         self.donors: dict[int, Donor] = {}
         self.joiners: dict[int, Joiner] = {}
+        self.accounting = Accounting(self.membership)
+        self.restoring = Restoring(self.membership, self.exchanges)
         self.events = JsonLines(None)
         self.record = Record(None)
         self.transport = transport or Transport()
@@ -281,6 +285,8 @@ class Client:
                     raise WireError(f"from {arrival.peer!r}: {error}") from None
             case m.Missing() if message.layout in self.exchanges:
                 self.carry(self.exchanges[message.layout].rounds.on_missing(message, now))
+            case m.Freeze():
+                self.carry(self.restoring.on_freeze(message))
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)
@@ -310,6 +316,7 @@ class Client:
             joiner.ask(view.donor)
         for exchange in self.exchanges.values():
             exchange.on_view(view, now, member=membership.member)
+        self.carry(self.restoring.on_view(now))
 
     def _on_get(self, peer: Peer, get: m.Get) -> None:
         donor = self.donors.get(get.layout)
@@ -331,9 +338,11 @@ class Client:
         self._note_silence(now)
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
+        self.carry(self.accounting.tick(self.exchanges.values(), now))
         if self.error is None:
             for exchange in self.exchanges.values():
                 self.carry(exchange.rounds.tick(now))
+            self.carry(self.restoring.tick(now))
             for joiner in self.joiners.values():
                 self.carry(joiner.tick(now))
             membership, exchanges = self.membership, self.exchanges.values()

@@ -18,6 +18,8 @@ from ps_accordion.regimes.base import Choice
 from ps_accordion.seeds import SHARED, seed_for
 from ps_accordion.wire import messages as m
 
+from .account import Account
+
 __all__ = ["KeyCoder", "Pushed", "coding_of"]
 
 _OURS = 3
@@ -66,6 +68,12 @@ class KeyCoder:
         self.bound = 0
         self._hint = Hint()
         self._out: Payload | None = None
+        self._account = Account(layout, key)
+
+    @property
+    def account(self) -> Account:
+        """What this key's pushes and residual come to so far."""
+        return self._account
 
     @property
     def residual(self) -> FloatVector | None:
@@ -97,10 +105,11 @@ class KeyCoder:
         self._begun = True
         if keeps and self._residual is None:
             self._residual = np.zeros(key.elements, np.float32)
-        loss, before = 0.0, None
+        loss, before, thrown = 0.0, None, 0.0
         if self._residual is not None and 0 < self.bound < bound:
             before = self._residual.copy()
             loss = settle(settings.codec.residual_at_switch, self._residual, gradient)
+            thrown = self._account.mass(before) - self._account.mass(self._residual) if loss else 0.0
         who = SHARED if codec.shared_seed else self._slot + 1
         seed = seed_for(settings.seed, self.layout, key.number, round_, who)
         out = self._room(bound)
@@ -126,6 +135,8 @@ class KeyCoder:
             self.layout, key.number, round_, self._slot, self.incarnation, "DATA", weight, used, previous_skipped,
             codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
         )  # fmt: skip
+        if not key.buffer:
+            self._account.pushed(codec, payload, coding_of(message), gradient, key.elements_of(used), self._residual, thrown)
         return Pushed(message, payload, loss)
 
     def _room(self, nbytes: int) -> Payload:
@@ -151,6 +162,7 @@ class KeyCoder:
 
     def set_residual(self, residual: FloatVector) -> None:
         """Take over a residual, float32[key.elements]; it is copied."""
+        self._account.replaced(self._residual, residual)
         self._residual = residual.copy()
 
     def take_back(self, push: m.Push, payload: Payload) -> None:
@@ -158,7 +170,9 @@ class KeyCoder:
         coding = coding_of(push)
         if self._residual is None:
             self._residual = np.zeros(self.key.elements, np.float32)
-        registry.find(self._codecs, push.codec).accumulate(payload, coding, np.float32(1), self._residual)
+        codec = registry.find(self._codecs, push.codec)
+        codec.accumulate(payload, coding, np.float32(1), self._residual)
+        self._account.taken_back(codec, payload, coding)
 
 
 def coding_of(message: m.Push | m.Result) -> Coding:

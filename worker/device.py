@@ -28,6 +28,7 @@ from ps_accordion.regimes.base import Choice
 from ps_accordion.seeds import SHARED, seed_for
 from ps_accordion.wire import messages as m
 
+from .account import Account
 from .coder import KeyCoder, Pushed, coding_of
 from .streams import Mark, Streams, streams_of
 
@@ -81,6 +82,8 @@ class Pending:
             seed=parcel.seed if codec.shared_seed else 0,
             frames=[opened.payload.size],
         )
+        if not self._coder.key.buffer:
+            self._coder.account.pushed(codec, opened.payload, coding_of(message), None)
         return Pushed(message, opened.payload, opened.loss)
 
 
@@ -104,6 +107,7 @@ class DeviceCoder:
         self._slot = slot
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
         """For pushes without a payload. It never has a residual."""
+        self._host.account.measured = False
         self.bound = 0
         self._streams: Streams | None = None
         self._ready: Mark | None = None
@@ -192,10 +196,16 @@ class DeviceCoder:
         It is only noted here, and added when the next round begins: the payload must not change until then.
         """
         self._owed.append((push, payload))
+        self.account.taken_back(registry.find(self._codecs, push.codec), payload, coding_of(push))
 
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push without a payload, as `KeyCoder.without_payload` does. The residual is untouched."""
         return self._host.without_payload(kind, round_=round_, previous_skipped=previous_skipped, weight=weight)
+
+    @property
+    def account(self) -> Account:
+        """What this key's pushes come to so far."""
+        return self._host.account
 
     @property
     def incarnation(self) -> int:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from typing_extensions import Buffer
 
+from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.errors import RunAborted, TooManySkips, UsageError
 from ps_accordion.layout import Key, Layout, Slice
 from ps_accordion.wire import messages as m
 
-from .coder import Pushed
+from .account import Account
+from .coder import Pushed, coding_of
 from .memory import Gradient
 from .rounds import Decide, Decode, Rounds, Standing
 
@@ -72,6 +74,10 @@ class Coder(Protocol):
     bound: int
     """Bytes of the last push's bound, 0 before the first: a larger one means that compression has turned lighter."""
 
+    @property
+    def account(self) -> Account:
+        """What this key's pushes and results come to so far."""
+
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""
 
@@ -106,6 +112,8 @@ class Exchange(ABC):
         """Whether this worker has applied every round so far."""
         self.starting = False
         """Whether it has yet to fetch the parameters that training starts from."""
+        self.whole = True
+        """Whether this worker has seen the result of every round."""
         self._decodes = 0
         self._decided = decided
         self._keys_of: dict[int, list[tuple[Key, Slice]]] = {index: [] for index in range(len(layout.tensors))}
@@ -182,6 +190,7 @@ class Exchange(ABC):
         def work() -> None:
             began = time.perf_counter()
             self._decode(key, decode, current)
+            self._account_for(decode)
             seconds = time.perf_counter() - began
             self.client.call_soon(lambda: self._on_decoded(decode, seconds))
 
@@ -216,12 +225,21 @@ class Exchange(ABC):
             return
         self.client.record.result(decode.result, decode.payload)
         if self._open is None:  # idle: nobody wants the aggregate
+            self._account_for(decode)
             self.rounds.decoded(decode)
             self._try_decide()
             return
         self._decodes += 1
         key = self.layout.keys[decode.key]
         self.client.codecs.submit(decode.key, self._decoding(key, decode, self._open))
+
+    def _account_for(self, decode: Decode) -> None:
+        """Note what a result comes to, which counts when the round does."""
+        if not self.layout.keys[decode.key].buffer:
+            result = decode.result
+            self.coders[decode.key].account.result(
+                registry.find(registry.DEFAULT, result.codec), decode.payload, coding_of(result)
+            )
 
     def _on_decoded(self, decode: Decode, seconds: float) -> None:
         self._decodes -= 1
@@ -257,6 +275,9 @@ class Exchange(ABC):
         elif decision.kind == "JOIN":
             self.current = True  # it takes over the state that it lacks before it goes on
         self._open = None
+        for coder in self.coders:
+            # A result that a view took back may have become none: in the round that counts, nobody used the key.
+            coder.account.decided(applied=decision.kind == "DATA" and decision.used[coder.key.number] > 0)
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
         self._decided(decision, self._timing)
@@ -282,6 +303,8 @@ class Exchange(ABC):
         """
         was_out = self.rounds.out
         self.rounds.on_view(view, now, member=member)
+        if member:
+            self._try_decide()  # all results may have been there, and a promise in the way
         if member or was_out:
             return
         self.behind = True
@@ -292,13 +315,19 @@ class Exchange(ABC):
         else:
             self._try_decide()
 
-    def admit(self, standing: Standing, incarnation: int) -> None:
-        """Go on where the others stand; see `Rounds.admit`."""
+    def admit(self, standing: Standing, incarnation: int, *, missed: bool = True) -> None:
+        """Go on where the others stand; see `Rounds.admit`.
+
+        Args:
+            standing: Where that is.
+            incarnation: Of this worker now.
+            missed: Whether this run has had rounds before, whose results this worker may not have seen.
+        """
         for push, payload in self.rounds.admit(standing, incarnation):
             self._take_back(push, payload)
         for coder in self.coders:
             coder.incarnation = incarnation
-        self.behind, self.current = False, True
+        self.behind, self.current, self.whole = False, True, self.whole and not missed
 
     def _note_skip(self, round_: int) -> None:
         self.client.events.write(event="skip", layout=self.number, round=round_)

@@ -114,6 +114,10 @@ class Membership:
         """Whether the last view names it."""
         return self.view is not None and self.joined and (self.slot, self.incarnation) in self.view.members
 
+    def cut_of(self, layout: int) -> int:
+        """Return the first round of a layout that counts under the last view; 0 before the first."""
+        return self.view.cut_of(layout)[0] if self.view is not None else 0
+
     # ------------------------------------------------------------ in
 
     def handle(self, peer: Peer, message: m.Message, _: Sequence[Buffer], now: float) -> list[Send | Connect]:

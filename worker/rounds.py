@@ -28,6 +28,7 @@ from ps_accordion.wire.actions import Send
 from ps_accordion.wire.framing import join_frames
 
 from .coder import coding_of
+from .retained import Retained
 
 __all__ = ["Decide", "Decode", "Rounds", "Standing", "server_name"]
 
@@ -133,6 +134,14 @@ class Rounds:
         self._results: dict[int, m.Result] = {}
         self._decoded: set[int] = set()
         self._next_plan: Plan | None = None
+        self.promised = -1
+        """Number of the view before which no round is decided, because a shard has lost its memory."""
+        self.retained = Retained(number, layout)
+
+    @property
+    def held(self) -> bool:
+        """Whether it has promised to decide nothing, and to take over no state, until there is another view."""
+        return self.view is not None and self.promised > self.view.p
 
     @property
     def plan_version(self) -> int:
@@ -246,6 +255,7 @@ class Rounds:
                 raise WireError(f"result of key {result.key}: expected a plan of {result.plan} bytes behind the payload")
             self._next_plan = decode_plan(bytes(plan_frames[0]), len(self.layout.tensors))
         self._results[result.key] = result
+        self.retained.note(result, frames)
         if result.kind != "DATA":
             self._decoded.add(result.key)
             return None
@@ -324,6 +334,7 @@ class Rounds:
             and not self.layout.keys[push.key].buffer
         )
         self._left, self._next_plan, self.out = [], None, False
+        self.retained.forget()
         self._sent, self._results, self._decoded = {}, {}, set()
         return back
 
@@ -336,7 +347,7 @@ class Rounds:
         """
         if self.out:
             return self._step_out()
-        if self.ended or len(self._decoded) < len(self.layout.keys):
+        if self.ended or self.held or len(self._decoded) < len(self.layout.keys):
             return None
         kinds = {result.kind for result in self._results.values()}
         used = tuple(self._results[key.number].used for key in self.layout.keys)
@@ -372,6 +383,7 @@ class Rounds:
                 "infinity first, lower the learning rate, or raise the limit"
             )
         self.round += 1
+        self.retained.decided()
         self._sent, self._results, self._decoded = {}, {}, set()
         return decision
 

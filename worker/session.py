@@ -28,7 +28,6 @@ from .checkpoint import Checkpoints
 from .client import Client
 from .handover import packed, unpacked
 from .interrupt import Interrupts
-from .member import Membership
 from .meter import Counters, Meter
 from .own_state import load_residuals, residuals_of
 from .record import Record
@@ -291,9 +290,14 @@ class Session(BaseSession):
         others = [slot for slot, _ in view.members] if anybody and view is not None else []
         joiner = Joiner(number, round_, state, self.settings, (self.slot, incarnation), donor, others)
         client.call(lambda: client.joiners.__setitem__(number, joiner))
-        while (progress := joiner.progress) and membership.member:
+
+        def stands() -> bool:
+            # A view that restores a shard may begin a round earlier, and then nobody has this state.
+            return membership.member and (not anybody or membership.cut_of(number) > round_)
+
+        while (progress := joiner.progress) and stands():
             # Every part that comes is a sign of life: a large model over a slow link may take longer in all.
-            moved = functools.partial(_has_moved, joiner, progress, membership)
+            moved = functools.partial(_has_moved, joiner, progress, stands)
             client.wait(moved, f"the next part of worker {donor}'s parameters", self.settings.timeouts.join)
         client.call(lambda: client.joiners.__delitem__(number))
         return not joiner.progress
@@ -371,6 +375,9 @@ class Session(BaseSession):
         membership = client.membership
         incarnation, view = membership.incarnation, membership.view
         assert view is not None
+        if exchange.rounds.held:
+            client.wait(lambda: not exchange.rounds.held or not membership.member, "a view that restores a shard")
+            return
         cut, _ = view.cut_of(exchange.number)
         standing = Standing()
         if cut > 0:
@@ -387,7 +394,8 @@ class Session(BaseSession):
 
         def admit() -> None:
             # The view may have changed while the state came, but who is still in it has missed no round.
-            if membership.member and membership.incarnation == incarnation:
+            same = membership.member and membership.incarnation == incarnation
+            if same and not exchange.rounds.held and membership.cut_of(exchange.number) >= cut:
                 exchange.admit(standing, incarnation)
 
         self.on_socket(admit)
@@ -444,6 +452,9 @@ class Session(BaseSession):
                 # Who has not got the last results learns of the end all the same: they would change nothing.
                 ours = client.membership
                 client.wait(lambda: ours.over or all(tracked.exchange.rounds.ended for tracked in self._exchanges), "the end")
+                client.codecs.drain()  # a last skipped round returns its payloads there
+                account = client.accounting.close(tracked.exchange for tracked in self._exchanges)
+                client.call(lambda: client.carry(account))
                 client.call(lambda: client.membership.leave("", 0))
                 # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
                 client.wait(lambda: client.membership.gone, "the coordinator's goodbye")
@@ -507,5 +518,5 @@ class Session(BaseSession):
         self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)
 
 
-def _has_moved(joiner: Joiner, progress: tuple[int, ...], membership: Membership) -> bool:
-    return joiner.progress != progress or not membership.member
+def _has_moved(joiner: Joiner, progress: tuple[int, ...], stands: Callable[[], bool]) -> bool:
+    return joiner.progress != progress or not stands()

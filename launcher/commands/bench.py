@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,6 +17,7 @@ from ps_accordion import config
 from ps_accordion.errors import ConfigError
 
 from .. import local
+from ..machine import machine
 from ..progress import Tail, human_bytes
 from ..screen import Screen
 
@@ -144,24 +142,6 @@ def _row(case: Case, directory: Path, settings: config.Settings, link: str, elem
     }
 
 
-def _machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    versions = {name: metadata.version(name) for name in ("torch", "numpy", "numba", "pyzmq")}
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
 def _show(rows: list[dict[str, Any]], elements: int) -> None:
     console = Console()
     first = rows[0]
@@ -186,8 +166,8 @@ def _show(rows: list[dict[str, Any]], elements: int) -> None:
             f"{row['fewer_bytes']:.1f}x",
         )
     console.print(table)
-    console.print("; ".join(f"{name} {value}" for name, value in _machine().items()), style="dim", highlight=False)
+    console.print("; ".join(f"{name} {value}" for name, value in machine().items()), style="dim", highlight=False)
 
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")

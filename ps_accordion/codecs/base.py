@@ -25,6 +25,7 @@ Promises that every codec keeps (the shared test suite checks them):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -100,6 +101,8 @@ class Codec(ABC):
     """Whether all members must use one seed a round (else each worker draws its own)."""
     feedback: ClassVar[bool] = True
     """Whether encoding loses anything, so that a residual must be kept."""
+    zero_kept: ClassVar[bool] = True
+    """Whether a zero decodes as zero: only then can a span of a key be held (`holding.py`)."""
     scope: ClassVar[Literal["partition", "tensor"]] = "partition"
     """Whether it works on partitions of a tensor or needs the tensor whole."""
 
@@ -167,6 +170,13 @@ class Codec(ABC):
         """Write D(payload) over the whole of `out`, float32[n]. The payload has been validated."""
 
     @abstractmethod
+    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
+        """Write D(payload)[start : start + out.size] to `out`, at the cost of that many elements. The payload has been validated.
+
+        The same bits as `decode` has there. For the ledger, which watches a stretch of every vector.
+        """
+
+    @abstractmethod
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight * D(payload)` to `total`, float32[n], in place. The payload has been validated."""
 
@@ -174,6 +184,17 @@ class Codec(ABC):
         """Set `total`, float32[n], to `0 + weight * D(payload)`: `accumulate` where nothing has been added yet."""
         kernels.vector.clear(total)
         self.accumulate(payload, coding, weight, total)
+
+    def begin_all(
+        self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
+    ) -> None:
+        """Set `total`, float32[n], to `0 + weight * D(payload)` of each member, one after another.
+
+        `begin` and `accumulate`, unless a codec has a way to the same bits in fewer passes. At least one, all of them validated.
+        """
+        for position, (payload, coding, weight) in enumerate(zip(payloads, codings, weights, strict=True)):
+            add = self.accumulate if position else self.begin
+            add(payload, coding, weight, total)
 
     @abstractmethod
     def reencode(

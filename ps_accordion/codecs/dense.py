@@ -126,6 +126,15 @@ class Dense(PackingCodec):
         form, exponent = values.read_preamble(payload)
         kernels.half.decode(values.values_of(payload, form, coding.elements), values.power(exponent), out)
 
+    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
+        """Write a stretch of the vector to `out`."""
+        end = start + out.size
+        if coding.level == 32:
+            out[:] = payload.view(np.float32)[start:end]
+            return
+        form, exponent = values.read_preamble(payload)
+        kernels.half.decode(values.values_of(payload, form, coding.elements)[start:end], values.power(exponent), out)
+
     def begin(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Set `total` to `0 + weight` times the vector."""
         if coding.level == 32:

@@ -26,7 +26,7 @@ from .holding import Held, without
 from .registry import DEFAULT, Choice, Codecs, find, lightest
 from .switch import Rule, settle
 
-__all__ = ["Folded", "Push", "fold"]
+__all__ = ["Folded", "Push", "fold", "sum_decoded"]
 
 
 class Push(NamedTuple):
@@ -89,7 +89,7 @@ def fold(
         out: uint8, 4-byte aligned, as large as the bound of any reply.
         codecs: Codecs by name, with the options to encode the reply with; None takes those without options.
         reply: Codec and level of the reply; None takes the lightest that was pushed.
-        held: Spans that nobody used: zero in the result, their residual carried over as it is.
+        held: Spans that nobody used: what the result has there counts for nothing, their residual is carried over as it is.
         rule: What happens to the residual first, if the reply is lighter than the last one (`switch.py`).
         hint: Of this key, at this server; None for none.
 
@@ -119,10 +119,7 @@ def fold(
     )
     if undecoded:
         return _sum(codec, pushes, residual, new_residual, scale=scale, out=out)
-    for position, push in enumerate(pushes):
-        member = find(known, push.coding.codec)
-        add = member.accumulate if position else member.begin
-        add(push.payload, push.coding, np.float32(push.weight), scratch)
+    sum_decoded(pushes, scratch, codecs=known)
     for start, length in held:
         scratch[start : start + length] = 0.0
     base, lost = residual, 0.0
@@ -134,10 +131,24 @@ def fold(
     encoded = codec.reencode(scratch, scale, base, new_residual, level=choice[1], seed=seed, out=out, hint=hint)
     if encoded is None:
         return None
-    if residual is not None and new_residual is not None:
+    if new_residual is not None:
         for start, length in held:
-            new_residual[start : start + length] = residual[start : start + length]
+            new_residual[start : start + length] = 0.0 if residual is None else residual[start : start + length]
     return Folded(_coding(codec, choice[1], elements, encoded, seed), encoded.nbytes, new_residual is not None, lost)
+
+
+def sum_decoded(pushes: Sequence[Push], total: FloatVector, *, codecs: Codecs | None = None) -> None:
+    """Set `total`, float32[n], to the sum of weight * D(payload), in the order of the pushes: the first half of a fold."""
+    known = DEFAULT if codecs is None else codecs
+    if len({push.coding.codec for push in pushes}) == 1:
+        weights = [np.float32(push.weight) for push in pushes]
+        codec = find(known, pushes[0].coding.codec)
+        codec.begin_all([push.payload for push in pushes], [push.coding for push in pushes], weights, total)
+        return
+    for position, push in enumerate(pushes):
+        member = find(known, push.coding.codec)
+        add = member.accumulate if position else member.begin
+        add(push.payload, push.coding, np.float32(push.weight), total)
 
 
 def _sum(

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import CodecError
 from .base import Codec, Encoded, FloatVector, Hint, Payload
 
-__all__ = ["Held", "encode_holding", "without"]
+__all__ = ["Held", "check_holding", "encode_holding", "without"]
 
 Held = Sequence[tuple[int, int]]
 """Spans of a key: (first element, elements)."""
@@ -24,6 +25,12 @@ def without(vector: FloatVector, held: Held) -> FloatVector:
     for start, length in held:
         copy[start : start + length] = 0.0
     return copy
+
+
+def check_holding(codec: Codec, held: Held) -> None:
+    """Raise `CodecError` if spans are to be held by a codec that sends something for a zero, which nobody would take back."""
+    if held and not codec.zero_kept:
+        raise CodecError(f"codec {codec.name} sends something for zeros and cannot hold spans; expected fused keys to go dense")
 
 
 def encode_holding(
@@ -44,6 +51,7 @@ def encode_holding(
     """
     if not held:
         return codec.encode(gradient, residual, level=level, seed=seed, out=out, rest=rest, hint=hint)
+    check_holding(codec, held)
     gradient = without(gradient, held)
     if residual is None:
         return codec.encode(gradient, None, level=level, seed=seed, out=out, hint=hint)

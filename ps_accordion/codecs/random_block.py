@@ -79,6 +79,16 @@ class RandomBlock(PackingCodec):
         for part, covered in parts(coding.elements, coding.count, coding.seed):
             out[covered] = block[part]
 
+    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
+        """Write what the block covers of a stretch to `out`, and zero elsewhere."""
+        block, end = payload.view(np.float32), start + out.size
+        out.fill(0.0)
+        for part, covered in parts(coding.elements, coding.count, coding.seed):
+            first, last = max(start, covered.start), min(end, covered.stop)
+            if first < last:
+                shift = part.start - covered.start
+                out[first - start : last - start] = block[first + shift : last + shift]
+
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times the block at its place in `total`."""
         block = payload.view(np.float32)

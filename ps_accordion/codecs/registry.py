@@ -13,6 +13,7 @@ from .base import Codec
 from .dense import Dense
 from .int import Int
 from .natural import Natural
+from .onebit import OneBit
 from .qsgd import Qsgd
 from .random_block import RandomBlock
 from .terngrad import TernGrad
@@ -24,7 +25,9 @@ Codecs = Mapping[str, Codec]
 Choice = tuple[str, float]
 """A codec's name and a level."""
 
-_CLASSES: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, Int, Natural, Qsgd, RandomBlock, TernGrad, TopK)}
+_CLASSES: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, TopK)
+}
 
 
 def names() -> list[str]:

@@ -159,6 +159,22 @@ class TopK(Codec):
         places, counts = _positions(payload, coding.elements, coding.count)
         kernels.sparse.scatter(values.load(payload, coding.count), places, counts, out)
 
+    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
+        """Write the values of a stretch to their places in `out`, and zero elsewhere: indices rise, so it is searched for."""
+        out.fill(0.0)
+        places, counts = _positions(payload, coding.elements, coding.count)
+        form, exponent = values.read_preamble(payload)
+        codes, end = values.values_of(payload, form, coding.count), start + out.size
+        for chunk in range(start // CHUNK, -(-end // CHUNK)):
+            base, first = chunk * CHUNK, int(counts[:chunk].sum(dtype=np.int64))
+            here = places[first : first + int(counts[chunk])]
+            # In the type of the places: else all of them would be converted.
+            low, high = np.searchsorted(here, np.array((max(0, start - base), min(CHUNK, end - base)), np.uint16)).tolist()
+            found = codes[first + low : first + high]
+            if form == values.FP16:
+                found = values.decoded(found.view(np.uint16), exponent)
+            out[here[low:high] + np.int64(base - start)] = found
+
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times the values at their places in `total`."""
         places, counts = _positions(payload, coding.elements, coding.count)

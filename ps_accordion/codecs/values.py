@@ -34,6 +34,7 @@ __all__ = [
     "PREAMBLE",
     "ValueFormat",
     "check",
+    "decoded",
     "exponent_of",
     "load",
     "power",
@@ -129,8 +130,11 @@ def load(block: Payload, count: int) -> FloatVector:
     """Return the values of a checked block as float32: a view of the block, or the thread's scratch `decoded`."""
     form, exponent = read_preamble(block)
     values = values_of(block, form, count)
-    if form == FP32:
-        return values.view(np.float32)
-    out = borrow("decoded", count, np.float32)
-    kernels.half.decode(values, power(exponent), out)
+    return values.view(np.float32) if form == FP32 else decoded(values.view(np.uint16), exponent)
+
+
+def decoded(codes: NDArray[np.uint16], exponent: int) -> FloatVector:
+    """Return what halves stand for as float32: the thread's scratch `decoded`."""
+    out = borrow("decoded", codes.size, np.float32)
+    kernels.half.decode(codes, power(exponent), out)
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import RunAborted
+from ..errors import LedgerError, RunAborted
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Send, Stop
 from . import history
@@ -63,13 +63,19 @@ class Ending:
                 worker.left = True
             return self.all_left(now) if told else []
         self.known.discard(name)
-        return [] if self.known else [self._stop()]
+        return [] if self.known else self._stop()
 
     def tick(self, now: float) -> list[Action]:
         """Stop when all know, or have had the time to."""
-        return [self._stop()] if now >= self._stop_at or not self.known else []
+        return self._stop() if now >= self._stop_at or not self.known else []
 
-    def _stop(self) -> Stop:
+    def _stop(self) -> list[Action]:
+        """Balance the ledger, of what everybody has said before goodbye."""
+        run, ended = self._run, isinstance(self.over, m.Ended)
+        verdict = run.accounts.verdict(run.views.members, range(run.settings.num_shards), ended=ended)
+        notes: list[Action] = [] if verdict is None else [Note("ledger", verdict.fields)]
         if isinstance(self.over, m.Abort):
-            return Stop(RunAborted.exit_code, self.over.culprit, self.over.reason)
-        return Stop(0)
+            return [*notes, Stop(RunAborted.exit_code, self.over.culprit, self.over.reason)]
+        if verdict is not None and verdict.wrong:
+            return [*notes, Stop(LedgerError.exit_code, "coordinator", str(verdict))]
+        return [*notes, Stop(0)]

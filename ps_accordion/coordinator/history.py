@@ -9,6 +9,8 @@ Each record is plain JSON with a `what`; `History` is what a sequence of them me
     proposed {p, members}                          before any shard is asked to promise
     view     {view, out}                           before anybody obeys it; `out` lists all (slot, incarnation) that were removed
     planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
+    lost     {item}                                a worker taken out by a view, or a shard's memory: its residual may be lost
+    accounted {account}                            a worker that has finished said what its pushes came to
     kept     {message}                             before a worker hears that a checkpoint is complete, which it is
     ending   {}                                    some worker's rounds have ended: no view follows
     over     {message}                             before anybody is told that the run is over
@@ -30,11 +32,14 @@ from ..wire.actions import Record
 __all__ = [
     "History",
     "Joined",
+    "Lost",
     "PastLayout",
+    "accounted",
     "ending",
     "kept",
     "late",
     "layout",
+    "lost",
     "opened",
     "over",
     "planned",
@@ -56,6 +61,34 @@ class Joined:
         """Return what to log before the welcome."""
         fields = {"slot": self.slot, "incarnation": self.incarnation, "token": self.token, "restart": self.restart}
         return Record({"what": "joined", **fields})
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A residual that is lost.
+
+    Attributes:
+        who: Whose, for people: `worker 2`, `shard 1`.
+        incarnation: Of the worker, or boot of the shard.
+        round: Last round of which something is known.
+        norm: About the norm of the residual after that round; None where nobody knows.
+        why: What happened.
+    """
+
+    who: str
+    incarnation: int
+    round: int
+    norm: float | None
+    why: str
+
+    @property
+    def of_shard(self) -> bool:
+        """Whether it was a shard's."""
+        return self.who.startswith("shard ")
+
+    def __str__(self) -> str:
+        norm = "of unknown norm" if self.norm is None else f"norm about {self.norm:.2g}"
+        who = self.who if self.of_shard else f"{self.who} (incarnation {self.incarnation})"
+        return f"{who}, last heard of after round {self.round}, {norm}: {self.why}"
 
 
 @dataclass
@@ -85,6 +118,8 @@ class History:
         layouts: By number.
         ending: Whether some worker's rounds have ended.
         over: What everybody was told at the end.
+        lost: Residuals that may be lost.
+        accounts: Of workers that have finished.
         kept: The last complete checkpoint.
     """
 
@@ -96,6 +131,8 @@ class History:
     layouts: dict[int, PastLayout] = field(default_factory=dict)
     ending: bool = False
     over: m.Ended | m.Abort | None = None
+    lost: list[Lost] = field(default_factory=list)
+    accounts: list[m.Account] = field(default_factory=list)
     kept: m.Kept | None = None
 
     @classmethod
@@ -135,6 +172,10 @@ class History:
             case {"what": "planned", "layout": number, "version": version, "rate": rate}:
                 self.layouts[number].version = version
                 self.layouts[number].rate = rate
+            case {"what": "lost", "item": item}:
+                self.lost.append(msgspec.convert(item, Lost))
+            case {"what": "accounted", "account": account}:
+                self.accounts.append(msgspec.convert(account, m.Account))
             case {"what": "kept", "message": fields}:
                 self.kept = msgspec.convert(fields, m.Kept)
             case {"what": "ending"}:
@@ -187,6 +228,16 @@ def viewed(view: m.View, out: Sequence[tuple[int, int]]) -> Record:
 def planned(number: int, version: int, rate: float | None) -> Record:
     """A plan of this version is given out."""
     return Record({"what": "planned", "layout": number, "version": version, "rate": rate})
+
+
+def lost(item: Lost) -> Record:
+    """A residual may be lost."""
+    return Record({"what": "lost", "item": msgspec.to_builtins(item)})
+
+
+def accounted(account: m.Account) -> Record:
+    """A worker has given its whole account."""
+    return Record({"what": "accounted", "account": msgspec.json.decode(msgspec.json.encode(account))})
 
 
 def kept(message: m.Kept) -> Record:

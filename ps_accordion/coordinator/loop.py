@@ -171,6 +171,10 @@ def _say(note: Note) -> None:
     elif note.event == "gone":
         who = f"server {note.fields['server']}" if "server" in note.fields else f"worker {note.fields['slot']}"
         print(f"coordinator: {who} {note.fields['why']}", file=sys.stderr)
+    elif note.event == "ledger" and (note.fields["workers"] or note.fields["wrong"]):
+        print(f"coordinator: {note.fields['text']}", file=sys.stderr)
+    elif note.event == "lost" and note.fields["who"].startswith("shard"):
+        print(f"coordinator: residual lost: {note.fields['text']}; it begins anew", file=sys.stderr)
     elif note.event == "silent":
         print(f"coordinator: {note.fields['name']} has not been heard for {note.fields['since_s']:.0f} s", file=sys.stderr)
     elif note.event == "heard":

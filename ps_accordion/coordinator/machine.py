@@ -86,8 +86,11 @@ class Coordinator:
             m.Alive: self._on_alive,
             m.ServerAlive: self._on_server,
             m.Frozen: lambda _peer, frozen, _, now: self._membership.frozen(frozen, now),
+            m.Promise: lambda _peer, promise, _, now: self._membership.promised(promise, now),
             m.Report: self._on_report,
             m.Rate: self._on_rate,
+            m.Account: self._on_account,
+            m.Books: self._on_books,
             m.Saved: lambda peer, saved, _, now: self.checkpoints.saved(peer, saved, now),
             m.Leave: self._on_leave,
             m.Fault: self._on_fault,
@@ -120,7 +123,7 @@ class Coordinator:
         handler = self._handlers.get(type(message))
         if handler is None:
             return [Note("unexpected", {"message": type(message).__name__})]
-        if self.over is not None and not isinstance(message, m.Bye):
+        if self.over is not None and not isinstance(message, (m.Books, m.Bye)):
             return [Send((peer,), self.over)]
         return handler(peer, message, payload, now)
 
@@ -149,6 +152,7 @@ class Coordinator:
             other.lost += seconds
         for worker in self.workers.values():
             worker.since = min(now, worker.since + seconds)
+            worker.asked += seconds
         return [Note("away", {"for_s": round(seconds, 3)})]
 
     def tick(self, now: float) -> list[Action]:
@@ -284,9 +288,10 @@ class Coordinator:
             return [Note("refused", {"server": alive.server, "reason": reason}), _refused("", peer, reason)]
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if known is not None and known.shards != tuple(alive.shards):
-            if self.view is not None:
-                return self._lost_memory(known, peer, alive, now)
-            known = None  # nothing has begun, so nothing is lost with the one before
+            # Where nothing has begun, nothing is lost with the one before.
+            lost = self._lost_memory(known, alive) if self.view is not None else []
+            actions += lost
+            known = None
         if known is None:
             known = Server(alive.server, alive.address, tuple(alive.shards), peer, now)
             self.servers[alive.server] = known
@@ -300,20 +305,26 @@ class Coordinator:
         known.layouts = dict(alive.layouts)
         actions += self.layouts.missing_at(known)
         actions += self._begin(now)
-        if self.view is not None and alive.view < self.view.p:
+        # A view that does not name it is not for it: it waits for the next.
+        named = self.view is not None and set(alive.shards) <= {(number, boot) for number, boot, _ in self.view.shards}
+        if self.view is not None and alive.view < self.view.p and named:
             actions.append(Send((peer,), self.view))
         return actions + self.layouts.open(self.views.members, self.servers.values())
 
     def _is_away(self, server: Server) -> bool:
         """Whether a process that claims to be this server may be the one that was started in its place."""
-        return bool(server.gone) or not math.isinf(server.lost)
+        return bool(server.gone) or not math.isinf(server.lost) or server.peer is None
 
-    def _lost_memory(self, server: Server, peer: Peer, alive: m.ServerAlive, now: float) -> list[Action]:
-        """End the run: what was started in a server's place is not what it was."""
+    def _lost_memory(self, server: Server, alive: m.ServerAlive) -> list[Action]:
+        """Note what is lost with a server's memory: what was started in its place is not what it was, and begins anew."""
         why = alive.lost or "nothing of it was found (servers.state_directory, run.directory)"
-        reason = f"{server.name} has come back without its memory: {why}; {_residuals(server)} are lost"
-        server.peer = peer
-        return self._abort(server.name, reason, now)
+        boots = dict(alive.shards)
+        return [
+            action
+            for number, boot in server.shards
+            if boots.get(number) != boot
+            for action in self.run.accounts.shard_lost(number, boot, why)
+        ]
 
     def _missing(self) -> str:
         settings = self.settings
@@ -411,6 +422,14 @@ class Coordinator:
         return [action for entry in entries for action in self.layouts.pending(entry, self.run.members(), self.servers)]
 
     # ------------------------------------------------------------ the end
+
+    def _on_account(self, _peer: Peer, account: m.Account, _: Sequence[Buffer], _now: float) -> list[Action]:
+        worker = self.run.member(account.slot, account.incarnation)
+        return [] if worker is None else self.run.accounts.worker(account)
+
+    def _on_books(self, _peer: Peer, books: m.Books, _: Sequence[Buffer], _now: float) -> list[Action]:
+        self.run.accounts.books(books)
+        return []
 
     def _on_leave(self, peer: Peer, leave: m.Leave, _: Sequence[Buffer], now: float) -> list[Action]:
         worker = self.run.member(leave.slot, leave.incarnation)

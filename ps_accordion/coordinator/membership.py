@@ -60,6 +60,8 @@ class Membership:
                 gone = f"has been silent for {limits.dead:g} s"
             elif now - worker.lost > LOST_BEATS * limits.heartbeat:
                 gone = "has closed its connection"
+            elif now - worker.asked > limits.dead:
+                gone = f"has not answered for {limits.dead:g} s, though a shard has to be restored"
             elif worker in stuck:
                 gone = (
                     f"computes for more than {self._progress.limit(worker):.0f} s while others wait; session.busy() allows that"
@@ -97,7 +99,7 @@ class Membership:
         moved = views.proposal is None and views.view is not None and views.view.shards != run.shards()
         if wanted == views.aim and not moved:
             self._short_since = math.inf
-            return self._freeze() if views.proposal is not None else []
+            return self._freeze(now) if views.proposal is not None else []
         gone = [worker.name for worker in run.members() if worker.gone]
         if all(worker.left for worker in run.members()):
             return self._ending.all_left(now)
@@ -111,7 +113,7 @@ class Membership:
         self._short_since = math.inf
         proposal = views.propose(wanted)
         note = Note("proposal", {"p": proposal.p, "members": sorted(wanted.items())})
-        return [history.proposed(proposal.p, wanted), note, *self._freeze()]
+        return [history.proposed(proposal.p, wanted), note, *self._freeze(now)]
 
     def _is_starting(self, wanted: dict[int, int]) -> bool:
         """Whether the donor of the first parameters of some model is gone while somebody still fetches them from it."""
@@ -137,38 +139,69 @@ class Membership:
             return [Note("waiting", {"missing": f"{missing} ({why})", "since_s": round(since)})]
         return []
 
-    def _freeze(self) -> list[Action]:
-        """Ask the shards that have not promised yet."""
+    def _freeze(self, now: float) -> list[Action]:
+        """Ask the shards that have not promised yet, and workers where a shard is blank."""
         run = self._run
         assert run.views.proposal is not None
         per_server = run.settings.servers.shards_per_server
         servers = sorted({number // per_server for number in run.views.missing(run.shards())})
-        peers = peers_of(run.servers[number] for number in servers)
+        workers = [worker for worker in run.members() if worker.slot in run.views.missing_workers(run.shards())]
+        for worker in workers:
+            worker.asked = min(worker.asked, now)
+        peers = peers_of([*(run.servers[number] for number in servers), *workers])
         return [Send(peers, m.Freeze(run.views.proposal.p))] if peers else []
 
     def frozen(self, report: m.Frozen, now: float) -> list[Action]:
         """Take in a shard's promise; make the view with the last one."""
+        self._run.views.promised(report)
+        return self._commit(now)
+
+    def promised(self, promise: m.Promise, now: float) -> list[Action]:
+        """Take in a worker's promise; make the view with the last one."""
+        worker = self._run.member(promise.slot, promise.incarnation)
+        if worker is not None:
+            worker.asked = math.inf
+        self._run.views.worker_promised(promise)
+        return self._commit(now)
+
+    def _commit(self, now: float) -> list[Action]:
         run, views = self._run, self._run.views
-        views.promised(report)
-        proposal = views.proposal
-        if proposal is None or views.missing(run.shards()) or run.ending:
+        proposal, shards = views.proposal, run.shards()
+        if proposal is None or views.missing(shards) or views.missing_workers(shards) or run.ending:
             return []
         kept = [worker for worker in run.members() if proposal.members.get(worker.slot) == worker.incarnation]
         if proposal.members != self._wanted() or not kept:
             return []  # somebody has come or gone meanwhile: the next look makes a proposal that knows
+        if layouts := views.unrestorable(shards, run.layouts.opened, run.first_rounds):
+            numbers = ", ".join(str(number) for number, _ in views.blank(shards))
+            reason = f"shard {numbers} has lost its memory, and nobody has the last results of layout {layouts[0]}"
+            return self._ending.abort("coordinator", f"{reason}, by which it could go on", now)
         before = views.members
         donor = min(kept, key=lambda worker: (not worker.synced, worker.slot)).slot
         view = views.commit(run.shards(), donor=donor, layouts=run.layouts.opened)
         removed = sorted(slot for slot, incarnation in before.items() if proposal.members.get(slot) != incarnation)
         new = sorted(slot for slot, incarnation in proposal.members.items() if before.get(slot) != incarnation)
         for worker in run.members():
-            worker.since = now
+            worker.since, worker.asked = now, math.inf
             worker.ready = False
         notes: list[Action] = []
         for layout, cut, _epoch in view.cuts:
             if new:  # whoever comes has other statistics, or none: all tensors are light until the next check
                 run.layouts.entries[layout].planner.rejoined(sorted(proposal.members), cut)
                 notes += run.layouts.plans(run.layouts.entries[layout], run.members(), run.servers)
-        fields = {"p": view.p, "members": view.members, "cuts": view.cuts, "removed": removed, "new": new, "donor": donor}
-        told: list[Action] = [history.viewed(view, views.removed), Note("view", fields), Send(run.everybody(), view)]
+        restore = [number for number, _ in view.restore]
+        fields = {
+            "p": view.p,
+            "restore": restore,
+            "members": view.members,
+            "cuts": view.cuts,
+            "removed": removed,
+            "new": new,
+            "donor": donor,
+        }
+        lost: list[Action] = []
+        for slot in removed:
+            out = run.member(slot, before[slot])
+            lost += run.accounts.gone(slot, before[slot], "another has taken its place" if out is None else out.gone)
+        told: list[Action] = [*lost, history.viewed(view, views.removed), Note("view", fields), Send(run.everybody(), view)]
         return [*told, *notes, *run.layouts.open(views.members, run.servers.values())]

@@ -43,6 +43,8 @@ class Worker:
     """When that, or a round, changed last."""
     lost: float = math.inf
     """When its connection broke; infinite while it has one."""
+    asked: float = math.inf
+    """Since when it owes a promise, because a shard has lost its memory; infinite while it owes none."""
     gone: str = ""
     """Why it is taken for dead; empty while it is not."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..config import Settings
 from ..wire import messages as m
 from ..wire.actions import Peer
+from .accounts import Accounts
 from .history import History
 from .layouts import Layouts, Resume
 from .roster import Server, Worker, peers_of
@@ -27,6 +28,7 @@ class Run:
         servers: By number.
         layouts: What was declared, and the plans.
         views: Who takes part in rounds.
+        accounts: What they say of their sums.
         incarnations: The highest that was given out.
         ending: Whether some worker's rounds have ended: from here on views do not change.
         born: When this coordinator began.
@@ -37,6 +39,7 @@ class Run:
         self.resume = resume
         self.layouts = Layouts(settings, history, resume)
         self.views = Views(history)
+        self.accounts = Accounts(history.lost, history.accounts)
         self.incarnations = history.incarnations
         self.ending = history.ending
         self.born = now

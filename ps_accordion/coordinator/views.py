@@ -34,11 +34,13 @@ class Proposal:
         p: Its number.
         members: Incarnation of each slot that is to be in it.
         reports: What each shard that has promised said.
+        promises: What each worker that has promised said, by slot; asked for only where a shard is blank.
     """
 
     p: int
     members: dict[int, int]
     reports: dict[int, m.Frozen] = field(default_factory=dict)
+    promises: dict[int, m.Promise] = field(default_factory=dict)
 
 
 class Views:
@@ -105,6 +107,51 @@ class Views:
         if self.proposal is not None and report.p == self.proposal.p:
             self.proposal.reports[report.shard] = report
 
+    def worker_promised(self, promise: m.Promise) -> None:
+        """Take in a worker's promise. One for another number is late."""
+        proposal = self.proposal
+        if proposal is not None and promise.p == proposal.p and proposal.members.get(promise.slot) == promise.incarnation:
+            proposal.promises[promise.slot] = promise
+
+    def blank(self, shards: Sequence[ShardPlace]) -> list[tuple[int, int]]:
+        """Return (number, boot) of the shards that have lost what they knew: their boots are new, or they say so."""
+        known = {number: boot for number, boot, _ in self.view.shards} if self.view is not None else {}
+        reports = self.proposal.reports if self.proposal is not None else {}
+        return [
+            (number, boot)
+            for number, boot, _ in shards
+            if known.get(number) != boot or (number in reports and reports[number].blank)
+        ]
+
+    def missing_workers(self, shards: Sequence[ShardPlace]) -> list[int]:
+        """Return the slots of workers that stay, and have to promise and have not yet: where a shard is blank, all of them."""
+        proposal = self.proposal
+        if proposal is None or not self.blank(shards):
+            return []
+        return [slot for slot in self._staying(proposal) if slot not in proposal.promises]
+
+    def unrestorable(self, shards: Sequence[ShardPlace], layouts: Iterable[int], begun: Mapping[int, int]) -> list[int]:
+        """Return the layouts whose last results no worker has that stays, though a shard is blank.
+
+        Args:
+            shards: All shards.
+            layouts: Numbers of the layouts whose rounds have begun.
+            begun: The round with which a layout began, where that is not 0: a checkpoint has what is needed for that one.
+        """
+        proposal = self.proposal
+        if proposal is None or not self.blank(shards):
+            return []
+        lost = []
+        for layout in layouts:
+            cut, _ = self._cut_of_workers(layout, proposal)
+            said = [each for promise in proposal.promises.values() for each in promise.layouts if each[0] == layout]
+            if cut > begun.get(layout, 0) and not any(whole for _, round_, _, whole in said if round_ == cut):
+                lost.append(layout)
+        return lost
+
+    def _staying(self, proposal: Proposal) -> list[int]:
+        return [slot for slot, incarnation in self.members.items() if proposal.members.get(slot) == incarnation]
+
     def missing(self, shards: Sequence[ShardPlace]) -> list[int]:
         """Return the shards that have not promised yet."""
         reports = self.proposal.reports if self.proposal is not None else {}
@@ -121,7 +168,11 @@ class Views:
         old, proposal = self.view, self.proposal
         assert old is not None
         assert proposal is not None
-        cuts = [(layout, *self._cut(layout, proposal.reports.values())) for layout in layouts]
+        restore = self.blank(shards)
+        cuts = [
+            (layout, *(self._cut_of_workers(layout, proposal) if restore else self._cut(layout, proposal.reports.values())))
+            for layout in layouts
+        ]
         for slot, incarnation in old.members:
             if proposal.members.get(slot) != incarnation:
                 self._removed[slot, incarnation] = {}
@@ -135,12 +186,25 @@ class Views:
             sorted(proposal.members.items()),
             cuts,
             list(shards),
-            [],
+            restore,
             donor,
             [(*pair, layout, cut) for pair, at in self._removed.items() for layout, cut in at.items()],
         )
         self.proposal = None
         return self.view
+
+    def _cut_of_workers(self, layout: int, proposal: Proposal) -> tuple[int, int]:
+        """Return the same where a shard is blank: the highest round that a worker has open, and the epoch of the one before."""
+        said = [
+            (round_, whole, epoch)
+            for promise in proposal.promises.values()
+            for of, round_, epoch, whole in promise.layouts
+            if of == layout
+        ]
+        if not said:
+            return 0, -1
+        cut, _, epoch = max(said)
+        return cut, epoch
 
     def _cut(self, layout: int, reports: Iterable[m.Frozen]) -> tuple[int, int]:
         """Return the first round that counts under the new view, and the epoch of the round before it."""

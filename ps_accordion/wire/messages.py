@@ -12,8 +12,10 @@ from msgspec import Meta, Struct
 
 __all__ = [
     "Abort",
+    "Account",
     "Alive",
     "Ask",
+    "Books",
     "Bye",
     "Declare",
     "Ended",
@@ -30,6 +32,7 @@ __all__ = [
     "Missing",
     "NewLayout",
     "NewPlan",
+    "Promise",
     "Pulse",
     "Push",
     "PushKind",
@@ -38,6 +41,7 @@ __all__ = [
     "Refuse",
     "Refused",
     "Report",
+    "Restore",
     "Result",
     "ResultKind",
     "Save",
@@ -71,6 +75,7 @@ Address = Annotated[str, Meta(max_length=256)]
 Terms = Annotated[dict[Name, Text | int | float | bool], Meta(max_length=MAX_TERMS)]
 File = Annotated[str, Meta(max_length=64, pattern=r"^[a-z]+(-[0-9]+)?\.[a-z]+$")]
 Member = tuple[Slot, Count]
+Entries = Annotated[list[tuple[Slot, float, float, float, float, float, float]], Meta(max_length=65536)]
 Standings = Annotated[list[tuple[Count, Round, bool]], Meta(max_length=MAX_LAYOUTS)]
 Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
 
@@ -145,6 +150,46 @@ class Leave(Message, tag="leave", frozen=True):
     incarnation: Count
     error: Text
     code: Annotated[int, Meta(ge=0, le=255)]
+
+
+class Account(Message, tag="account", frozen=True):
+    """Worker to coordinator, once a second and before it leaves: what its pushes have come to, for the ledger.
+
+    Attributes:
+        slot: Sender.
+        incarnation: Of the sender.
+        former: Incarnations that it had before: what they left behind is not lost.
+        round: Last round that it has decided.
+        norm: About the L2 norm of all that its residuals hold; -1 where it does not know.
+        final: Whether its rounds have ended. Only then there are entries.
+        whole: Whether it has seen the results of all rounds.
+        measured: Whether it knows what its gradients came to.
+        entries: By shard: gradients, pushes that count, residuals, lost, results, slack.
+    """
+
+    slot: Slot
+    incarnation: Count
+    former: Annotated[list[Count], Meta(max_length=4096)]
+    round: Round
+    norm: Annotated[float, Meta(ge=-1)]
+    final: bool = False
+    whole: bool = True
+    measured: bool = True
+    entries: Entries = []
+
+
+class Books(Message, tag="books", frozen=True):
+    """Server to coordinator, once a second and when it hears that the run is over: what its shards counted, for the ledger.
+
+    Attributes:
+        server: Sender.
+        entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack.
+        norms: (shard, round, about the L2 norm of what its residuals hold after it), said once a second, without entries.
+    """
+
+    server: Slot
+    entries: Entries = []
+    norms: Annotated[list[tuple[Slot, Round, float]], Meta(max_length=65536)] = []
 
 
 class Ended(Message, tag="ended", frozen=True):
@@ -244,7 +289,10 @@ class View(Message, tag="view", frozen=True):
 
 
 class Freeze(Message, tag="freeze", frozen=True):
-    """Coordinator to server: promise to finish no round before a view of number `p` or higher, and say how far you are."""
+    """Coordinator to server: promise to finish no round before a view of number `p` or higher, and say how far you are.
+
+    To workers too where a shard has lost what it knew: they promise to decide no round.
+    """
 
     p: Count
 
@@ -259,6 +307,7 @@ class Frozen(Message, tag="frozen", frozen=True):
         epoch: Number of the last view that it obeyed; -1 before the first.
         done: (layout, round, epoch) of each layout that it holds: the last round that all its keys have finished, and the view
             under which they did; (-1, -1) before the first.
+        blank: Whether it lacks what came before the rounds of that view: its boot is new, and nobody has restored it yet.
     """
 
     p: Count
@@ -266,6 +315,24 @@ class Frozen(Message, tag="frozen", frozen=True):
     boot: Seed
     epoch: Round
     done: Annotated[list[tuple[Count, Round, Round]], Meta(max_length=MAX_LAYOUTS)]
+    blank: bool = False
+
+
+class Promise(Message, tag="promise", frozen=True):
+    """Worker to coordinator: I decide no round and take over no state before a view of number `p` or higher.
+
+    Attributes:
+        p: Number that is promised.
+        slot: Who promises.
+        incarnation: Of the sender.
+        layouts: (layout, open round, epoch of the round before, whether it has that round's results) of each layout that it is
+            not behind in.
+    """
+
+    p: Count
+    slot: Slot
+    incarnation: Count
+    layouts: Annotated[list[tuple[Count, Round, Round, bool]], Meta(max_length=MAX_LAYOUTS)]
 
 
 class Hello(Message, tag="hello", frozen=True):
@@ -354,6 +421,26 @@ class Result(Message, tag="result", frozen=True):
     seed: Seed = 0
     frames: Annotated[list[Count], Meta(max_length=16)] = []
     plan: Count = 0
+
+
+class Restore(Message, tag="restore", frozen=True):
+    """Worker to a shard that a view names as blank: the last result of one key, with that result's frames.
+
+    Attributes:
+        p: Number of the view.
+        boot: Of the shard.
+        slot: Sender.
+        incarnation: Of the sender.
+        version: Of the plan in force after that round.
+        result: As that shard's former self gave it.
+    """
+
+    p: Count
+    boot: Seed
+    slot: Slot
+    incarnation: Count
+    version: Count
+    result: Result
 
 
 class Ask(Message, tag="ask", frozen=True):

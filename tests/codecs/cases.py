@@ -29,6 +29,11 @@ class Case(NamedTuple):
     def build(self):
         return get(self.codec, values=self.values) if self.codec == "topk" else get(self.codec)
 
+    @property
+    def rounds(self):
+        """Whether what is kept is a difference that is rounded, so that it adds up to a few units of the last place only."""
+        return self.codec == "onebit"
+
     def __str__(self):
         return f"{self.codec}-{self.level:g}" + (f"-{self.values}" if self.codec == "topk" else "")
 
@@ -48,6 +53,8 @@ CASES = [
     Case("topk", 0.001, "fp32"),
     Case("topk", 0.3),
     Case("topk", 1.0, "fp32"),
+    Case("onebit", 512),
+    Case("onebit", 16384),
     Case("random_block", 0.01),
     Case("random_block", 0.37),
     Case("random_block", 1.0),
@@ -88,6 +95,14 @@ def _vectors(n):
         "wide": (rng.standard_normal(n) * np.exp2(rng.integers(-60, 60, n))).astype(np.float32),
         "every sixteenth": np.where(np.arange(n) % 16 == 3, gaussian(n, 2), np.float32(1e-3)).astype(np.float32),
     }
+
+
+def adds_up(case, total, v):
+    """Return whether `total` is `v`: to the bit, or, where the rest is rounded, to a few units of the largest in its place."""
+    if not case.rounds:
+        return np.array_equal(total, v)
+    few = float(np.abs(v).max()) * 2.0**-22 + 2.0**-149
+    return bool((np.abs(total.astype(np.float64) - v) <= few).all())
 
 
 def buffer(codec, level, n):

@@ -31,6 +31,8 @@ DIGESTS = {
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
     "topk-1-fp32": "53be0810faa3bbb7274f52064dee0578",
+    "onebit-512": "d5413b69fa93d8274f3008d9f3522e1d",
+    "onebit-16384": "a56a585da61715e422c382556b45e194",
     "random_block-0.01": "10aec4eb279d8d73f46a28d96e16d8fa",
     "random_block-0.37": "a5080cbb93085ae27cd6d3cdd351463a",
     "random_block-1": "e91e871e1839f40170756162293e86a8",
@@ -67,4 +69,5 @@ def test_the_smallest_payloads_byte_by_byte():
     assert payload("natural-8") == "00 0200 0000 0080 407d fe7c"
     assert payload("topk-0.3-fp16") == "0100 f3ff 00f6 0100 0100"
     assert payload("topk-1-fp32") == "0000 0000 0000 803f 0000 40c0 0000 003f 0000 0100 0200 0300"
+    assert payload("onebit-512") == "0000 c03f 0200 0000"
     assert payload("random_block-0.37") in ("0000 803f", "0000 40c0", "0000 003f")

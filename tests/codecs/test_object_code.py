@@ -21,7 +21,7 @@ from ps_accordion import codecs
 codecs.warm()
 seen = hashlib.sha256()
 gradient = np.random.default_rng(0).standard_normal({n}).astype(np.float32)
-levels = {{"dense": (16, 32), "int": (4,), "natural": (8,), "qsgd": (2,)}}
+levels = {{"dense": (16, 32), "int": (4,), "natural": (8,), "onebit": (512,), "qsgd": (2,)}}
 levels |= {{"random_block": (0.1,), "terngrad": (2,), "topk": (0.01, 0.5)}}
 for name, level in [(name, level) for name in levels for level in levels[name]]:
     codec = codecs.get(name)

@@ -4,6 +4,7 @@ import pytest
 from coordinating import Job, alive, answers, leave, server
 from machines import named, notes, sends
 
+from ps_accordion.coordinator.views import Views
 from ps_accordion.wire import messages as m
 
 
@@ -77,17 +78,85 @@ def test_a_server_at_another_address_needs_a_view():
     assert notes(job.later(0.1), "proposal") == []
 
 
-@pytest.mark.parametrize("lost", ["", "shard-1.state is gone"])
-def test_a_server_that_comes_back_without_its_memory_ends_the_run(lost):
-    """The reason names it, says what is lost, and why if it knows."""
+def blank(lost: str = "") -> Job:
+    """Return a job whose server 1 has come back with another boot, and in which both servers have promised."""
     job = job_with_state()
     job.machine.lost(b"s1", job.now)
     live(job, 1.0, servers=[0])
-    (abort,) = sends(back(job, boot=99, view=-1, lost=lost), m.Abort)
-    assert abort.message.culprit == "server 1"
-    assert abort.message.reason.startswith("server 1 has come back without its memory: " + (lost or "nothing of it was found"))
-    assert abort.message.reason.endswith("the residuals of shard 1 are lost")
-    assert {b"new s1", b"s0", b"w0", b"w1"} == set(abort.peers)
+    job.said = back(job, boot=99, view=-1, lost=lost)
+    (freeze,) = sends(job.later(0.1), m.Freeze)
+    assert {b"new s1", b"s0", b"w0", b"w1"} == set(freeze.peers)
+    actions = job.say(b"s0", m.Frozen(2, 0, server(0).shards[0][1], 1, [(0, 6, 1)]))
+    actions += job.say(b"new s1", m.Frozen(2, 1, 99, -1, [(0, -1, -1)]))
+    assert sends(actions, m.View) == []
+    return job
+
+
+@pytest.mark.parametrize("lost", ["", "shard-1.state is gone"])
+def test_a_server_that_comes_back_without_its_memory_begins_anew(lost):
+    """What is lost is named. Workers promise too; the view begins with the round that is open at the one that is furthest."""
+    job = blank(lost)
+    (item,) = notes(job.said, "lost")
+    assert (item["who"], item["norm"]) == ("shard 1", None)
+    assert item["why"].startswith(lost or "nothing of it was found")
+    assert sends(job.say(b"w0", m.Promise(2, 0, 1, [(0, 6, 1, True)])), m.View) == []
+    (view,) = sends(job.say(b"w1", m.Promise(2, 1, 2, [(0, 7, 1, True)])), m.View)
+    assert view.message.restore == [(1, 99)]
+    assert view.message.cuts == [(0, 7, 1)]
+    assert answers(back(job, boot=99, view=-1), b"new s1")[-1] == view.message
+
+
+def test_a_shard_that_is_blank_still_makes_workers_promise_again():
+    """It has the boot of the last view, and nobody has restored it when the next one is made."""
+    job = blank()
+    for slot in (0, 1):
+        job.say(b"w%d" % slot, m.Promise(2, slot, slot + 1, [(0, 7, 1, True)]))
+    job.machine.lost(b"w1", job.now)
+    actions = [action for _ in range(9) for action in [*job.say(b"w0", alive(0, view=2)), *job.later(0.1)]]
+    assert notes(actions, "proposal")[0]["p"] == 3
+    job.say(b"s0", m.Frozen(3, 0, server(0).shards[0][1], 2, [(0, 6, 1)]))
+    assert sends(job.say(b"new s1", m.Frozen(3, 1, 99, 2, [(0, -1, -1)], True)), m.View) == []
+    (view,) = sends(job.say(b"w0", m.Promise(3, 0, 1, [(0, 7, 1, True)])), m.View)
+    assert (view.message.restore, view.message.cuts) == ([(1, 99)], [(0, 7, 1)])
+
+
+def test_a_worker_that_does_not_promise_is_taken_out():
+    """It lives, but does not answer: the others get their shard back after `timeouts.dead`."""
+    job = blank()
+    job.say(b"w0", m.Promise(2, 0, 1, [(0, 7, 1, True)]))
+    actions = [
+        action
+        for _ in range(round(job.settings.timeouts.dead / 0.1) + 5)
+        for action in [*live(job, 0.1, servers=[0]), *back(job, boot=99, view=-1)]
+    ]
+    (gone,) = notes(actions, "gone")
+    assert (gone["slot"], gone["why"]) == (1, "has not answered for 10 s, though a shard has to be restored")
+    assert notes(actions, "proposal")[-1]["members"] == [(0, 1)]
+    job.say(b"s0", m.Frozen(3, 0, server(0).shards[0][1], 1, [(0, 6, 1)]))
+    job.say(b"new s1", m.Frozen(3, 1, 99, -1, [(0, -1, -1)]))
+    (view,) = sends(job.say(b"w0", m.Promise(3, 0, 1, [(0, 7, 1, True)])), m.View)
+    assert view.message.members == [(0, 1)]
+    assert view.message.restore == [(1, 99)]
+
+
+def test_a_shard_that_is_lost_before_the_first_round_after_a_checkpoint_needs_no_results():
+    """It has read the checkpoint again."""
+    views, begun = Views(), {0: 12}
+    views.first({0: 1}, [(0, 5, "tcp://127.0.0.1:5000")], begun)
+    views.propose({0: 1})
+    views.worker_promised(m.Promise(2, 0, 1, [(0, 12, -1, False)]))
+    shards = [(0, 6, "tcp://127.0.0.1:5000")]
+    assert views.unrestorable(shards, [0], begun) == []
+    assert views.unrestorable(shards, [0], {}) == [0]
+    assert views.commit(shards, donor=0, layouts=[0]).cuts == [(0, 12, -1)]
+
+
+def test_a_shard_that_nobody_can_restore_ends_the_run():
+    """Who is furthest has taken over a state, and the results of the round before are nowhere."""
+    job = blank()
+    job.say(b"w0", m.Promise(2, 0, 1, [(0, 6, 1, True)]))
+    (abort,) = sends(job.say(b"w1", m.Promise(2, 1, 2, [(0, 7, -1, False)])), m.Abort)
+    assert "shard 1 has lost its memory, and nobody has the last results of layout 0" in abort.message.reason
 
 
 def test_a_second_process_with_the_number_of_one_that_lives_is_refused():

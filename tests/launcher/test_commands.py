@@ -3,8 +3,10 @@ import json
 
 import pytest
 
+from ps_accordion import codecs, config
 from ps_accordion.errors import ConfigError
-from ps_accordion.launcher.commands import bench, demo
+from ps_accordion.launcher import codec_speed
+from ps_accordion.launcher.commands import bench, bench_codecs, demo
 
 
 def test_cases_are_read_as_codec_and_level():
@@ -17,6 +19,43 @@ def test_malformed_cases_show_the_form(text):
     """What came is quoted, and the right form named."""
     with pytest.raises(ConfigError, match="expects codec:level, such as"):
         bench.parse_cases(text)
+
+
+def test_every_codec_has_a_light_and_a_heavy_level_to_be_measured_at():
+    """A codec that is registered appears without being named anywhere."""
+    assert {case.codec for case in bench_codecs.cases_of("")} == set(codecs.names())
+    assert bench_codecs.cases_of("topk") == [("topk", level) for level in config.LEVELS["topk"]]
+    assert bench_codecs.cases_of("topk:0.3, dense:16") == [("topk", 0.3), ("dense", 16.0)]
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("topkk", "among dense, .*got 'topkk'"), ("topk:much", "name or name:level")])
+def test_codecs_that_do_not_exist_are_not_measured(text, wanted):
+    """What came is quoted, and what is legal named."""
+    with pytest.raises(ConfigError, match=wanted):
+        bench_codecs.cases_of(text)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_operation_of_every_codec_is_a_row(tmp_path, capsys, threads):
+    """The names of a row are promised; an operation that a codec does not have is no row."""
+    assert bench_codecs.codecs(elements=3000, threads=threads, json_file=tmp_path / "rows.json") == 0
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["rows"]
+    names = {"codec", "op", "level", "n", "threads", "ms", "gbps", "vs_memcpy", "bytes_per_element", "sq_error"}
+    assert all(set(row) == names and row["ms"] > 0 and row["threads"] == threads for row in rows)
+    for name in codecs.names():
+        ops = {row["op"] for row in rows if row["codec"] == name}
+        assert {"encode_feedback", "encode_in_place", "reencode", "decode", "fold2", "fold4", "fold8"} <= ops
+        assert ("linear_sum8" in ops) == codecs.get(name).linear
+    shown = capsys.readouterr().out
+    assert [words for words in ("squared error: gaussian", "encode_feedback", "topk 0.04: ") if words not in shown] == []
+
+
+def test_an_error_is_what_the_vector_loses():
+    """Dense loses nothing, the largest hundredth of a vector that has no more is all of it, and half of it is not."""
+    for name, level, kind, expected in (("dense", 32, "t2", 0), ("topk", 0.02, "1% dense", 0), ("topk", 0.1, "gaussian", 0.56)):
+        errors = codec_speed.squared_errors(codecs.get(name), level, 100_000)
+        assert list(errors) == list(codec_speed.DISTRIBUTIONS)
+        assert errors[kind] == pytest.approx(expected, abs=0.01)
 
 
 def test_a_demo_without_scikit_learn_says_how_to_install_it(monkeypatch):

@@ -68,6 +68,10 @@ def test_the_next_results_are_those_of_shards_that_were_not_stopped(tmp_path, se
         for coder, residual in zip(member.coders, before, strict=True):
             coder.set_residual(np.zeros(coder.key.elements, np.float32) if residual is None else residual)
     assert [restored.round(3, previous_skipped=skipped), restored.round(4)] == expected
+    for shard in restored.shards:  # of this run's ledger, what the checkpoint had is where it begins
+        tally = shard.account()
+        assert abs(tally.difference) <= tally.slack
+        assert tally.came != 0
 
 
 def test_a_plan_that_waits_goes_out_with_the_next_result(tmp_path):

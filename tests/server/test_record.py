@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from machines import layout_of, settings_of
 
+from ps_accordion.ledger import NO_TALLY
 from ps_accordion.server.record import NO_CODING, Finished, Held, KeyRecord, Outcome
 from ps_accordion.wire import messages as m
 
@@ -17,7 +18,9 @@ def finish(record: KeyRecord, *, wrote: bool, skipped: bool = False, bound: int 
     if wrote:
         record.target(start).fill(record.round + 2)
     kept = record.bound_before if skipped else record.bound
-    outcome = Outcome("DATA" if wrote else "SKIP", 1, NO_CODING, (), start, after, kept if bound is None else bound, 0.0)
+    outcome = Outcome(
+        "DATA" if wrote else "SKIP", 1, NO_CODING, (), start, after, kept if bound is None else bound, 0.0, NO_TALLY
+    )
     result = m.Result(0, KEY.number, record.round + 1, 1, outcome.kind, 1)
     record.plan_before, record.plan = record.plan, record.round + 2
     record.finish(Finished(result, ()), outcome, frozenset({record.round + 2}), skipped=skipped)

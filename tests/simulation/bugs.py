@@ -10,7 +10,7 @@ from unittest import mock
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.coordinator.membership import Membership
 from ps_accordion.coordinator.views import Views
-from ps_accordion.server.memory import ShardMemory
+from ps_accordion.server.memory import ShardMemory, ShardState
 from ps_accordion.server.record import KeyRecord
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
@@ -48,6 +48,30 @@ def planted(name):
 
     with mock.patch.object(owner, attribute, changed):
         yield
+
+
+# ---------------------------------------------------------------- lost disks
+
+
+@bug(ShardState, "is_blank")
+def a_blank_shard_answers(real, self, layout, record):
+    return False
+
+
+@bug(Views, "blank")
+def a_lost_memory_goes_unnoticed(real, self, shards):
+    return []
+
+
+@bug(Rounds, "held")
+def a_promised_worker_decides(real, self):
+    return False
+
+
+@bug(Views, "_cut_of_workers")
+def the_cut_is_that_of_the_slowest(real, self, layout, proposal):
+    said = [each for promise in proposal.promises.values() for each in promise.layouts if each[0] == layout]
+    return min((round_, epoch) for _, round_, epoch, _ in said) if said else (0, -1)
 
 
 # ---------------------------------------------------------------- the shard

@@ -5,6 +5,7 @@
    before left.
 3. The run ended, and nobody was left behind.
 4. What a worker encoded is in counted pushes or in its residual: none is counted that went back, none went back that was counted.
+5. The ledger that the product itself makes at the end balances.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ from ps_accordion.codecs import Push as FoldPush
 from ps_accordion.codecs import fold, registry
 from ps_accordion.codecs.base import Coding
 from ps_accordion.seeds import SERVER, seed_for
+from ps_accordion.wire import messages as m
 
 __all__ = ["check"]
 
@@ -26,6 +28,10 @@ def check(world):
         world.count["lost runs"] += 1
         _replicas_agree(world)
         return
+    if "nobody has the last results" in world.over:
+        world.count["lost results"] += 1
+        _replicas_agree(world)
+        return
     assert not world.over, ("the run was aborted", world.over)
     kinds = _replicas_agree(world)
     assert len(world.ended) == 1, ("one last round", world.ended)
@@ -37,11 +43,14 @@ def check(world):
     )
     counted = _replay(world, kinds, last)
     _ledger(world, counted)
+    _verdict(world)
 
 
 def _replicas_agree(world):
     states = {}
     for round_, name, state in world.applied:
+        if (round_, name) in world.forgotten:
+            continue
         states.setdefault(round_, {}).setdefault(state, []).append(name)
     for round_, groups in states.items():
         assert len(groups) == 1, ("replicas differ after round", round_, groups)
@@ -66,6 +75,7 @@ def _replay(world, kinds, last):
         assert len(epochs) == 1, ("one round, several views", round_, epochs)
         members = world.views[epochs.pop()].members
         skip = any(result.kind == "SKIP" for result, _ in results.values())
+        _lose(world, round_, residuals, bounds)
         before = dict(residuals), dict(bounds)
         for key in layout.keys:
             result, payload = results[key.number]
@@ -110,6 +120,7 @@ def _replay(world, kinds, last):
             residuals, bounds = before
         else:
             counted |= {(key.number, round_, *member) for key in layout.keys for member in members}
+    _lose(world, last, residuals, bounds)
     for process in world.alive("server"):
         for (_, key), record in process.shard.records.items():
             mine = record.halves[record.start(skipped=kinds.get(last - 1) == "SKIP")]
@@ -119,11 +130,24 @@ def _replay(world, kinds, last):
     return counted
 
 
+def _lose(world, round_, residuals, bounds):
+    """Begin anew where a view says that a shard does, in this round: without its residual, after the result that came back."""
+    blank = {shard for view in world.views.values() if view.cut_of(0)[0] == round_ for shard, _ in view.restore}
+    for key in world.layout.keys:
+        if key.shard in blank:
+            residuals[key.number] = np.zeros(key.elements, np.float32)
+            last, _ = world.results[round_ - 1][key.number] if round_ else (None, None)
+            data = last is not None and last.kind == "DATA"
+            bounds[key.number] = registry.get(last.codec).payload_bound(key.elements, last.level) if data else 0
+
+
 def _ledger(world, counted):
     if world.settings.codec.residual_at_switch != "keep":
         return  # what a switch throws away is itemised by its norm only
     codecs = registry.suite(values=world.settings.codec.values)
     for process in world.workers_ever:
+        if process.name in {name for _, name in world.forgotten}:
+            continue  # what it pushed in a round that was made again is neither counted nor in its residual
         if process.state != "gone" or process.exchange is None or process.exchange.behind:
             continue  # what a dead worker had left out is lost with it
         for key in world.layout.keys:
@@ -140,3 +164,16 @@ def _ledger(world, counted):
             encoded = process.gradient_sum.get(key.number, np.zeros(key.elements))
             error = np.abs(total - encoded).max()
             assert error < 1e-3 * max(1.0, np.abs(encoded).max()), ("mass of a worker", process.name, key.number, float(error))
+
+
+def _verdict(world):
+    """Balance the ledger as the coordinator does when all have said goodbye."""
+    for coordinator in world.alive("coordinator"):
+        run = coordinator.machine.run
+        for server in world.alive("server"):
+            run.accounts.books(m.Books(server.number, [(server.number, *server.shard.account())]))
+        verdict = run.accounts.verdict(run.views.members, range(world.settings.num_shards), ended=True)
+        if verdict is not None:
+            assert not verdict.wrong, ("the ledger", str(verdict))
+            world.count["sums compared"] += verdict.compared
+            world.count["residuals itemised as lost"] += len(verdict.lost)

@@ -19,11 +19,13 @@ from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Record, Send, Stop
 from ps_accordion.wire.silence import Silence
+from ps_accordion.worker.accounting import Accounting
 from ps_accordion.worker.client import Client
 from ps_accordion.worker.handover import packed, unpacked
 from ps_accordion.worker.host_exchange import HostExchange
 from ps_accordion.worker.member import COORDINATOR, Membership
 from ps_accordion.worker.overdue import Overdue
+from ps_accordion.worker.restoring import Restoring
 from ps_accordion.worker.rounds import Standing
 from ps_accordion.worker.transfer import START, Blob, Donor, Joiner
 
@@ -50,6 +52,9 @@ class Process:
 
     def post(self, peer, message, payload=()):
         """Send to a peer: a listener by its link's name, or whoever connected, by the bytes of its name."""
+        if isinstance(message, m.Account):
+            self.world.tell(self.name, "coordinator 0", message)
+            return
         target = peer.decode() if isinstance(peer, bytes) else ("coordinator 0" if peer == COORDINATOR else peer)
         self.world.send(self.name, target, framing.pack(message, payload))
 
@@ -64,11 +69,15 @@ class Process:
                         self.world.point(self, point, 0.3)
             elif isinstance(action, Record):
                 self.log.append(json.loads(json.dumps(action.fields)))
+                self.logged(action.fields["what"])
                 self.world.reach(self, LOGGED.get(action.fields["what"], ""))
                 self.world.point(self, "c.recorded")
             elif isinstance(action, Stop):
                 return action
         return None
+
+    def logged(self, what):
+        """Note that a record of that kind is on the disk."""
 
     def heritage(self):
         """Return what whoever is started in its place gets."""
@@ -105,11 +114,13 @@ class CoordinatorProcess(Process):
     def lost(self, name):
         self._carry(self.machine.lost(name.encode(), self.world.now))
 
-    def _carry(self, actions):
-        view = self.machine.view
-        if view is not None:
+    def logged(self, what):
+        if what == "view":  # one that is not, nobody has heard of: who is started next may make another
+            view = self.machine.view
             known = self.world.views.setdefault(view.p, view)
             assert known == view, ("two views with one number", known, view)
+
+    def _carry(self, actions):
         if any(isinstance(getattr(action, "message", None), m.Abort) for action in actions):
             # Who has finished does not apply what others learn after it: with the last that does, the state is gone.
             self.world.holders = [worker.name for worker in self.world.alive("worker") if worker.has_state]
@@ -155,7 +166,8 @@ class ServerProcess(Process):
         match message:
             case m.View():
                 self._carry(shard.on_view(message))
-                self._alive()
+                if shard.epoch == message.p:  # one that has promised a later view would be told of this one again, without end
+                    self._alive()
             case m.Freeze():
                 self._carry(shard.on_freeze(message))
             case m.NewLayout():
@@ -173,6 +185,8 @@ class ServerProcess(Process):
             case m.Push():
                 self.relay.heard(peer, message.slot)
                 self._carry(shard.on_push(peer, message, payload))
+            case m.Restore():
+                self._carry(shard.on_restore(message, payload))
             case m.Ask():
                 self.relay.heard(peer, message.slot)
                 self._carry(shard.on_ask(peer, message))
@@ -220,6 +234,8 @@ class SimulatedClient(Client):
         )
         self.error = None
         self.exchanges, self.donors, self.joiners = {}, {}, {}
+        self.accounting = Accounting(self.membership)
+        self.restoring = Restoring(self.membership, self.exchanges)
         self.events = SimpleNamespace(write=lambda **fields: None)
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient, push=lambda push, payload: None)
         self.codecs = SimpleNamespace(submit=self._submit)
@@ -353,8 +369,25 @@ class WorkerProcess(Process):
             key: (result, self.payloads.get((key, result.round, result.epoch)) if result.kind == "DATA" else None)
             for key, result in results.items()
         }
-        known = self.world.results.setdefault(round_, found)
-        assert known == found, ("workers decided a round by different results", round_)
+        membership, world = self.client.membership, self.world
+        deciders = world.deciders.setdefault(round_, {})
+        known = world.results.setdefault(round_, found)
+        if known != found:
+            # Rounds that only workers had decided which are out of a later view may be made again, if a disk was lost.
+            older, newer = sorted(each[0][0].epoch for each in (known, found))
+            views = [
+                view for p, view in world.views.items() if older < p <= newer and view.restore and view.cut_of(0)[0] <= round_
+            ]
+            mine = {(membership.slot, membership.incarnation): self.name}
+            gone = deciders if known[0][0].epoch == older else mine
+            assert any(not gone.keys() & set(view.members) for view in views), ("workers decided a round differently", round_)
+            world.count["rounds made again"] += 1
+            world.forgotten |= {(round_, name) for name in gone.values()}
+            if gone is mine:
+                return
+            world.results[round_] = found
+            deciders.clear()
+        deciders[membership.slot, membership.incarnation] = self.name
 
     def _go_on(self):
         if self.client.membership.joined:
@@ -399,10 +432,10 @@ class WorkerProcess(Process):
 
     def _waiting_for_a_place(self):
         membership = self.client.membership
-        if not (membership.member and membership.inside):
+        if not (membership.member and membership.inside) or self.exchange.rounds.held:
             return
         cut, _ = membership.view.cut_of(0)
-        self._blob = Blob()
+        self._blob, self._cut = Blob(), cut
         self._incarnation = membership.incarnation
         if cut > 0:
             member, view = (membership.slot, membership.incarnation), membership.view
@@ -413,7 +446,7 @@ class WorkerProcess(Process):
 
     def _fetching(self):
         membership, joiner = self.client.membership, self.client.joiners.get(0)
-        if not membership.member:
+        if not membership.member or (joiner is not None and membership.cut_of(0) < self._cut):
             self.client.joiners.pop(0, None)
             self.state = "between"
             return
@@ -425,7 +458,7 @@ class WorkerProcess(Process):
             standing, data = unpacked(self._blob.bytes())
             flat = np.frombuffer(data, np.float32)
             params = [part.copy() for part in np.split(flat, np.cumsum([part.size for part in self.params])[:-1])]
-        if membership.incarnation == self._incarnation:
+        if membership.incarnation == self._incarnation and not self.exchange.rounds.held:
             self.params = params
             self.exchange.admit(standing, membership.incarnation)
             self.world.count["came in"] += 1
@@ -507,6 +540,7 @@ class WorkerProcess(Process):
 
     def _finishing(self):
         if self.exchange.rounds.ended:
+            self.client.carry(self.client.accounting.close([self.exchange]))
             self.client.membership.leave("", 0)
             self.state = "leaving"
 

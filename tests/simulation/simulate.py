@@ -1,53 +1,99 @@
-"""Run seeds of the simulation: `python tests/simulation/simulate.py FIRST LAST [rough | POINT]`, the last one excluded.
+"""Run seeds of the simulation: `python tests/simulation/simulate.py FIRST LAST [KIND [BUG...]]`, the last one excluded.
 
-Prints one line a failing seed, and at the end what has happened in all, as JSON. Without a third word odd seeds are rough.
-With the name of a point (`roles.NAMED`) processes surely die there, beside what a seed draws; `each` does so for one point after
-the other, a line of JSON each.
+Prints one line a failing seed, and at the end what has happened in all, as JSON. Without a kind odd seeds are rough.
+
+    rough   all are
+    disks   servers lose their disks, too
+    POINT   processes surely die at that point (`roles.NAMED`), beside what a seed draws
+    each    one point after the other, a line of JSON each
+
+With names of planted bugs (`bugs.py`) it prints, of each, the seeds that pass without it and fail with it: those to pin. With
+`every` it looks at all of them, until each has two.
 """
 
 import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+from bugs import BUGS, planted
 from roles import NAMED, POINTS
 from world import Faults, World
 
 from ps_accordion.codecs import warm
 
+ENOUGH = 2
+"""Seeds that are looked for of each bug."""
 
-def faults_of(seed: int, what: str) -> Faults | None:
+
+def faults_of(seed: int, kind: str) -> Faults | None:
     """Return what goes wrong in a run; None draws it."""
-    if what in NAMED:
-        return replace(Faults.drawn(random.Random(seed), POINTS), crash=what, spared=seed % 4)
-    return Faults.rough() if seed % 2 or what == "rough" else None
+    if kind in NAMED:
+        return replace(Faults.drawn(random.Random(seed), POINTS), crash=kind, spared=seed % 4)
+    if kind == "disks":
+        return Faults.of_disks(seed)
+    return Faults.rough() if seed % 2 or kind == "rough" else None
 
 
-def simulate(seeds: range, what: str) -> bool:
+def passes(seed: int, kind: str) -> bool:
+    """Whether a seed breaks no promise."""
+    try:
+        World(seed, faults_of(seed, kind)).run()
+    except Exception:  # a check, or a role that breaks on what it gets
+        return False
+    return True
+
+
+def catching(seeds: range, kind: str, bugs: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield (bug, seed) for seeds that pass without a bug and fail with it, until each bug has enough of them."""
+    found = Counter()
+    for seed in seeds:
+        wanted = [bug for bug in bugs if found[bug] < ENOUGH]
+        if not wanted or not passes(seed, kind):
+            continue
+        for bug in wanted:
+            with planted(bug):
+                caught = not passes(seed, kind)
+            if caught:
+                found[bug] += 1
+                yield bug, seed
+
+
+def simulate(seeds: range, kind: str) -> bool:
     """Run seeds, and print what has happened; return whether none broke a promise."""
     happened, failed = Counter(), 0
     for seed in seeds:
         try:
-            happened += World(seed, faults_of(seed, what)).run()
+            happened += World(seed, faults_of(seed, kind)).run()
         except Exception as error:  # whatever it is: the seed is what matters
             failed += 1
-            print(f"seed {seed} {what}: {type(error).__name__}: {str(error)[:1000]}", file=sys.stderr, flush=True)
-    print(json.dumps({"failed": failed, **happened} | ({"point": what} if what in NAMED else {})), flush=True)
+            print(f"seed {seed} {kind}: {type(error).__name__}: {str(error)[:1000]}", file=sys.stderr, flush=True)
+    print(json.dumps({"failed": failed, **happened} | ({"point": kind} if kind in NAMED else {})), flush=True)
     return not failed
 
 
 def main() -> int:
-    """Run them; return 1 if a seed broke a promise."""
-    first, last, what = int(sys.argv[1]), int(sys.argv[2]), (*sys.argv[3:], "")[0]
-    if what not in ("", "rough", "each", *NAMED):
-        sys.exit(f"expected rough, each, or one of {', '.join(NAMED)}; got {what!r}")
+    """Run them; return 1 if a seed broke a promise, or a bug was not caught."""
+    seeds, kind, bugs = range(int(sys.argv[1]), int(sys.argv[2])), (*sys.argv[3:], "")[0], sys.argv[4:]
+    bugs = sorted(BUGS) if bugs == ["every"] else bugs
+    if kind not in ("", "rough", "disks", "each", *NAMED):
+        sys.exit(f"expected rough, disks, each, or one of {', '.join(NAMED)}; got {kind!r}")
+    if unknown := set(bugs) - BUGS.keys():
+        sys.exit(f"expected planted bugs among {', '.join(sorted(BUGS))}; got {', '.join(sorted(unknown))}")
     warm()
-    done = [simulate(range(first, last), each) for each in (NAMED if what == "each" else [what])]
+    if bugs:
+        caught = set()
+        for bug, seed in catching(seeds, kind, bugs):
+            caught.add(bug)
+            print(f"{bug}: {seed}", flush=True)
+        return 0 if caught == set(bugs) else 1
+    done = [simulate(seeds, each) for each in (NAMED if kind == "each" else [kind])]
     return 0 if all(done) else 1
 
 

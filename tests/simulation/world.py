@@ -10,7 +10,7 @@ import itertools
 import random
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -85,6 +85,13 @@ class Faults:
         )
 
     @classmethod
+    def of_disks(cls, seed):
+        """Return rough faults of which many take a server's disk with it; in every second seed nothing dies at named points."""
+        kinds = ("worker", "disk", "disk", "server", "coordinator", "stall", "cut")
+        rough = cls.rough()
+        return replace(rough, kinds=kinds, random_faults=5 + seed % 6, points=rough.points if seed % 2 else {})
+
+    @classmethod
     def drawn(cls, rng, points=(), kinds=None):
         """Return faults of a random kind and strength."""
         return cls(
@@ -145,6 +152,8 @@ class World:
         self.over = ""
         self.pushes, self.applied, self.views, self.results, self.ended = {}, [], {}, {}, set()
         self.workers_ever = []
+        self.deciders, self.forgotten = {}, set()
+        """Who decided each round; and what was decided by workers that were then out of a view that went back past it."""
         self.holders = []
         self._queue = []
         self._serial = itertools.count()
@@ -163,7 +172,7 @@ class World:
 
     def reach(self, process, name):
         """Die here, if this is the point that the run is about, and its time has come."""
-        if name != self.faults.crash:
+        if not name or name != self.faults.crash:
             return
         self._reached += 1
         times = self._reached.bit_length()  # 1, 2, 4, 8...: the power of two that it may be
@@ -202,6 +211,11 @@ class World:
         for _ in range(2 if raging and rng.random() < faults.double and len(self._queue) < CROWD else 1):
             late = raging and rng.random() < faults.late
             self.at(rng.uniform(0.5, 12.0) if late else rng.uniform(0.001, 0.02), lambda: self._arrive(source, target, data))
+
+    def tell(self, source, target, message):
+        """Carry a message about sums, of which nothing depends but the ledger: none is lost, and chance has no part in it."""
+        frames = [bytes(frame) for frame in framing.pack(message, ())]
+        self.at(0.005, lambda: self._arrive(source, target, frames))
 
     def _arrive(self, source, target, data):
         process = self.processes.get(target)
@@ -255,10 +269,15 @@ class World:
     def _fault(self):
         rng, kind = self.rng, self.rng.choice(self.faults.kinds)
         everybody = sorted(self.processes)
-        if kind in ("worker", "server", "coordinator"):
-            candidates = sorted((process for process in self.alive(kind) if self.may_die(process)), key=lambda each: each.name)
+        if kind in ("worker", "server", "coordinator", "disk"):
+            role = "server" if kind == "disk" else kind
+            candidates = sorted((process for process in self.alive(role) if self.may_die(process)), key=lambda each: each.name)
             if candidates:
-                self.kill(rng.choice(candidates))
+                dies = rng.choice(candidates)
+                self.kill(dies)
+                if kind == "disk":
+                    del self.disks[dies.name]
+                    self.count["lost disks"] += 1
         elif kind == "stall":
             name = rng.choice([name for name in everybody if name.startswith("worker")] or everybody)
             self.stalled.setdefault(name, [])

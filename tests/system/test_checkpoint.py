@@ -80,6 +80,15 @@ def plans(tmp_path, run):
     return [(event["version"], event["round"], event["levels"]) for event in events if event["event"] == "plan"]
 
 
+def compared(tmp_path, run):
+    """Return how many sums a run's ledger has compared, once it balances and nothing was left out."""
+    events = map(json.loads, (tmp_path / run / "events-coordinator.jsonl").read_text().splitlines())
+    (ledger,) = [event for event in events if event["event"] == "ledger"]
+    assert ledger["balanced"], ledger["text"]
+    assert not ledger["open"]
+    return ledger["compared"]
+
+
 def test_a_job_goes_on_from_a_checkpoint_on_another_number_of_servers(tmp_path):
     """Bit for bit, with the plans that would have been made; the parameters load with nothing of ours."""
     code, whole, said = launch(tmp_path, "whole", **{"checkpoint.keep": 20})
@@ -94,6 +103,9 @@ def test_a_job_goes_on_from_a_checkpoint_on_another_number_of_servers(tmp_path):
     assert f"going on from {at}: step 12" in said
     assert plans(tmp_path, "on") == plans(tmp_path, "whole")[-len(plans(tmp_path, "on")) :]
     assert len({str(levels) for _, _, levels in plans(tmp_path, "whole")}) > 1
+    # Each run's ledger begins with what the checkpoint had: all that can be compared is, of each shard.
+    assert compared(tmp_path, "whole") == 2 * (2 + 1 + 2 + 1)
+    assert compared(tmp_path, "on") == 2 + 1 + 2 + 1
 
 
 @pytest.mark.full

@@ -72,6 +72,7 @@ def test_pushed_is_applied_plus_residuals_plus_itemised_loss(tmp_path, monkeypat
     skipped = {round_ for round_, (kind, _, _) in enumerate(results[0][1]) if kind == "SKIP"}
     assert skipped == set(BAD_ROUNDS)
     assert_losses_are_itemised(tmp_path, replay, rule, skipped)
+    assert_the_run_says_so(tmp_path, replay)
 
 
 BAD_ROUNDS = (7, 11, 30)
@@ -83,6 +84,19 @@ def sometimes_bad(rank, round_, tensor):
     if rank == 2 and tensor == 0 and round_ in BAD_ROUNDS:
         vector[17] = np.inf
     return vector
+
+
+def assert_the_run_says_so(directory, replay):
+    """The ledger that the run makes of its own sums balances, in all that can be compared, and is that of the replay."""
+    events = [json.loads(line) for line in (directory / "events-coordinator.jsonl").read_text().splitlines()]
+    (ledger,) = [event for event in events if event["event"] == "ledger"]
+    assert ledger["balanced"], ledger["text"]
+    assert not ledger["open"]
+    # Of each of two shards: 3 workers' gradients, its means, 3 workers' results, all pushes.
+    assert ledger["compared"] == 2 * (3 + 1 + 3 + 1)
+    assert ledger["difference"] < 1e-3
+    thrown = any(norm > 0 for *_, norm in replay.losses)
+    assert thrown == (ledger["workers"]["lost"] != 0 or ledger["servers"]["lost"] != 0)
 
 
 def assert_losses_are_itemised(directory, replay, rule, skipped):

@@ -114,28 +114,51 @@ def test_servers_that_are_killed_again_and_again_change_no_bit(tmp_path, undistu
     assert [event["server"] for event in logged if event["event"] == "back"] == [0, 1, 0]
 
 
-def test_a_server_without_a_directory_takes_the_run_with_it(tmp_path):
-    """What it held is nowhere else; the reason names it, and what is lost."""
-    flags = (*AGAIN, "--set", "servers.state_directory=memory")
-    code, said = launch(tmp_path, "STEPS, KILLS = 2000, {10: 'server 1'}\n" + SCRIPT, *flags)
-    assert code != 0
-    assert "server 1 has come back without its memory" in said
-    assert "the residuals of shard 1 are lost" in said
+LOSE = """
+def lose(name, kill=kill):
+    import pathlib
+    for file in pathlib.Path(os.environ["PS_ACCORDION_CONFIG"]).with_name("state").glob(f"shard-{name[-1]}*"):
+        DAMAGE(file)
+    kill(name)
+kill = lose
+"""
+
+
+def loses_a_shard(tmp_path, damage, *flags):
+    """Train while server 1 is killed and its files are damaged; return what was said, once all is as it should be."""
+    script = SCRIPT.replace("\nwith connect", LOSE.replace("DAMAGE", damage) + "\nwith connect")
+    code, said = launch(tmp_path, f"STEPS, KILLS = {STEPS}, {{20: 'server 1'}}\n" + script, *AGAIN, *flags)
+    assert code == 0, said
+    digests = re.findall(r"digest ([0-9a-f]{64})", said)
+    assert len(digests) == 2
+    assert len(set(digests)) == 1, "replicas differ"
+    told = events(tmp_path, "coordinator")
+    (lost,) = [event for event in told if event["event"] == "lost"]
+    assert lost["who"] == "shard 1"
+    (ledger,) = [event for event in told if event["event"] == "ledger"]
+    assert ledger["balanced"]
+    assert [item["who"] for item in ledger["lost"]] == ["shard 1"]
+    assert any(event["event"] == "restored" for event in events(tmp_path, "server-1"))
+    assert re.search(r"residual lost: shard 1, last heard of after round", said)
+    return said
+
+
+def test_a_server_that_loses_its_files_begins_anew(tmp_path):
+    """The run goes on without its residual, all replicas alike; what is lost stands in the events and in the ledger."""
+    loses_a_shard(tmp_path, "pathlib.Path.unlink")
 
 
 @pytest.mark.full
-def test_a_server_whose_file_is_damaged_takes_the_run_with_it(tmp_path):
+def test_a_server_without_a_directory_begins_anew(tmp_path):
+    """What it held is nowhere else."""
+    loses_a_shard(tmp_path, "id", "--set", "servers.state_directory=memory")
+
+
+@pytest.mark.full
+def test_a_server_whose_file_is_damaged_begins_anew(tmp_path):
     """The reason says what is wrong with the file, and where it is kept."""
-    damage = """
-    def kill(name, kill=kill):
-        with open(os.environ["PS_ACCORDION_CONFIG"].replace("config.toml", "state/shard-1.state"), "r+b") as file:
-            file.write(b"something else")
-        kill(name)
-    """
-    script = SCRIPT.replace("\nwith connect", "".join(line[4:] + "\n" for line in damage.splitlines()) + "\nwith connect")
-    code, said = launch(tmp_path, "STEPS, KILLS = 2000, {10: 'server 1'}\n" + script, *AGAIN)
-    assert code != 0
-    assert re.search(r"server 1 has come back without its memory: .*shard-1.state starts with b'somethin'", said), said
+    said = loses_a_shard(tmp_path, '(lambda file: file.write_bytes(b"something else" + file.read_bytes()[14:]))')
+    assert re.search(r"starts with b'somethin'", said), said
     assert "kept as *.bad" in said
 
 

@@ -27,6 +27,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*map(values_of, get_args(hint)))
     if get_origin(hint) is Union or type(hint).__name__ == "UnionType":
         return st.one_of(*map(values_of, get_args(hint)))
+    if isinstance(hint, type) and issubclass(hint, m.Message):
+        return of_kind(hint)
     return {
         bool: st.booleans(),
         int: st.integers(-LARGEST, LARGEST),

@@ -14,7 +14,7 @@ from launched import launch
 from networks import same
 
 TESTS = Path(__file__).resolve().parent.parent
-CODECS = {"dense": 32, "topk": 0.1, "random_block": 0.25}
+CODECS = {"dense": 32, "onebit": 512, "topk": 0.1, "random_block": 0.25}
 
 if torch.cuda.is_available():
 

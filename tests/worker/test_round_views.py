@@ -99,7 +99,7 @@ def test_who_is_out_sends_nothing_and_loses_its_step():
     assert job.rounds.decide() is None
 
 
-@pytest.mark.parametrize(("cut", "skipped", "back"), [(0, (), 3), (1, (), 0), (1, (0,), 3)])
+@pytest.mark.parametrize(("cut", "skipped", "back"), [(0, (), 3), (1, (0,), 3)])
 def test_who_comes_back_takes_back_what_was_not_counted(cut, skipped, back):
     """The cut that removed it decides about its open push, and whether the round was skipped."""
     job = Job()
@@ -110,6 +110,15 @@ def test_who_comes_back_takes_back_what_was_not_counted(cut, skipped, back):
     assert len(taken) == back
     assert (job.rounds.round, job.rounds.out, job.rounds.lead) == (6, False, 1)
     assert job.rounds.admit(Standing(6), 9) == ()  # once only
+
+
+def test_who_comes_back_leaves_alone_what_was_counted():
+    """Its open push was in a round before the cut that removed it."""
+    job = Job()
+    job.view(2, 1, slots=[1])
+    job.rounds.decide()
+    job.view(3, 6, removed=[(0, 1, 0, 1)])
+    assert job.rounds.admit(Standing(6, lead=1), 9) == ()
 
 
 def test_who_comes_in_goes_on_as_the_donor_stands():

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import torch
 
 from ..base import Payload
-from ..holding import Held
+from ..holding import Held, check_holding
 from ..packing import INFINITE
 from ..switch import Rule
 from .base import DeviceCodec
@@ -67,6 +67,7 @@ def encode(
     Returns:
         The parcel, uint8 on the device, in memory of its own.
     """
+    check_holding(twin.codec, held)
     n, device = gradient.numel(), gradient.device
     parcel = torch.empty(_HEADER.size + twin.codec.payload_bound(n, level), dtype=torch.uint8, device=device)
     header, payload = parcel[: _HEADER.size], parcel[_HEADER.size :]

@@ -7,13 +7,14 @@ from ..base import Codec
 from .base import DeviceCodec
 from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
+from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
 from .topk import TopKTwin
 
 __all__ = ["twin_of"]
 
 _CLASSES: dict[str, type[DeviceCodec]] = {
-    twin.name: twin for twin in (DenseTwin, IntTwin, NaturalTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
+    twin.name: twin for twin in (DenseTwin, IntTwin, NaturalTwin, OneBitTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
 }
 
 

@@ -22,7 +22,9 @@ __all__ = [
     "begin",
     "clear",
     "combine",
+    "fold_lanes",
     "peak",
+    "peak_of_sum",
     "scaled",
     "scaled_into",
     "shrink",
@@ -41,6 +43,15 @@ def peak(a: Any) -> Any:
     top = np.int32(0)
     for i in range(a.shape[0]):
         top = max(top, np.int32(bits(a[i]) & _MAGNITUDE))
+    return top
+
+
+@kernel(int32(F32_IN, F32_IN))
+def peak_of_sum(a: Any, b: Any) -> Any:
+    """Return the peak of `a + b`, which is written nowhere."""
+    top = np.int32(0)
+    for i in range(a.shape[0]):
+        top = max(top, np.int32(bits(a[i] + b[i]) & _MAGNITUDE))
     return top
 
 
@@ -110,7 +121,8 @@ def add(weight: Any, values: Any, total: Any) -> None:
 
 
 @helper
-def _fold_lanes(lanes: Any) -> Any:
+def fold_lanes(lanes: Any) -> Any:
+    """Return the sum of float64[64], added pairwise; overwrites them."""
     half = LANES // 2
     while half > 0:
         for j in range(half):
@@ -132,7 +144,7 @@ def squares(a: Any, lanes: Any) -> Any:
     lanes[:] = 0.0
     for start in range(0, a.shape[0], LANES):
         _add_squares(a[start : min(start + LANES, a.shape[0])], lanes)
-    return _fold_lanes(lanes)
+    return fold_lanes(lanes)
 
 
 @helper
@@ -151,4 +163,4 @@ def shrink(a: Any, factor: Any, lanes: Any) -> Any:
     lanes[:] = 0.0
     for start in range(0, a.shape[0], LANES):
         _shrink_row(a[start : min(start + LANES, a.shape[0])], factor, lanes)
-    return _fold_lanes(lanes)
+    return fold_lanes(lanes)

@@ -18,7 +18,7 @@ Options of the compilation, and why:
 object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
 """
 
-from .intrinsics import bits, count_bits, lowest_bit, mask64, mix64, real
+from .intrinsics import add_signs64, bits, count_bits, lowest_bit, mask64, masses64, mix64, real, take_signs64
 from .library import helper, kernel, load
 from .signature import (
     F32,
@@ -57,6 +57,7 @@ __all__ = [
     "Scalar",
     "Signature",
     "Vector",
+    "add_signs64",
     "bits",
     "boolean",
     "cache_directory",
@@ -70,7 +71,9 @@ __all__ = [
     "load",
     "lowest_bit",
     "mask64",
+    "masses64",
     "mix64",
     "real",
+    "take_signs64",
     "void",
 ]

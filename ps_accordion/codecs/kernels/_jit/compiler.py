@@ -20,6 +20,7 @@ from . import (
     store,
 )
 from .entry import add_entry
+from .library import helpers
 from .signature import Argument, Signature, Vector
 
 if TYPE_CHECKING:
@@ -47,14 +48,19 @@ def _signature(signature: Signature) -> Any:
     return _type(signature.returns)(*map(_type, signature.arguments))
 
 
-def _admit_helpers(library: Library) -> None:
-    for function in library.helpers:
-        register_jitable(error_model="numpy")(function)
+_admitted: set[Callable[..., Any]] = set()
+
+
+def _admit_helpers() -> None:
+    for function in helpers:
+        if function not in _admitted:
+            register_jitable(error_model="numpy")(function)
+            _admitted.add(function)
 
 
 def object_code(library: Library) -> bytes:
     """Return one object file with an entry for each kernel, under its name. It needs Python, libc and numpy's type, no numba."""
-    _admit_helpers(library)
+    _admit_helpers()
     native.prepare()  # numba loads what it has compiled
     context = cpu_target.target_context
     with global_compiler_lock:
@@ -78,7 +84,7 @@ def object_code(library: Library) -> bytes:
 
 def dispatchers(library: Library, settings: Mapping[str, str]) -> list[Callable[..., Any]]:
     """Return what numba itself makes of the kernels, with its own checks, cache and settings."""
-    _admit_helpers(library)
+    _admit_helpers()
     with _cache(settings) as works:
         return [_njit(_signature(each.signature), cache=works, **_OPTIONS)(each.function) for each in library.kernels]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bits", "count_bits", "lowest_bit", "mask64", "mix64", "real"]
+__all__ = ["add_signs64", "bits", "count_bits", "lowest_bit", "mask64", "masses64", "mix64", "real", "take_signs64"]
 
 
 def bits(x: Any) -> Any:
@@ -53,3 +53,50 @@ def mix64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> A
     part = slice(start, start + 64)
     np.add(a[part] * np.float32(scale), b[part], out=out[part])
     return mask64(out, start, threshold)
+
+
+def masses64(a: Any, scale: Any, b: Any, out: Any, start: Any, rows: Any, lanes: Any) -> Any:
+    """`masses64(float32[], float32, float32[], float32[], start, rows, float64[64]) -> int64`: a sum and its mass.
+
+    A mass is the sum of magnitudes.
+
+    Sets `out[i] = a[i] * scale + b[i]`, rounded twice, for the `64 * rows` elements from `start` on, and lane j to
+    `0 + |out[start + j]| + |out[start + 64 + j]| + ...`, in that order, in float64. Returns the first element after them.
+    The lanes stay in registers. The caller promises that all these elements exist.
+    """
+    lanes[:] = 0.0
+    for at in range(start, start + 64 * rows, 64):
+        part = slice(at, at + 64)
+        np.add(a[part] * np.float32(scale), b[part], out=out[part])
+        lanes += np.abs(out[part])
+    return start + 64 * rows
+
+
+def take_signs64(v: Any, start: Any, size: Any) -> Any:
+    """`take_signs64(float32[], start, float32) -> uint64`: bit j says `v[start + j] < 0`; what is left stays in `v`.
+
+    Sets `v[start + j] -= -size if v[start + j] < 0 else size`. The caller promises that `start + 64` elements exist.
+    """
+    row = v[start : start + 64]
+    negative = row < 0
+    row -= np.where(negative, -size, size)
+    return np.packbits(negative, bitorder="little").view(np.uint64)[0]
+
+
+def add_signs64(
+    words: Any, word: Any, stride: Any, sizes: Any, size: Any, step: Any, members: Any, fresh: Any, total: Any, start: Any
+) -> Any:
+    """`add_signs64(uint32[], word, stride, float32[], size, step, members, fresh, float32[], start) -> int64`: sum signs.
+
+    Member m has 64 sign bits at `words[word + m * stride]` and the word after it, and a size at `sizes[size + m * step]`.
+    Starts from zero if `fresh`, else from `total`; adds `-size` where a bit is set and `size` elsewhere, member by member.
+    The 64 sums stay in registers until all members are in. The caller promises that all of it exists. Returns `start + 64`.
+    """
+    row = total[start : start + 64]
+    if fresh:
+        row[:] = 0.0
+    for m in range(members):
+        at = word + m * stride
+        negative = np.unpackbits(words[at : at + 2].copy().view(np.uint8), bitorder="little").view(bool)
+        row += np.where(negative, -sizes[size + m * step], sizes[size + m * step])
+    return start + 64

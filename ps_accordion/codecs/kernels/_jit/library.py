@@ -26,7 +26,7 @@ import numpy as np
 from . import native, store
 from .signature import Signature
 
-__all__ = ["Kernel", "Library", "helper", "kernel", "load"]
+__all__ = ["Kernel", "Library", "helper", "helpers", "kernel", "load"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -80,7 +80,6 @@ class Library:
     def __init__(self, name: str) -> None:
         self.name = name
         self.kernels: list[Kernel] = []
-        self.helpers: list[Callable[..., Any]] = []
         self._lock = threading.RLock()
         self._loaded = False
 
@@ -134,6 +133,8 @@ def _wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _libraries: dict[str, Library] = {}
+helpers: list[Callable[..., Any]] = []
+"""Functions that kernels of any module may call, as far as the modules have been imported."""
 
 
 def _library(function: Callable[..., Any]) -> Library:
@@ -155,7 +156,7 @@ def kernel(signature: Signature) -> Callable[[Function], Function]:
 
 def helper(function: Function) -> Function:
     """Mark a small function that kernels call; it is compiled into them."""
-    _library(function).helpers.append(function)
+    helpers.append(function)
     return function
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.typing.templates import Signature
 from numba.extending import lower_builtin, type_callable
 
@@ -17,6 +18,7 @@ _LANES = 64
 _WORD = ir.IntType(32)
 _lower: Any = lower_builtin  # neither has hints that mypy could follow
 _typed: Any = type_callable
+_codegen: Any = cgutils
 
 
 def _call(result: Any, *arguments: Any) -> Any:
@@ -119,3 +121,89 @@ def _mix64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     mixed = builder.fadd(product, floats.load(of_b, b, start))
     builder.store(mixed, floats.place(of_out, out, start)).align = 4
     return words.reach(builder.bitcast(mixed, words.kind), threshold)
+
+
+@_typed(intrinsics.masses64)  # type: ignore[untyped-decorator]  # as above
+def _type_masses64(context: Any) -> Any:
+    def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, rows: Any, lanes: Any) -> Any:
+        return _call(types.int64, a, types.float32, b, out, types.int64, types.int64, lanes)
+
+    return answer
+
+
+@_typed(intrinsics.take_signs64)  # type: ignore[untyped-decorator]  # as above
+def _type_take_signs64(context: Any) -> Any:
+    def answer(v: Any, start: Any, size: Any) -> Any:
+        return _call(types.uint64, v, types.int64, types.float32)
+
+    return answer
+
+
+@_typed(intrinsics.add_signs64)  # type: ignore[untyped-decorator]  # as above
+def _type_add_signs64(context: Any) -> Any:
+    def answer(
+        words: Any, word: Any, stride: Any, sizes: Any, size: Any, step: Any, members: Any, fresh: Any, total: Any, start: Any
+    ) -> Any:
+        number = types.int64
+        return _call(number, words, number, number, sizes, number, number, number, types.boolean, total, number)
+
+    return answer
+
+
+@_lower(intrinsics.masses64, types.Array, types.float32, types.Array, types.Array, types.int64, types.int64, types.Array)  # type: ignore[untyped-decorator]
+def _masses64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    a, scale, b, out, start, rows, lanes = arguments
+    of_a, _, of_b, of_out, _, _, of_lanes = signature.args
+    floats, words = _Wide(context, builder, ir.FloatType()), _Wide(context, builder, _WORD)
+    doubles = _Wide(context, builder, ir.DoubleType())
+    factor, stride = floats.splat(scale), ir.Constant(ir.IntType(64), _LANES)
+    sums = _codegen.alloca_once_value(builder, ir.Constant(doubles.kind, [0.0] * _LANES))
+    builder.store(ir.Constant(doubles.kind, [0.0] * _LANES), sums)  # allocated once, but begun at every call
+    with _codegen.for_range(builder, rows) as loop:
+        at = builder.add(start, builder.mul(loop.index, stride))
+        mixed = builder.fadd(builder.fmul(floats.load(of_a, a, at), factor), floats.load(of_b, b, at))
+        builder.store(mixed, floats.place(of_out, out, at)).align = 4
+        magnitude = builder.and_(builder.bitcast(mixed, words.kind), ir.Constant(words.kind, [0x7FFFFFFF] * _LANES))
+        wide = builder.fpext(builder.bitcast(magnitude, floats.kind), doubles.kind)
+        builder.store(builder.fadd(builder.load(sums), wide), sums)
+    builder.store(builder.load(sums), doubles.place(of_lanes, lanes, ir.Constant(ir.IntType(64), 0))).align = 8
+    return builder.add(start, builder.mul(rows, stride))
+
+
+@_lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
+def _take_signs64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    v, start, size = arguments
+    floats = _Wide(context, builder, ir.FloatType())
+    row = floats.load(signature.args[0], v, start)
+    negative = builder.fcmp_ordered("<", row, ir.Constant(floats.kind, [0.0] * _LANES))
+    sent = builder.select(negative, floats.splat(builder.fneg(size)), floats.splat(size))
+    builder.store(builder.fsub(row, sent), floats.place(signature.args[0], v, start)).align = 4
+    return builder.bitcast(negative, ir.IntType(64))
+
+
+@_lower(
+    intrinsics.add_signs64,
+    *(types.Array, types.int64, types.int64, types.Array, types.int64, types.int64),
+    *(types.int64, types.boolean, types.Array, types.int64),
+)  # type: ignore[untyped-decorator]  # as above
+def _add_signs64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    words, word, stride, sizes, size, step, members, fresh, total, start = arguments
+    of_words, of_sizes, of_total = (signature.args[place] for place in (0, 3, 8))
+    floats, double_word = _Wide(context, builder, ir.FloatType()), ir.IntType(64)
+    of_word = context.make_array(of_words)(context, builder, value=words).data
+    of_size = context.make_array(of_sizes)(context, builder, value=sizes).data
+    zero = ir.Constant(floats.kind, [0.0] * _LANES)
+    begun = builder.select(fresh, zero, floats.load(of_total, total, start))
+    sums = _codegen.alloca_once(builder, floats.kind)
+    builder.store(begun, sums)
+    with _codegen.for_range(builder, members) as loop:
+        at = builder.gep(of_word, [builder.add(word, builder.mul(loop.index, stride))])
+        bits = builder.load(builder.bitcast(at, double_word.as_pointer()))
+        bits.align = 1
+        value = builder.load(builder.gep(of_size, [builder.add(size, builder.mul(loop.index, step))]))
+        value.align = 1
+        negative = builder.bitcast(bits, ir.VectorType(ir.IntType(1), _LANES))
+        sent = builder.select(negative, floats.splat(builder.fneg(value)), floats.splat(value))
+        builder.store(builder.fadd(builder.load(sums), sent), sums)
+    builder.store(builder.load(sums), floats.place(of_total, total, start)).align = 4
+    return builder.add(start, ir.Constant(double_word, _LANES))

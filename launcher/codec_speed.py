@@ -1,0 +1,232 @@
+"""How fast codecs are and what they lose: every operation of the contract, timed beside a plain copy of the same vector.
+
+Buffers are made once and used again, as workers and shards do. A time is the median of several calls; the copy that it is divided
+by is `numpy.copyto`, timed right before it. With several threads, each has a vector of its own, as each has a key in training;
+a time is then that of a round in which every thread has done one call.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps_accordion import codecs
+from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push
+from ps_accordion.codecs.packing import ONE
+from ps_accordion.errors import CodecError
+
+__all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "distribution", "measure", "squared_errors"]
+
+FloatVector = NDArray[np.float32]
+Call = Callable[[], object]
+
+FOLDS: Final = (2, 4, 8)
+"""Members whose payloads a fold sums."""
+DISTRIBUTIONS: Final = ("gaussian", "laplace", "t3", "t2", "layered", "1% dense")
+"""Kinds of vectors, from benign to heavy tails; `layered` has stretches of magnitudes from 0.01 to 1, as layers have."""
+ERROR_ELEMENTS: Final = 1 << 20
+"""Elements that errors are measured on at most: enough for three digits."""
+SECONDS: Final = 0.25
+"""Time that calls of one operation may take, so that the whole table takes a minute and not ten."""
+LEAST: Final = 5
+MOST: Final = 200
+"""Calls of one operation."""
+SEED: Final = 0x5EED
+
+
+class Case(NamedTuple):
+    """A codec by name, and a level."""
+
+    codec: str
+    level: float
+
+
+class _Bench:
+    """The buffers of one thread: one vector, its residuals and its payloads.
+
+    A residual is that of a run that has settled: what the third encoding of the vector left.
+    """
+
+    def __init__(self, codec: Codec, level: float, elements: int, thread: int) -> None:
+        self.codec, self.level = codec, level
+        self.gradient = distribution("gaussian", elements, seed=thread)
+        self.residual = np.zeros(elements, np.float32)
+        self.rest = np.empty(elements, np.float32)
+        self.total = np.empty(elements, np.float32)
+        self.zeros = np.full(elements, 0.0, np.float32)  # np.zeros would be one page, read again and again
+        self.hint = codecs.Hint()
+        self.out: Payload = np.empty(codec.payload_bound(elements, level) + 4, np.uint8)
+        for _ in range(3):
+            encoded = self.encode_feedback()
+        self.coding = Coding(codec.name, level, elements, encoded.count, SEED if codec.shared_seed else 0)
+        self.payload: Payload = self.out[: encoded.nbytes].copy()
+        self.reply = np.empty_like(self.out)
+        self.pushes = [Push(1.0, self.coding, self.payload.copy()) for _ in range(max(FOLDS))]
+
+    def encode(self) -> Encoded:
+        return self._done(self.codec.encode(self.gradient, None, level=self.level, seed=SEED, out=self.out, hint=self.hint))
+
+    def encode_in_place(self) -> Encoded:
+        """Encode with what is kept in the place of the residual."""
+        return self._done(
+            self.codec.encode(self.gradient, self.residual, level=self.level, seed=SEED, out=self.out, hint=self.hint)
+        )
+
+    def encode_feedback(self) -> Encoded:
+        """Encode as workers do: what is kept goes beside the residual, and the two change places."""
+        encoded = self.codec.encode(
+            self.gradient, self.residual, level=self.level, seed=SEED, out=self.out, rest=self.rest, hint=self.hint
+        )
+        self.residual, self.rest = self.rest, self.residual
+        return self._done(encoded)
+
+    def reencode(self) -> Encoded:
+        """Encode as shards do. Codecs may leave `total + residual` in the place of the sum; with zeros it stays what it is."""
+        return self._done(
+            self.codec.reencode(
+                self.total, ONE, self.zeros, self.rest, level=self.level, seed=SEED, out=self.reply, hint=self.hint
+            )
+        )
+
+    def decode(self) -> None:
+        self.codec.decode(self.payload, self.coding, self.total)
+
+    def fold(self, members: int) -> None:
+        codecs.sum_decoded(self.pushes[:members], self.total, codecs={self.codec.name: self.codec})
+
+    def linear_sum(self) -> Encoded:
+        members = max(FOLDS)
+        payloads = [push.payload for push in self.pushes]
+        return self._done(self.codec.sum_payloads(payloads, [ONE] * members, np.float32(1 / members), self.coding, self.reply))
+
+    def _done(self, encoded: Encoded | None) -> Encoded:
+        assert encoded is not None, "a vector that is finite has been found not to be"
+        return encoded
+
+    def operations(self) -> Iterator[tuple[str, Call]]:
+        """Return what this codec can do, by name. Before the first call of `reencode`, `total` holds a sum."""
+        try:
+            self.encode()
+        except CodecError:
+            pass  # it insists on a residual
+        else:
+            yield "encode", self.encode
+        yield "encode_feedback", self.encode_feedback
+        yield "encode_in_place", self.encode_in_place
+        np.copyto(self.total, self.gradient)
+        yield "reencode", self.reencode
+        yield "decode", self.decode
+        for members in FOLDS:
+            yield f"fold{members}", functools.partial(self.fold, members)
+        if self.codec.linear:
+            yield f"linear_sum{max(FOLDS)}", self.linear_sum
+
+
+def measure(case: Case, elements: int, threads: int = 1) -> Iterator[dict[str, Any]]:
+    """Time every operation of a codec at a level.
+
+    Args:
+        case: Codec and level.
+        elements: Length of the vectors.
+        threads: How many work at once, each on vectors of its own.
+
+    Yields:
+        A row an operation: codec, op, level, n, threads, ms, gbps (bytes of the input vectors), vs_memcpy (time over that of a
+        copy of one vector), bytes_per_element (of the bound), and sq_error by distribution.
+
+    Raises:
+        CodecError: There is no such codec, or it has no such level.
+    """
+    codec = codecs.get(case.codec)
+    codec.check_level(case.level)
+    errors = squared_errors(codec, case.level, min(elements, ERROR_ELEMENTS))
+    benches = [_Bench(codec, case.level, elements, thread) for thread in range(threads)]
+    target = np.empty_like(benches[0].gradient)
+    for together in zip(*(bench.operations() for bench in benches), strict=True):
+        op = together[0][0]
+        copy = _median([lambda: np.copyto(target, benches[0].gradient)])
+        seconds = _median([call for _, call in together])
+        yield {
+            "codec": case.codec,
+            "op": op,
+            "level": case.level,
+            "n": elements,
+            "threads": threads,
+            "ms": round(1e3 * seconds, 4),
+            "gbps": round(4e-9 * elements * threads / seconds, 2),
+            "vs_memcpy": round(seconds / copy, 3),
+            "bytes_per_element": round(codec.payload_bound(elements, case.level) / elements, 5),
+            "sq_error": errors,
+        }
+
+
+def squared_errors(codec: Codec, level: float, elements: int) -> dict[str, float]:
+    """Return ||v - D(C(v))||^2 / ||v||^2, without a residual before, of a vector of each distribution."""
+    errors = {}
+    for name in DISTRIBUTIONS:
+        v = distribution(name, elements)
+        out = np.empty(codec.payload_bound(elements, level) + 4, np.uint8)
+        encoded = codec.encode(v, np.zeros_like(v), level=level, seed=SEED, out=out)
+        assert encoded is not None
+        coding = Coding(codec.name, level, elements, encoded.count, SEED if codec.shared_seed else 0)
+        decoded = np.empty_like(v)
+        codec.decode(out[: encoded.nbytes], coding, decoded)
+        lost, whole = (float(np.square(x, dtype=np.float64).sum()) for x in (v - decoded, v))
+        errors[name] = float(f"{lost / whole:.4g}") if whole else 0.0
+    return errors
+
+
+def distribution(name: str, elements: int, seed: int = 0) -> FloatVector:
+    """Return float32[elements] drawn from one of `DISTRIBUTIONS`, scaled as it comes."""
+    rng = np.random.default_rng((seed, 1 + DISTRIBUTIONS.index(name)))
+    if name == "laplace":
+        return rng.laplace(size=elements).astype(np.float32)
+    if name in ("t3", "t2"):
+        return rng.standard_t(int(name[1]), elements).astype(np.float32)
+    v = rng.standard_normal(elements, np.float32)
+    if name == "layered":
+        v *= np.repeat(np.geomspace(0.01, 1.0, 16, dtype=np.float32), -(-elements // 16))[:elements]
+    elif name == "1% dense":
+        v *= rng.random(elements, np.float32) < 0.01
+    return v
+
+
+def _median(calls: list[Call]) -> float:
+    """Return the median time in seconds in which all calls are done, each on a thread of its own where there are several."""
+    if len(calls) == 1:
+        calls[0]()  # touches every page once
+        return statistics.median(_times(calls[0]))
+    # On threads a call is too short to start them together each time: each does many, and the whole is divided.
+    repeats = max(LEAST, len(_times(calls[0])))
+    ready = threading.Barrier(len(calls) + 1)
+
+    def work(call: Call) -> None:
+        call()
+        ready.wait()
+        for _ in range(repeats):
+            call()
+
+    workers = [threading.Thread(target=work, args=(call,)) for call in calls]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    begun = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return (time.perf_counter() - begun) / repeats
+
+
+def _times(call: Call) -> list[float]:
+    times: list[float] = []
+    while len(times) < LEAST or (len(times) < MOST and sum(times) < SECONDS):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return times

@@ -1,0 +1,176 @@
+"""onebit: a sign an element and a size a chunk, with feedback (Seide et al., 2014; Karimireddy et al., arXiv 1901.09847).
+
+    D(v)_i = -s if v_i < 0 else s          s = mean |v_j| over the chunk of i
+
+The mean is the size that loses least, 1 - ||v||_1^2 / (m ||v||_2^2) of the energy of a chunk of m elements, and always less than
+all of it, so feedback converges; the root mean square, which others send, can lose more than there was.
+A size a chunk costs next to nothing, fits a vector whose parts differ in magnitude, and lets sum, size, signs and residual be
+made while the chunk is in the cache. The order in which magnitudes are added up is part of the format: `kernels/signs.py` has it.
+
+Payload, little-endian, with C = ceil(n / level) chunks:
+
+    f32   sizes, C of them
+    u32   signs, ceil(n / 32) words: bit j of word w is 1 if element 32 w + j is below zero, and 0 beyond n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CodecError, PayloadError
+from . import kernels
+from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .packing import INFINITE, ONE, need_rest
+from .workspace import borrow
+
+__all__ = ["OneBit"]
+
+LEAST: Final = 64
+"""Elements of the shortest chunk: as many as there are lanes."""
+MOST: Final = 1 << 16
+"""Elements of the longest chunk: 256 KiB still lie in a second-level cache, and longer ones save no bytes worth counting."""
+
+
+@dataclass(frozen=True)
+class OneBit(Codec):
+    """A bit an element. Level: elements that share a size, a power of two from 64 to 65,536; fewer is lighter."""
+
+    name: ClassVar[str] = "onebit"
+    zero_kept: ClassVar[bool] = False
+
+    def check_level(self, level: float) -> None:
+        """Raise `CodecError` unless `level` is a power of two from 64 to 65,536."""
+        if not LEAST <= level <= MOST or level != int(level) or int(level) & (int(level) - 1):
+            raise CodecError(f"onebit: expected a level that is a power of two from {LEAST} to {MOST} (a chunk), got {level!r}")
+
+    def payload_bound(self, elements: int, level: float) -> int:
+        """Return the payload's length in bytes; every payload has it."""
+        return 4 * (self._chunks(elements, level) + _words(elements))
+
+    def encode(
+        self,
+        gradient: FloatVector,
+        residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        rest: FloatVector | None = None,
+        hint: Hint | None = None,
+    ) -> Encoded | None:
+        """Encode at a worker; see `Codec.encode`."""
+        need_rest(self, residual, level)
+        assert residual is not None
+        # What is not finite may turn up in the last chunk, and must leave the residual as it was. To look for it first takes one
+        # pass that writes nothing, less than a second vector would.
+        if rest is None and kernels.vector.peak_of_sum(gradient, residual) >= INFINITE:
+            return None
+        return self._split(gradient, ONE, residual, residual if rest is None else rest, level, out)
+
+    def reencode(
+        self,
+        total: FloatVector,
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        hint: Hint | None = None,
+    ) -> Encoded | None:
+        """Encode at a server; see `Codec.reencode`."""
+        need_rest(self, new_residual, level)
+        assert new_residual is not None
+        if residual is None:
+            kernels.vector.clear(new_residual)
+        return self._split(total, scale, new_residual if residual is None else residual, new_residual, level, out)
+
+    def _split(
+        self, a: FloatVector, scale: np.float32, b: FloatVector, v: FloatVector, level: float, out: Payload
+    ) -> Encoded | None:
+        """Set `v := a * scale + b`, write its sizes and signs to `out`, and leave in `v` what they do not carry."""
+        n = v.size
+        sizes, words = self._parts(out[: self.payload_bound(n, level)], n, level)
+        lanes = borrow("lanes", kernels.vector.LANES, np.float64)
+        if not kernels.signs.split(a, scale, b, v, int(level), sizes, words, lanes):
+            return None
+        return Encoded(4 * (sizes.size + words.size), n)
+
+    def validate(self, payload: Payload, coding: Coding) -> None:
+        """Raise `PayloadError` unless length, sizes and the bits beyond the end are those of an encoder."""
+        n = coding.elements
+        try:
+            length = self.payload_bound(n, coding.level)
+        except CodecError as error:
+            raise PayloadError(str(error)) from None
+        if coding.count != n or payload.size != length:
+            raise PayloadError(
+                f"onebit: expected {n} entries in {length} bytes at level {coding.level!r}, "
+                f"got {coding.count} entries in {payload.size} bytes"
+            )
+        sizes, words = self._parts(payload, n, coding.level)
+        if int(sizes.view(np.uint32).max()) >= INFINITE:
+            raise PayloadError("onebit: expected sizes that are finite and not below zero, got another one")
+        if n % 32 and int(words[-1]) >> n % 32:
+            raise PayloadError(f"onebit: expected no sign beyond element {n}, got one")
+
+    def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
+        """Write `0 + -size` or `0 + size` to each element of `out`."""
+        sizes, words = self._parts(payload, coding.elements, coding.level)
+        kernels.signs.add(words, sizes, 1, int(coding.level), 1, out)
+
+    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
+        """Write D(payload)[start : start + out.size] to `out`."""
+        sizes, words = self._parts(payload, coding.elements, coding.level)
+        at = np.arange(start, start + out.size)
+        size = sizes[at // int(coding.level)]
+        negative = (words[at // 32] >> (at % 32).astype(np.uint32)) & np.uint32(1) != 0
+        np.add(np.where(negative, -size, size), np.float32(0), out=out)
+
+    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
+        """Add `-weight * size` or `weight * size` to each element of `total`."""
+        sizes, words = self._parts(payload, coding.elements, coding.level)
+        kernels.signs.add(words, _scaled(sizes, weight), 1, int(coding.level), 0, total)
+
+    def begin_all(
+        self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
+    ) -> None:
+        """Sum all members in one pass over `total` where their chunks are alike; see `Codec.begin_all`."""
+        level, n, members = codings[0].level, total.size, len(payloads)
+        if any(coding.level != level for coding in codings):
+            super().begin_all(payloads, codings, weights, total)
+            return
+        words = borrow("words", members * _words(n), np.uint32)
+        sizes = borrow("sizes", members * self._chunks(n, level), np.float32)
+        places = zip(np.split(words, members), np.split(sizes, members), strict=True)
+        for (words_at, sizes_at), payload, weight in zip(places, payloads, weights, strict=True):
+            theirs, signs = self._parts(payload, n, level)
+            kernels.vector.scaled_into(theirs, weight, sizes_at)
+            np.copyto(words_at, signs)
+        kernels.signs.add(words, sizes, members, int(level), 1, total)
+
+    def _chunks(self, elements: int, level: float) -> int:
+        self.check_level(level)
+        return -(-elements // int(level))
+
+    def _parts(self, payload: Payload, elements: int, level: float) -> tuple[FloatVector, NDArray[np.uint32]]:
+        """Return sizes and words of a payload that has its length."""
+        words_at = 4 * self._chunks(elements, level)
+        return payload[:words_at].view(np.float32), payload[words_at:].view(np.uint32)
+
+
+def _words(elements: int) -> int:
+    return -(-elements // 32)
+
+
+def _scaled(sizes: FloatVector, weight: np.float32) -> FloatVector:
+    """Return `sizes * weight`, in the thread's scratch `sizes`."""
+    scaled = borrow("sizes", sizes.size, np.float32)
+    kernels.vector.scaled_into(sizes, weight, scaled)
+    return scaled

@@ -1,0 +1,222 @@
+"""The loss ledger of a whole run: what workers and servers say that they pushed, applied, kept and lost, compared at the end.
+
+    each worker    gradients = pushes that count + residual + lost
+    each shard     means of the pushes = results + residual + lost
+    each shard     the pushes that it counted = those that the workers do; the results that it gave = those that each worker saw
+
+What a worker that is killed had in its residual is an item of its own: whose, after which round, of about which norm. It is
+known from what that worker said last, once a second, so it is as of then. How many of its pushes counted dies with it, too; so
+the third line is compared only where nobody has died. `ps_accordion/ledger.py` says what is added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ..ledger import Tally, added
+from ..wire import messages as m
+from ..wire.actions import Action, Note
+from . import history
+from .history import Lost
+
+__all__ = ["Accounts", "Verdict"]
+
+
+@dataclass
+class Verdict:
+    """What the ledger comes to.
+
+    Attributes:
+        workers, servers: What is added up on each side; None where nothing is known.
+        wrong: What does not balance, for people.
+        open: What could not be compared, and why.
+        compared: How many sums were compared.
+        difference: Largest difference of two sums that should be equal.
+        slack: What rounding explains of that one.
+        lost: Items.
+    """
+
+    workers: Tally | None = None
+    servers: Tally | None = None
+    wrong: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+    compared: int = 0
+    difference: float = 0.0
+    slack: float = 0.0
+    lost: list[Lost] = field(default_factory=list)
+
+    def compare(self, what: str, difference: float, slack: float) -> None:
+        """Compare two sums that are `difference` apart, of which rounding explains `slack`."""
+        self.compared += 1
+        if not abs(difference) <= slack:  # NaN too
+            self.wrong.append(f"{what} differ by {difference:.3g}, and rounding explains {slack:.1g}")
+        if abs(difference) >= self.difference:
+            self.difference, self.slack = abs(difference), slack
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What goes into the event log."""
+        return {
+            "balanced": not self.wrong,
+            "workers": None if self.workers is None else self.workers._asdict(),
+            "servers": None if self.servers is None else self.servers._asdict(),
+            "compared": self.compared,
+            "difference": self.difference,
+            "slack": self.slack,
+            "wrong": self.wrong,
+            "open": self.open,
+            "lost": [msgspec.structs.asdict(item) for item in self.lost],
+            "text": str(self),
+        }
+
+    def __str__(self) -> str:
+        parts = []
+        if self.wrong:
+            parts.append(f"DOES NOT BALANCE: {'; '.join(self.wrong[:3])}{'; ...' * (len(self.wrong) > 3)}")
+        if self.workers is not None:
+            came, went, kept, lost, *_ = self.workers
+            parts.append(f"gradients {came:.5g} = pushed {went:.5g} + residuals {kept:.5g} + lost {lost:.5g}")
+        if self.servers is not None:
+            came, went, kept, lost, *_ = self.servers
+            parts.append(f"means {came:.5g} = applied {went:.5g} + residuals {kept:.5g} + lost {lost:.5g}")
+        if not self.wrong:
+            parts.append(f"{self.compared} sums compared, at most {self.difference:.1g} apart: ok")
+        if self.lost:
+            parts.append(f"lost {len(self.lost)}: " + "; ".join(map(str, self.lost[:4])) + "; ..." * (len(self.lost) > 4))
+        if self.open:
+            parts.append(f"not compared: {'; '.join(self.open)}")
+        return "ledger: " + " · ".join(parts)
+
+
+class Accounts:
+    """What workers and servers have said of their sums.
+
+    Args:
+        lost: Items that earlier coordinators of the run have logged.
+        accounts: Accounts of workers that had finished then.
+    """
+
+    def __init__(self, lost: Iterable[Lost] = (), accounts: Iterable[m.Account] = ()) -> None:
+        self._lost = {(item.who, item.incarnation): item for item in lost}
+        self._workers = {account.incarnation: account for account in accounts}
+        self._shards: dict[int, Tally] = {}
+        self._norms: dict[int, tuple[int, float]] = {}
+
+    # ------------------------------------------------------------ in
+
+    def worker(self, account: m.Account) -> list[Action]:
+        """Take in what a worker says."""
+        before = self._workers.get(account.incarnation)
+        self._workers[account.incarnation] = account
+        for former in account.former:
+            self._workers.pop(former, None)
+        return [history.accounted(account)] if account.final and (before is None or not before.final) else []
+
+    def books(self, books: m.Books) -> None:
+        """Take in what a server says."""
+        self._norms.update({shard: (round_, norm) for shard, round_, norm in books.norms})
+        self._shards.update({shard: Tally(*sums) for shard, *sums in books.entries})
+
+    def gone(self, slot: int, incarnation: int, why: str) -> list[Action]:
+        """Note that a worker has been taken out of the run. Unless it comes back, its residual is lost."""
+        last = self._workers.get(incarnation)
+        return self._add(_last_words(slot, incarnation, last, why or "is gone"))
+
+    def shard_lost(self, shard: int, boot: int, why: str) -> list[Action]:
+        """Note that the memory of a shard is lost: its residual, and what it had counted."""
+        if (f"shard {shard}", boot) in self._lost:
+            return []
+        round_, norm = self._norms.pop(shard, (-1, None))
+        return self._add(Lost(f"shard {shard}", boot, round_, norm, why))
+
+    def _add(self, item: Lost) -> list[Action]:
+        self._lost[item.who, item.incarnation] = item
+        return [history.lost(item), Note("lost", {**msgspec.structs.asdict(item), "text": str(item)})]
+
+    # ------------------------------------------------------------ the end
+
+    def verdict(self, members: Mapping[int, int], shards: Iterable[int], *, ended: bool) -> Verdict | None:
+        """Compare all that was said; return None where nobody has said anything.
+
+        Args:
+            members: Incarnation of each slot of the last view.
+            shards: All shards.
+            ended: Whether the run ended well. If not, rounds are open, and only the servers' own sums can be compared.
+        """
+        if not self._workers and not self._shards:
+            return None
+        found = Verdict()
+        back = {former for account in self._workers.values() for former in account.former}
+        found.lost = [item for item in self._lost.values() if item.of_shard or item.incarnation not in back]
+        began_anew = {item.who for item in found.lost if item.of_shard}
+        finals = {slot: self._workers[who] for slot, who in members.items() if who in self._workers and self._workers[who].final}
+        if ended:
+            self._look_at_workers(found, members, finals)
+        known = sorted(shard for shard in shards if shard in self._shards)
+        missing = sorted(shard for shard in shards if shard not in self._shards)
+        if missing:
+            found.open.append(f"shards {', '.join(map(str, missing))} gave no account")
+        for shard in known:
+            tally = self._shards[shard]
+            found.compare(f"means and results of shard {shard}", tally.difference, tally.slack)
+        if known:
+            found.servers = added(self._shards[shard] for shard in known)
+        if ended:
+            died = any(not item.of_shard for item in found.lost)
+            whole = not died and not began_anew
+            for shard in known:
+                if f"shard {shard}" in began_anew:
+                    found.open.append(f"what shard {shard} counted before it lost its memory")
+                else:
+                    self._look_between(found, shard, finals, whole=whole)
+            if died:
+                found.open.append("pushes that workers count, because some have died")
+            elif began_anew:
+                found.open.append("pushes that workers count, because a round may have been made again")
+        return found
+
+    def _look_at_workers(self, found: Verdict, members: Mapping[int, int], finals: Mapping[int, m.Account]) -> None:
+        for slot, incarnation in sorted(members.items()):
+            account = finals.get(slot)
+            if account is None:
+                last = self._workers.get(incarnation)
+                found.lost.append(_last_words(slot, incarnation, last, "gave no account at the end"))
+                continue
+            if not account.measured:
+                found.open.append(f"gradients of worker {slot}, which lie on a device")
+                continue
+            for shard, *sums in account.entries:
+                tally = Tally(*sums)
+                found.compare(f"gradients and pushes of worker {slot} to shard {shard}", tally.difference, tally.slack)
+        measured = [Tally(*sums) for account in finals.values() if account.measured for _, *sums in account.entries]
+        if measured:
+            found.workers = added(measured)
+
+    def _look_between(self, found: Verdict, shard: int, finals: Mapping[int, m.Account], *, whole: bool) -> None:
+        mine = self._shards[shard]
+        theirs = dict(_of_shard(shard, finals))
+        for slot, tally in theirs.items():
+            if finals[slot].whole:
+                found.compare(
+                    f"results of shard {shard} and those that worker {slot} applied", mine.went - tally.other, mine.slack
+                )
+        if whole and theirs:
+            total = added(theirs.values())
+            found.compare(f"pushes that shard {shard} counts and those that workers do", mine.other - total.went, total.slack)
+
+
+def _last_words(slot: int, incarnation: int, last: m.Account | None, why: str) -> Lost:
+    """Return the item of a worker that is gone, from what it said last."""
+    round_, norm = (-1, None) if last is None else (last.round, last.norm if last.norm >= 0 else None)
+    return Lost(f"worker {slot}", incarnation, round_, norm, why)
+
+
+def _of_shard(shard: int, finals: Mapping[int, m.Account]) -> Iterator[tuple[int, Tally]]:
+    for slot, account in finals.items():
+        for of, *sums in account.entries:
+            if of == shard:
+                yield slot, Tally(*sums)

@@ -1,0 +1,68 @@
+"""A worker's part in giving a shard that has lost its memory what it needs to go on: a promise, and the last results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ps_accordion.config import Settings
+from ps_accordion.wire import messages as m
+from ps_accordion.wire.actions import Send
+
+from .exchange import Exchange
+from .member import COORDINATOR, Membership
+from .rounds import server_name
+
+__all__ = ["Restoring"]
+
+
+class Restoring:
+    """Promises when it is asked to, and repeats what blank shards lack until its own round goes on.
+
+    Args:
+        membership: Who this worker is, and in which view.
+        exchanges: Its layouts, by number; stays the caller's.
+    """
+
+    def __init__(self, membership: Membership, exchanges: Mapping[int, Exchange]) -> None:
+        self._membership = membership
+        self._exchanges = exchanges
+        self._due = math.inf
+
+    @property
+    def _settings(self) -> Settings:
+        return self._membership.settings
+
+    def on_freeze(self, freeze: m.Freeze) -> list[Send]:
+        """Decide no round and take over no state before a view of that number, and say how far this worker is."""
+        membership = self._membership
+        if not membership.member or (membership.view is not None and freeze.p <= membership.view.p):
+            return []
+        layouts = []
+        for exchange in self._exchanges.values():
+            exchange.rounds.promised = max(exchange.rounds.promised, freeze.p)
+            if not (exchange.behind or exchange.starting):
+                layouts.append(exchange.rounds.retained.standing(exchange.rounds.round))
+        return [Send((COORDINATOR,), m.Promise(freeze.p, membership.slot, membership.incarnation, layouts))]
+
+    def on_view(self, now: float) -> list[Send]:
+        """Give the blank shards of a new view what they lack."""
+        self._due = -math.inf
+        return self.tick(now)
+
+    def tick(self, now: float) -> list[Send]:
+        """Say it again: every message may be lost."""
+        view, membership = self._membership.view, self._membership
+        if now < self._due or view is None or not view.restore or not membership.member:
+            return []
+        self._due = now + self._settings.timeouts.resend
+        links = {shard: server_name(shard, self._settings) for shard, _ in view.restore}
+        who = (membership.slot, membership.incarnation)
+        return [
+            send
+            for exchange in self._exchanges.values()
+            if not exchange.behind
+            for send in exchange.rounds.retained.restores(
+                view, exchange.rounds.round, exchange.rounds.plan_version, who=who, server_of=links
+            )
+        ]
