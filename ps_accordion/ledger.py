@@ -84,7 +84,8 @@ class Probe:
         """Return about the L2 norm of a vector, float32[key.elements], of any key; None is zero."""
         if vector is None:
             return 0.0
-        return self.stretch(vector[self.start : self.start + self.length]).norm / math.sqrt(self.share)
+        values = vector[self.start : self.start + self.length].astype(np.float64)
+        return math.sqrt(float(values @ values) / self.share)
 
     def vector(self, vector: FloatVector | None, unused: Sequence[Slice] = ()) -> Probed:
         """Look at a vector, float32[key.elements], which is only read; None is zero.

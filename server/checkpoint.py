@@ -20,7 +20,8 @@ from ps_accordion.layout import Key
 from ps_accordion.wire import messages as m
 
 from .record import KeyRecord
-from .shard import Restored, Shard
+from .restoring import Restored
+from .shard import Shard
 
 __all__ = ["Residuals", "save"]
 

@@ -43,7 +43,6 @@ NORMS_S = 1.0
 Task = Callable[[Shard], list[Action]]
 TOGETHER = 4
 """Tasks of a shard after which the thread of the sockets is woken, if more are queued: to send several results at once."""
-Packed = tuple[tuple[Peer, ...], list[Buffer]]
 
 
 class ShardThread:

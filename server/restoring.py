@@ -1,13 +1,14 @@
-"""What comes back of a key whose shard has lost its memory: the last result, from a worker that was given it."""
+"""What a key goes on from in the middle: a checkpoint or, once a shard's memory is lost, the last result that a worker keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from typing_extensions import Buffer
 
 from ps_accordion.codecs import registry
-from ps_accordion.codecs.base import Coding
+from ps_accordion.codecs.base import Coding, FloatVector
 from ps_accordion.codecs.registry import Codecs
 from ps_accordion.errors import WireError
 from ps_accordion.layout import Key
@@ -16,7 +17,31 @@ from ps_accordion.wire.framing import join_frames
 
 from .record import Finished
 
-__all__ = ["bound_of", "finished_of"]
+__all__ = ["Restore", "Restored", "bound_of", "finished_of"]
+
+
+class Restored(NamedTuple):
+    """What a key goes on from that begins in the middle: what a checkpoint has of it.
+
+    Attributes:
+        round: The round that comes next.
+        residual: float32[key.elements], or None where it is zero; copied.
+        bound: Size of the last reply's bound in bytes; 0 where it is not known, or does not matter.
+        plan: Version of the last plan that its results have carried.
+        waiting: Version of one that waits for the next result.
+        waiting_plan: And its bytes.
+    """
+
+    round: int
+    residual: FloatVector | None
+    bound: int
+    plan: int
+    waiting: int
+    waiting_plan: bytes
+
+
+Restore = Callable[[int, Key], Restored | None]
+"""Layout and key to what the key goes on from; None where it begins."""
 
 
 def finished_of(result: m.Result, frames: Sequence[Buffer], key: Key) -> Finished:

@@ -19,8 +19,7 @@ a promise before the answer, a view before what follows from it (`memory.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -29,10 +28,10 @@ from typing_extensions import Buffer
 from ps_accordion import crashpoints
 from ps_accordion.codecs import Push as FoldPush
 from ps_accordion.codecs import fold, registry
-from ps_accordion.codecs.base import Coding, FloatVector, Payload
+from ps_accordion.codecs.base import Coding, Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, PayloadError, WireError
-from ps_accordion.layout import Key, Layout
+from ps_accordion.layout import Layout
 from ps_accordion.ledger import NO_TALLY, Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
 from ps_accordion.wire import messages as m
@@ -43,37 +42,14 @@ from . import accounts
 from .durable import ShardStore
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
-from .restoring import bound_of, finished_of
+from .restoring import Restore, bound_of, finished_of
 
-__all__ = ["COORDINATOR", "Restored", "Shard"]
+__all__ = ["COORDINATOR", "Shard"]
 
 COORDINATOR = "coordinator"
 """What a server calls its link to the coordinator."""
 EXACT = ("dense", 32.0)
 """Codec and level of buffers: all workers must have the lead's bits."""
-
-
-class Restored(NamedTuple):
-    """What a key goes on from that begins in the middle: what a checkpoint has of it.
-
-    Attributes:
-        round: The round that comes next.
-        residual: float32[key.elements], or None where it is zero; copied.
-        bound: Size of the last reply's bound in bytes; 0 where it is not known, or does not matter.
-        plan: Version of the last plan that its results have carried.
-        waiting: Version of one that waits for the next result.
-        waiting_plan: And its bytes.
-    """
-
-    round: int
-    residual: FloatVector | None
-    bound: int
-    plan: int
-    waiting: int
-    waiting_plan: bytes
-
-
-Restore = Callable[[int, Key], Restored | None]
 
 
 class Shard:
