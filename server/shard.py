@@ -428,7 +428,8 @@ class Shard:
         if probe is not None:
             left = residual if after == start.before else record.halves[after]
             tally = accounts.counted(
-                probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
+                probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left),
+                codecs=codecs, unused=key.elements_of(start.used), lost=folded.lost,
             )  # fmt: skip
             record.norm = probe.norm(left)
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)

@@ -121,7 +121,7 @@ class KeyCoder:
         if old is not None and rest is not None:
             if encoded is not None:
                 self._residual, rest = rest, old
-            workspace.give(rest)
+            workspace.give(rest)  # `old` keeps its contents as long as nothing else is encoded
         if encoded is None:
             if self._residual is not None and before is not None:
                 self._residual[:] = before
@@ -136,7 +136,10 @@ class KeyCoder:
             codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
         )  # fmt: skip
         if not key.buffer:
-            self._account.pushed(codec, payload, coding_of(message), gradient, key.elements_of(used), self._residual, thrown)
+            self._account.pushed(
+                codec, payload, coding_of(message), gradient, key.elements_of(used),
+                before=old, residual=self._residual, thrown=thrown,
+            )  # fmt: skip
         return Pushed(message, payload, loss)
 
     def _room(self, nbytes: int) -> Payload:

@@ -128,6 +128,10 @@ class Codec(ABC):
         """
         return not self.exact(level)
 
+    def noisy(self, level: float) -> bool:
+        """Return whether D(C(v)) is v in the mean only: what is lost is noise, which nobody keeps."""
+        return not self.keeps(level) and not self.exact(level)
+
     @abstractmethod
     def encode(
         self,
@@ -175,6 +179,22 @@ class Codec(ABC):
 
         The same bits as `decode` has there. For the ledger, which watches a stretch of every vector.
         """
+
+    def rounding(self, payload: Payload, coding: Coding, start: int, vector: FloatVector) -> NDArray[np.float64]:
+        """Return how far apart the two numbers are to one of which each element of a stretch was rounded. Noisy levels only.
+
+        For the ledger, which has what was encoded and what was sent, and takes what lies between for noise up to this distance.
+
+        Args:
+            payload: It has been validated.
+            coding: What its header says.
+            start: First element of the stretch.
+            vector: float32[m], what was encoded there; it is clipped, in place, as the codec clips.
+
+        Returns:
+            float64[m], at least `|vector - D(payload)|` in exact arithmetic.
+        """
+        raise NotImplementedError(f"{self.name} does not round at random")
 
     @abstractmethod
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:

@@ -193,6 +193,20 @@ class BucketCodec(Codec):
         kernels.buckets.begin(codes, parts.scales[first:last], width, bucket, self.powers, ONE, wide, whole)
         out[:] = whole[start - first * bucket :][: out.size]
 
+    def rounding(self, payload: Payload, coding: Coding, start: int, vector: FloatVector) -> NDArray[np.float64]:
+        """Return the step of linear codes; of powers, the power of two that an element is not below."""
+        bucket, parts = parts_of(payload, coding)
+        width, end = int(coding.level), start + vector.size
+        scales = np.repeat(parts.scales[start // bucket : -(-end // bucket)], bucket)[start % bucket :][: vector.size]
+        # Scaled up and down again, the largest element of a bucket may have become one or two units of the last place shorter.
+        largest = scales if self.powers else scales * np.float32(((1 << (width - 1)) - 1) * (1 + 2.0**-21))
+        np.clip(vector, -largest, largest, out=vector)
+        steps = scales.astype(np.float64)
+        if not self.powers:
+            return steps
+        _, exponents = np.frexp(vector.astype(np.float64))
+        return np.maximum(np.where(vector == 0, 0.0, np.ldexp(0.5, exponents)), 2.0**-126 * steps)
+
     def begin(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Set `total` to `0 + weight` times what the codes stand for."""
         bucket, parts = parts_of(payload, coding)
