@@ -82,17 +82,21 @@ def pack(codec, level, v, seed=0, bucket=512):
             scales.append(unit)
             codes.append(made.tobytes())
             continue
-        largest = np.abs(x).max()
+        largest = min(np.abs(x).max(), limit * F32(2.0**120))
         if codec == "terngrad":
             largest = F32(min(float(largest), 2.5 * deviation(x)))
-        unit = np.clip(largest / limit, F32(2.0**-126), F32(2.0**120))
-        with np.errstate(under="ignore"):
-            y = x * (F32(1) / unit)
-        if codec not in KEEPING:
-            y = y + (noise(span.start, x.size, seed).astype(F32) + F32(0.5)) * F32(2.0**-16)
-        q = np.rint(np.clip(y, -limit, limit))
+        unit = max(largest / limit, F32(2.0**-126))
         if codec in KEEPING:
+            with np.errstate(under="ignore"):
+                q = np.rint(np.clip(x * (F32(1) / unit), -limit, limit))
             rest[span] = x - (q + F32(0)) * unit
+        else:
+            with np.errstate(over="ignore", divide="ignore", under="ignore"):
+                inverse = min(limit / F32(largest), F32(2.0**126))
+                y = np.clip(x, -largest, largest) * inverse + F32(256 + half)
+            u = noise(span.start, x.size, seed)
+            places = y.astype(np.float64) * 2**15 + np.where(np.arange(x.size) < (x.size + 1) // 2, (u >> 1) & 0x7FFF, u & 0x7FFF)
+            q = np.floor(places / 2**15) - (256 + half)
         scales.append(unit)
         codes.append(join((q + half).astype(np.uint8), bits))
     return bucket.to_bytes(4, "little") + np.array(scales, "<f4").tobytes() + b"".join(codes), rest

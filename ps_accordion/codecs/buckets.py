@@ -12,6 +12,7 @@ Every payload of one length, level and bucket has the same size. Its preamble sa
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -30,6 +31,8 @@ __all__ = ["BUCKETS", "PREAMBLE", "BucketCodec", "Parts", "bucket_of", "noise_ke
 BUCKETS = (128, 256, 512, 1024, 2048, 4096)
 """Elements that may share a scale: fewer cost more than 1/4 bit each, more leave the first-level cache."""
 PREAMBLE = 4
+BLOCK = 1 << 15
+"""Elements that are summed over all members before the next: half of a second-level cache of 256 KiB, and whole buckets."""
 NOTHING: FloatVector = np.empty(0, np.float32)
 NOTHING.flags.writeable = False
 
@@ -176,7 +179,7 @@ class BucketCodec(Codec):
                 f"{self.name}: expected {n} entries in {length} bytes at level {coding.level!r} with a bucket of {bucket}, "
                 f"got {coding.count} entries in {payload.size} bytes"
             )
-        if not kernels.buckets.check(_parts(payload, n, bucket).scales):
+        if not kernels.codes.check(_parts(payload, n, bucket).scales):
             raise PayloadError(f"{self.name}: expected scales from 2^-126 to 2^120, got another")
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
@@ -190,7 +193,7 @@ class BucketCodec(Codec):
         whole = borrow("peeked", min(last * bucket, coding.elements) - first * bucket, np.float32)
         codes = parts.codes[first * bucket * int(coding.level) // 8 :]
         width, wide = int(coding.level), scratch_codes(bucket)
-        kernels.buckets.begin(codes, parts.scales[first:last], width, bucket, self.powers, ONE, wide, whole)
+        kernels.codes.begin(codes, parts.scales[first:last], width, bucket, self.powers, ONE, wide, whole)
         out[:] = whole[start - first * bucket :][: out.size]
 
     def rounding(self, payload: Payload, coding: Coding, start: int, vector: FloatVector) -> NDArray[np.float64]:
@@ -211,13 +214,28 @@ class BucketCodec(Codec):
         """Set `total` to `0 + weight` times what the codes stand for."""
         bucket, parts = parts_of(payload, coding)
         width, wide = int(coding.level), scratch_codes(bucket)
-        kernels.buckets.begin(parts.codes, parts.scales, width, bucket, self.powers, weight, wide, total)
+        kernels.codes.begin(parts.codes, parts.scales, width, bucket, self.powers, weight, wide, total)
 
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times what the codes stand for to `total`."""
         bucket, parts = parts_of(payload, coding)
         width, wide = int(coding.level), scratch_codes(bucket)
-        kernels.buckets.add(parts.codes, parts.scales, width, bucket, self.powers, weight, wide, total)
+        kernels.codes.add(parts.codes, parts.scales, width, bucket, self.powers, weight, wide, total)
+
+    def begin_all(
+        self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
+    ) -> None:
+        """Sum all members block by block, so that a sum is read and written once and not once a member."""
+        members = [
+            (*parts_of(payload, coding), int(coding.level), weight)
+            for payload, coding, weight in zip(payloads, codings, weights, strict=True)
+        ]
+        for start in range(0, total.size, BLOCK):
+            sums, loop = total[start : start + BLOCK], kernels.codes.begin
+            for bucket, parts, width, weight in members:
+                codes, scales = parts.codes[start * width // 8 :], parts.scales[start // bucket :][: -(-sums.size // bucket)]
+                loop(codes, scales, width, bucket, self.powers, weight, scratch_codes(bucket), sums)
+                loop = kernels.codes.add
 
 
 def _code_bytes(elements: int, bucket: int, width: int) -> int:

@@ -8,7 +8,7 @@ D is v in the mean, so nothing is kept: what rounding adds is noise, which the m
 would do harm, because the noise may be longer than the vector. `int` is the counterpart that keeps what it loses.
 The paper scales by the norm of a bucket and codes the levels with Elias codes. Scaling by the largest element has less variance
 at these bits, and codes of a fixed width have a fixed size; later implementations of the authors do both.
-The noise of an element is 16 bits of a hash (`kernels/buckets.py`), so the mean is right to 2^-17 of a unit, at most.
+The noise of an element is 15 bits of a hash (`kernels/buckets.py`), so the mean is right to 2^-16 of a unit, at most.
 Units lie between 2^-126 and 2^120: elements above L * 2^120 are clipped.
 """
 

@@ -5,7 +5,7 @@
 Clipping shortens the largest elements, so the mean is not quite v, and what is lost is not kept: unbiased up to clipping.
 The paper has one s a layer and shares it between workers. Here each bucket has its own, and sigma is the root of its mean square:
 deviations from zero, which is where gradients lie. It is a float64 sum in 64 lanes, in the order of `kernels/vector.py`.
-What rounds is `qsgd` at 2 bits: noise is 16 bits of a hash, and s lies between 2^-126 and 2^120.
+What rounds is `qsgd` at 2 bits: noise is 15 bits of a hash, and s lies between 2^-126 and 2^120.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from .base import DeviceCodec, upload
 __all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin"]
 
 _MAGIC: Final = 1.5 * 2.0**23
+_FIXED: Final = 256
+_STEEPEST: Final = 2.0**126
 _MAGNITUDE: Final = 0x7FFFFFFF
 _MANTISSA: Final = 0x007FFFFF
 _SMALLEST: Final = 2.0**-126
@@ -98,8 +100,11 @@ class IntTwin(BucketTwin):
         self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round to nearest; see `BucketTwin.quantise`."""
-        codes, whole = _linear(rows, top, scales, width, None)
-        return codes, rows - whole * scales[:, None]
+        limit, magic = float((1 << (width - 1)) - 1), _MAGIC + (1 << (width - 1))
+        torch.div(top, torch.tensor(limit, dtype=torch.float32), out=scales)
+        scales.clamp_(_SMALLEST, _LARGEST)
+        shifted = (rows * torch.div(1.0, scales)[:, None]).clamp_(-limit, limit).add_(magic)
+        return (shifted.view(torch.int32) & 0xFF).to(torch.uint8), rows - (shifted - magic) * scales[:, None]
 
 
 class QsgdTwin(BucketTwin):
@@ -111,8 +116,15 @@ class QsgdTwin(BucketTwin):
         self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round stochastically; nothing is kept. See `BucketTwin.quantise`."""
-        codes, _ = _linear(rows, top, scales, width, (_noise16(rows, seed, last).to(torch.float32) + 0.5) * 2.0**-16)
-        return codes, torch.zeros_like(rows)
+        limit, half = float((1 << (width - 1)) - 1), 1 << (width - 1)
+        top = top.clamp(max=limit * _LARGEST)
+        torch.div(top, torch.tensor(limit, dtype=torch.float32), out=scales)
+        scales.clamp_(min=_SMALLEST)
+        inverse = torch.div(limit, top).clamp_(max=_STEEPEST)[:, None]
+        fixed = (torch.minimum(torch.maximum(rows, -top[:, None]), top[:, None]) * inverse).add_(_FIXED + half)
+        noise = _noise16(rows, seed, last)
+        noise = torch.where(_front(rows, last), noise >> 1, noise) & 0x7FFF
+        return (((fixed.view(torch.int32) + noise) >> 15) & 0xFF).to(torch.uint8), torch.zeros_like(rows)
 
 
 class TernGradTwin(QsgdTwin):
@@ -161,18 +173,12 @@ class NaturalTwin(BucketTwin):
         return (((word & 0x7F) << 23) | (word & -(1 << 31))).view(torch.float32)
 
 
-def _linear(
-    rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, width: int, noise: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write units of `top` to `scales`; return linear codes, and the whole numbers that they are."""
-    limit, magic = float((1 << (width - 1)) - 1), _MAGIC + (1 << (width - 1))
-    torch.div(top, torch.tensor(limit, dtype=torch.float32), out=scales)
-    scales.clamp_(_SMALLEST, _LARGEST)
-    scaled = rows * torch.div(1.0, scales)[:, None]
-    if noise is not None:
-        scaled += noise
-    shifted = scaled.clamp_(-limit, limit).add_(magic)
-    return (shifted.view(torch.int32) & 0xFF).to(torch.uint8), shifted - magic
+def _front(rows: torch.Tensor, last: int) -> torch.Tensor:
+    """Return bool[buckets, bucket]: whether an element is in the first half of what its bucket has."""
+    buckets, bucket = rows.shape
+    lengths = torch.full((buckets, 1), bucket, dtype=torch.int32, device=rows.device)
+    lengths[-1:].fill_(last)
+    return torch.arange(bucket, dtype=torch.int32, device=rows.device) < (lengths + 1) // 2
 
 
 def _noise16(rows: torch.Tensor, seed: int, last: int) -> torch.Tensor:

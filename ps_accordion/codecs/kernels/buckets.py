@@ -9,11 +9,16 @@ with feedback reads and writes every vector once.
 Codes of 4 and 2 bits share bytes in halves and quarters, never side by side: with w bytes a bucket, byte j holds elements j,
 j + w, and so on, from the lowest bits up. So neighbours are packed together, without shuffles.
 
-Rounding is by addition: near `_MAGIC` float32 counts in steps of one, so the sum rounds to a whole number, ties to even, and its
+Rounding is by addition. Near `_MAGIC` float32 counts in steps of one, so the sum rounds to a whole number, ties to even, and its
 lowest bits are the code.
-Stochastic rounding adds noise in (-1/2, 1/2) first: what lies a fraction f above a whole number goes up with probability f.
+From 256 to 512 it counts in steps of 2^-15, so the sum with `_FIXED` is a number with 15 binary places, and its bits those of
+an integer: stochastic rounding adds 15 bits of noise to it and cuts the places off. What lies a fraction f above a whole number
+goes up with probability f, to 2^-16. The largest number that is rounded, `limit` scaled down and up again, is at most
+limit (1 + 2^-23), which the steps round to `limit`: no code overflows, and none has to be checked.
 Noise is a hash of an element's place and a 64-bit key, the same wherever it is computed. A hash costs as much as the rest, so it
-serves two elements, one in either half of a bucket, with 16 bits each: probabilities are right to 2^-17.
+serves two elements, one in either half of a bucket.
+
+While a bucket is rounded, the next one is fetched from memory: computing and waiting would otherwise take turns.
 """
 
 from __future__ import annotations
@@ -22,9 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, F64, U8, U8_IN, bits, boolean, float32, helper, int32, int64, kernel, real, void
+from ._jit import F32, F32_IN, F64, U8, bits, fetch, float32, helper, int32, int64, kernel, real
 
-__all__ = ["DEVIATIONS", "LANES", "LARGEST", "SMALLEST", "add", "begin", "check", "dither", "natural", "nearest"]
+__all__ = ["DEVIATIONS", "LANES", "LARGEST", "SMALLEST", "dither", "natural", "nearest"]
+
+_LINE = 16
+"""Elements in a line of the cache."""
 
 SMALLEST = np.float32(2.0**-126)
 """Scales are normal numbers, and so are their inverses."""
@@ -41,14 +49,37 @@ _SMALLEST_BITS = np.int32(1 << 23)
 _LARGEST_BITS = np.int32(247 << 23)
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
-_HALF = np.float32(0.5)
 _MAGIC = np.float32(1.5 * 2.0**23)
-_STEP = np.float32(2.0**-16)
+_FIXED = np.float32(256.0)
+_STEEPEST = np.float32(2.0**126)
+_UNIFORM = np.int32(0x7FFF)
 _NOISE = np.int32(0x007FFF80)
 _MIDDLE = np.int32(0x40)
 _CODE = np.int32(0xFF)
 _SIGN = np.int32(0x80)
 _EXPONENT = np.int32(0x7F)
+
+
+@helper
+def _peak(a: Any) -> Any:
+    """Return the bits of the largest magnitude."""
+    top = np.int32(0)
+    for j in range(a.shape[0]):
+        top = max(top, np.int32(bits(a[j]) & _MAGNITUDE))
+    return top
+
+
+@helper
+def _clip(v: Any, largest: Any) -> None:
+    for j in range(v.shape[0]):
+        v[j] = min(max(v[j], -largest), largest)
+
+
+@helper
+def _ahead(x: Any, start: Any, count: Any) -> None:
+    """Fetch `count` elements, or as many as there are from `start` on."""
+    for at in range(start, min(start + count, x.shape[0]), _LINE):
+        fetch(x, at)
 
 
 @helper
@@ -81,8 +112,18 @@ def _noise(place: Any, low: Any, high: Any) -> Any:
 
 
 @helper
-def _round(rest: Any, inverse: Any, scale: Any, limit: Any, magic: Any, codes: Any) -> None:
+def _round(rest: Any, inverse: Any, scale: Any, magic: Any, codes: Any) -> None:
     """Write codes of `rest` to `codes`, and what they do not carry to `rest`."""
+    for j in range(rest.shape[0]):
+        v = rest[j]
+        shifted = v * inverse + magic
+        codes[j] = np.uint8(bits(shifted) & _CODE)
+        rest[j] = v - (shifted - magic) * scale
+
+
+@helper
+def _round_clipped(rest: Any, inverse: Any, scale: Any, limit: Any, magic: Any, codes: Any) -> None:
+    """Do what `_round` does where some codes would be too large."""
     for j in range(rest.shape[0]):
         v = rest[j]
         shifted = min(max(v * inverse, -limit), limit) + magic
@@ -91,33 +132,32 @@ def _round(rest: Any, inverse: Any, scale: Any, limit: Any, magic: Any, codes: A
 
 
 @helper
-def _code(v: Any, inverse: Any, noise: Any, limit: Any, magic: Any) -> Any:
-    """Return the linear code of `v`, rounded by a noise of 16 signed bits."""
-    shifted = min(max(v * inverse + (np.float32(noise) + _HALF) * _STEP, -limit), limit) + magic
-    return np.uint8(bits(shifted) & _CODE)
+def _code(v: Any, inverse: Any, noise: Any, magic: Any) -> Any:
+    """Return the linear code of `v`, rounded by a noise of 15 bits."""
+    return np.uint8(np.int32(np.int32(bits(v * inverse + magic) + noise) >> 15) & _CODE)
 
 
 @helper
-def _dither(v: Any, inverse: Any, limit: Any, magic: Any, first: Any, low: Any, high: Any, codes: Any) -> None:
+def _dither(v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any, codes: Any) -> None:
     """Write stochastically rounded codes of `v` to `codes`."""
     middle = (v.shape[0] + 1) // 2
     front, back, front_codes, back_codes = v[:middle], v[middle:], codes[:middle], codes[middle : v.shape[0]]
     for j in range(back.shape[0]):
         word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
-        front_codes[j] = _code(front[j], inverse, np.int32(word >> 16), limit, magic)
-        back_codes[j] = _code(back[j], inverse, np.int32(np.int32(word << 16) >> 16), limit, magic)
+        front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
+        back_codes[j] = _code(back[j], inverse, np.int32(word & _UNIFORM), magic)
     for j in range(back.shape[0], middle):
         word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
-        front_codes[j] = _code(front[j], inverse, np.int32(word >> 16), limit, magic)
+        front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
 
 
 @helper
 def _power_code(v: Any, inverse: Any, noise: Any) -> Any:
     """Return the natural code of `v`, rounded by a noise of 23 bits."""
-    word = bits(v * inverse)
     # The mantissa is how far it is to the next power of two; below the smallest normal number it is how far from zero.
-    exponent = min(np.int32(np.int32(np.int32(word & _MAGNITUDE) + noise) >> 23), _EXPONENT)
-    return np.uint8(exponent | np.int32(np.int32(word >> 24) & _SIGN))
+    # One is the largest, and nothing but noise in its mantissa: the exponent is 127 at most, and the sign stays what it is.
+    word = np.int32(bits((v + _ZERO) * inverse) + noise)
+    return np.uint8(np.int32(np.int32(word >> 23) & _EXPONENT) | np.int32(np.int32(word >> 24) & _SIGN))
 
 
 @helper
@@ -149,24 +189,6 @@ def _pack(wide: Any, width: Any, elements: Any, out: Any) -> None:
             out[j] = np.uint8(
                 np.uint8(one[j] | np.uint8(two[j] << 2)) | np.uint8(np.uint8(three[j] << 4) | np.uint8(four[j] << 6))
             )
-
-
-@helper
-def _unpack(codes: Any, width: Any, wide: Any) -> None:
-    """Write codes of 4 or 2 bits to `wide`, a byte each."""
-    count = codes.shape[0]
-    if width == 4:
-        one, two = wide[:count], wide[count : 2 * count]
-        for j in range(count):
-            one[j] = np.uint8(codes[j] & 15)
-            two[j] = np.uint8(codes[j] >> 4)
-    else:
-        one, two, three, four = wide[:count], wide[count : 2 * count], wide[2 * count : 3 * count], wide[3 * count : 4 * count]
-        for j in range(count):
-            one[j] = np.uint8(codes[j] & 3)
-            two[j] = np.uint8(np.uint8(codes[j] >> 2) & 3)
-            three[j] = np.uint8(np.uint8(codes[j] >> 4) & 3)
-            four[j] = np.uint8(codes[j] >> 6)
 
 
 @helper
@@ -224,10 +246,14 @@ def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scal
         scales[i] = unit
         at = start // per_byte
         out = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        if width == 8:
-            _round(row, _ONE / unit, unit, limit, magic, out)
+        _ahead(a, end, bucket)
+        _ahead(b, end, bucket)
+        rounded = out if width == 8 else wide
+        if unit < LARGEST:
+            _round(row, _ONE / unit, unit, magic, rounded)
         else:
-            _round(row, _ONE / unit, unit, limit, magic, wide)
+            _round_clipped(row, _ONE / unit, unit, limit, magic, rounded)
+        if width != 8:
             _pack(wide, width, end - start, out)
     return peak
 
@@ -270,27 +296,37 @@ def dither(
     """
     n, per_byte = a.shape[0], 8 // width
     limit, half = np.float32((1 << (width - 1)) - 1), np.float32(1 << (width - 1))
-    magic = np.float32(_MAGIC + half)
+    magic = np.float32(_FIXED + half)
     key, more = np.uint32(low), np.uint32(high)
+    # There is nothing to add up: `a` is what is to be encoded, and needs no copy.
+    bare = b.shape[0] == 0 and scale == _ONE and clipped == 0
     peak = np.int32(0)
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
         row = v[: end - start]
-        top = _sum(a[start:end], scale, b[start:end], row)
+        top = _peak(a[start:end]) if bare else _sum(a[start:end], scale, b[start:end], row)
         peak = max(peak, top)
         if top >= _INFINITE:
             return top
-        largest = real(top)
+        largest = min(real(top), limit * LARGEST)
         if clipped != 0:
             largest = min(largest, np.float32(DEVIATIONS * np.sqrt(_squares(row, lanes) / (end - start))))
-        unit = _limited(largest / limit)
-        scales[i] = unit
+        scales[i] = max(largest / limit, SMALLEST)
+        inverse = min(limit / largest, _STEEPEST)
         at = start // per_byte
         out = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        if width == 8:
-            _dither(row, _ONE / unit, limit, magic, np.uint32(start), key, more, out)
+        _ahead(a, end, bucket)
+        _ahead(b, end, bucket)
+        rounded = out if width == 8 else wide
+        if bare and largest == real(top):
+            _dither(a[start:end], inverse, magic, np.uint32(start), key, more, rounded)
         else:
-            _dither(row, _ONE / unit, limit, magic, np.uint32(start), key, more, wide)
+            if bare:
+                _sum(a[start:end], scale, b[start:end], row)
+            if largest < real(top):
+                _clip(row, largest)
+            _dither(row, inverse, magic, np.uint32(start), key, more, rounded)
+        if width != 8:
             _pack(wide, width, end - start, out)
     return peak
 
@@ -300,101 +336,26 @@ def natural(a: Any, scale: Any, b: Any, v: Any, bucket: Any, low: Any, high: Any
     """Encode `v = a * scale + b` in natural codes; see `dither`."""
     n = a.shape[0]
     key, more = np.uint32(low), np.uint32(high)
+    bare = b.shape[0] == 0 and scale == _ONE
     peak = np.int32(0)
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
         row = v[: end - start]
-        top = _sum(a[start:end], scale, b[start:end], row)
+        top = _peak(a[start:end]) if bare else _sum(a[start:end], scale, b[start:end], row)
         peak = max(peak, top)
         if top >= _INFINITE:
             return top
         # The power of two that is no smaller than the largest.
-        unit = min(max(np.int32(np.int32(top + _MANTISSA) & ~_MANTISSA), _SMALLEST_BITS), _LARGEST_BITS)
-        scales[i] = real(np.int32(unit))
-        _to_powers(row, _ONE / real(np.int32(unit)), np.uint32(start), key, more, codes[start:end])
+        unit = real(np.int32(min(max(np.int32(np.int32(top + _MANTISSA) & ~_MANTISSA), _SMALLEST_BITS), _LARGEST_BITS)))
+        scales[i] = unit
+        _ahead(a, end, bucket)
+        _ahead(b, end, bucket)
+        if bare and real(top) <= unit:
+            _to_powers(a[start:end], _ONE / unit, np.uint32(start), key, more, codes[start:end])
+        else:
+            if bare:
+                _sum(a[start:end], scale, b[start:end], row)
+            if real(top) > unit:
+                _clip(row, unit)
+            _to_powers(row, _ONE / unit, np.uint32(start), key, more, codes[start:end])
     return peak
-
-
-@helper
-def _power(code: Any) -> Any:
-    word = np.int32(code)
-    return real(np.int32(np.int32(np.int32(word & _EXPONENT) << 23) | np.int32(np.int32(word & _SIGN) << 24)))
-
-
-@helper
-def _begin(codes: Any, half: Any, scale: Any, weight: Any, total: Any) -> None:
-    for j in range(total.shape[0]):
-        total[j] = _ZERO + weight * ((np.float32(codes[j]) - half) * scale)
-
-
-@helper
-def _add(codes: Any, half: Any, scale: Any, weight: Any, total: Any) -> None:
-    for j in range(total.shape[0]):
-        total[j] += weight * ((np.float32(codes[j]) - half) * scale)
-
-
-@helper
-def _begin_powers(codes: Any, scale: Any, weight: Any, total: Any) -> None:
-    for j in range(total.shape[0]):
-        total[j] = _ZERO + weight * (_power(codes[j]) * scale)
-
-
-@helper
-def _add_powers(codes: Any, scale: Any, weight: Any, total: Any) -> None:
-    for j in range(total.shape[0]):
-        total[j] += weight * (_power(codes[j]) * scale)
-
-
-@kernel(void(U8_IN, F32_IN, int64, int64, int64, float32, U8, F32))
-def begin(codes: Any, scales: Any, width: Any, bucket: Any, powers: Any, weight: Any, wide: Any, total: Any) -> None:
-    """Set `total := 0 + weight * D`.
-
-    Args:
-        codes: uint8[bytes of all codes].
-        scales: float32[buckets].
-        width: Bits of a code: 8, 4 or 2.
-        bucket: Elements of a bucket.
-        powers: 1 where codes are natural, else 0.
-        weight: A factor.
-        wide: uint8[bucket + 3], scratch.
-        total: float32[n].
-    """
-    n, per_byte, half = total.shape[0], 8 // width, np.float32(1 << (width - 1))
-    for i in range(scales.shape[0]):
-        start, end = i * bucket, min(n, (i + 1) * bucket)
-        at = start // per_byte
-        part = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        if powers != 0:
-            _begin_powers(part, scales[i], weight, total[start:end])
-        elif width == 8:
-            _begin(part, half, scales[i], weight, total[start:end])
-        else:
-            _unpack(part, width, wide)
-            _begin(wide, half, scales[i], weight, total[start:end])
-
-
-@kernel(void(U8_IN, F32_IN, int64, int64, int64, float32, U8, F32))
-def add(codes: Any, scales: Any, width: Any, bucket: Any, powers: Any, weight: Any, wide: Any, total: Any) -> None:
-    """Set `total := total + weight * D` (three roundings); see `begin`."""
-    n, per_byte, half = total.shape[0], 8 // width, np.float32(1 << (width - 1))
-    for i in range(scales.shape[0]):
-        start, end = i * bucket, min(n, (i + 1) * bucket)
-        at = start // per_byte
-        part = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        if powers != 0:
-            _add_powers(part, scales[i], weight, total[start:end])
-        elif width == 8:
-            _add(part, half, scales[i], weight, total[start:end])
-        else:
-            _unpack(part, width, wide)
-            _add(wide, half, scales[i], weight, total[start:end])
-
-
-@kernel(boolean(F32_IN))
-def check(scales: Any) -> Any:
-    """Return whether each scale lies between `SMALLEST` and `LARGEST`."""
-    least, most = _SMALLEST_BITS, _LARGEST_BITS
-    for i in range(scales.shape[0]):
-        word = bits(scales[i])
-        least, most = min(least, word), max(most, word)
-    return least == _SMALLEST_BITS and most == _LARGEST_BITS

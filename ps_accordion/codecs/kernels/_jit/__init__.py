@@ -18,7 +18,7 @@ Options of the compilation, and why:
 object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
 """
 
-from .intrinsics import add_signs64, bits, count_bits, lowest_bit, mask64, masses64, mix64, real, take_signs64
+from .intrinsics import add_signs64, bits, count_bits, fetch, lowest_bit, mask64, masses64, mix64, real, take_signs64
 from .library import helper, kernel, load
 from .signature import (
     F32,
@@ -62,6 +62,7 @@ __all__ = [
     "boolean",
     "cache_directory",
     "count_bits",
+    "fetch",
     "float32",
     "float64",
     "helper",
