@@ -5,6 +5,7 @@ import pytest
 import quantised
 
 from ps_accordion.codecs import Coding, get
+from ps_accordion.codecs.buckets import BLOCK
 from ps_accordion.errors import CodecError, PayloadError
 
 from .cases import SEED, Case, buffer, encode, gaussian, vectors
@@ -110,6 +111,26 @@ def test_a_payload_says_what_its_bucket_is(name, bucket):
         plain.validate(out[: encoded.nbytes], coding)
         plain.decode(out[: encoded.nbytes], coding, found)
         assert found.tobytes() == quantised.decode(name, 4, n, payload).tobytes()
+
+
+@pytest.mark.parametrize(("name", "levels"), [("qsgd", (8, 4, 2)), ("natural", (8, 8, 8))])
+@pytest.mark.parametrize("n", [0, 1000, BLOCK, BLOCK + 777])
+def test_members_summed_block_by_block_are_those_summed_one_after_the_other(name, levels, n):
+    """The same bits, also where members have other buckets and other levels."""
+    codec, payloads, codings = get(name), [], []
+    for i, (level, bucket) in enumerate(zip(levels, (512, 128, 4096), strict=True)):
+        member = get(name, bucket=bucket)
+        out = buffer(member, level, n)
+        encoded = member.encode(gaussian(n, i), None, level=level, seed=SEED + i, out=out)
+        payloads.append(out[: encoded.nbytes])
+        codings.append(Coding(name, float(level), n, encoded.count, 0))
+    weights = [np.float32(weight) for weight in (1.0, 0.3, 2.5)]
+    together, apart = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+    codec.begin_all(payloads, codings, weights, together)
+    codec.begin(payloads[0], codings[0], weights[0], apart)
+    for payload, coding, weight in zip(payloads[1:], codings[1:], weights[1:], strict=True):
+        codec.accumulate(payload, coding, weight, apart)
+    assert together.tobytes() == apart.tobytes()
 
 
 def test_a_residual_that_another_codec_left_goes_with_the_vector():
