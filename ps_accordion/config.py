@@ -171,7 +171,7 @@ class SkipSettings(Section):
 
 
 class Timeouts(Section):
-    """`[timeouts]`, all in seconds."""
+    """`[timeouts]`: how long to wait for whom, in seconds."""
 
     join: Seconds = 120.0
     """How long a process waits for the coordinator's answer and for all others to join."""

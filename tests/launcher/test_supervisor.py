@@ -188,6 +188,7 @@ def test_after_its_last_restart_a_killed_child_ends_the_run(engine):
         restarts=2,
         pause=0.01,
         grace=0.2,
+        minimum=2,
     ).end()
     assert (code, output) == (137, "".join(f"[worker 0] {line}\n" for line in ("life", "life 1", "life 2")))
     assert error.count("starting it again") == 2

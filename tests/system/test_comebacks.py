@@ -112,7 +112,7 @@ def test_a_frozen_worker_comes_back_when_it_thaws(tmp_path):
         os.kill(int(pid.read_text()), signal.SIGCONT)
     time.sleep(0.02 if step < 50 else 0.05)
     """
-    code, states, said = launch(tmp_path, fault, "--set", "timeouts.dead=2")
+    code, states, said = launch(tmp_path, fault, "--set", "timeouts.dead=4")
     assert code == 0, said
     assert len(states) == 3
     assert len(set(states)) == 1, said

@@ -1,0 +1,271 @@
+"""Is a training step over a slow network faster than with DistributedDataParallel?
+
+    python -m benchmarks.vs_ddp [--links 1gbit,100mbit] [--delay MS] [--pairs 15] [--json FILE]
+
+Every worker and server has a host of its own: a network namespace whose link is limited in both directions (`hosts.py`), so this
+needs root. Two workers train six linear layers of 2048 x 2048 (25 M parameters, batch 8, SGD with momentum, a thread a process).
+The baselines are DistributedDataParallel over gloo: plain, with its fp16 hook, and with its PowerSGD hook at rank 4 (one bucket).
+`alone` trains without sharing anything: no way of sharing is faster than that.
+
+All of them run at the same time and take turns, so that what disturbs one disturbs all; who waits sends only signs of life.
+Ratios are of the medians. At the end all replicas of a job must have the same hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import hosts, turns
+from benchmarks.training import WAYS
+from ps_accordion import config
+from ps_accordion.errors import ConfigError
+from ps_accordion.launcher.machine import machine
+
+PORT = 5650
+WARM_UP = 2
+"""Turns of each that are not counted."""
+HELD = (0.85, 1.02)
+"""Shares of its rate that a limited link carries; outside of that the figures would not be of that link."""
+CASES = "onebit:8192,topk:0.01,topk:0.001,dense:32"
+BASELINES = "ddp,ddp_fp16,ddp_powersgd"
+
+
+class Job(NamedTuple):
+    """One way of training.
+
+    Attributes:
+        name: In tables and files: `ddp`, or `topk:0.01`.
+        way: One of `training.WAYS`.
+        codec: For ours.
+        level: For ours.
+    """
+
+    name: str
+    way: str
+    codec: str = ""
+    level: float = 0.0
+
+
+class Place(NamedTuple):
+    """Where processes run."""
+
+    workers: list[hosts.Host]
+    servers: list[hosts.Host]
+
+
+def main() -> None:
+    """Measure each link, and print a table of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--links", default="1gbit,100mbit", help="rates to measure (default: 1gbit,100mbit)")
+    parser.add_argument("--cases", default=CASES, help=f"ours, as codec:level,... (default: {CASES})")
+    parser.add_argument("--baselines", default=BASELINES, help=f"what to compare with (default: {BASELINES})")
+    parser.add_argument("--delay", type=float, default=0, help="milliseconds that a packet takes, each way (default: 0)")
+    parser.add_argument("--pairs", type=int, default=15, help="turns of each that are counted (default: 15)")
+    parser.add_argument("--steps", type=int, default=1, help="steps in a turn (default: 1)")
+    parser.add_argument("--workers", type=int, default=2, help="workers, a host each (default: 2)")
+    parser.add_argument("--servers", type=int, default=2, help="servers (default: 2)")
+    parser.add_argument("--colocated", action="store_true", help="servers on the workers' hosts, not on hosts of their own")
+    parser.add_argument("--layers", type=int, default=6, help="linear layers of the network (default: 6)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    options = parser.parse_args()
+    try:
+        baselines = [_baseline(name) for name in options.baselines.split(",") if name]
+        jobs = [Job("alone", "alone"), *baselines, *map(_case, options.cases.split(","))]
+        links = options.links.split(",")
+        for link in links:
+            hosts.bits_of(link)
+    except (ValueError, ConfigError) as error:
+        parser.error(str(error))
+    print(json.dumps(machine()))
+    rows = []
+    for link in links:
+        try:
+            rows += measured(jobs, link, options)
+        except hosts.Unavailable as error:
+            print(f"not measured: {error}", file=sys.stderr)
+            raise SystemExit(0) from None
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def _baseline(name: str) -> Job:
+    if name not in WAYS or not name.startswith("ddp"):
+        raise ValueError(f"--baselines: expected some of {BASELINES}, got {name!r}")
+    return Job(name, name)
+
+
+def _case(text: str) -> Job:
+    codec, colon, level = text.partition(":")
+    if not colon:
+        raise ValueError(f"--cases: expected codec:level, such as topk:0.01, got {text!r}")
+    config.load(overrides={"codec.name": codec, "codec.light": float(level), "codec.heavy": float(level)})
+    return Job(text, "ours", codec, float(level))
+
+
+def measured(jobs: list[Job], link: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Let all jobs take turns over one kind of link; return a row for each of ours beside each baseline."""
+    apart = 0 if options.colocated else options.servers
+    with (
+        hosts.hosts(options.workers + apart, link, options.delay) as made,
+        tempfile.TemporaryDirectory(prefix="psa-vs-ddp-") as name,
+        contextlib.ExitStack() as stack,
+    ):
+        workers = made[: options.workers]
+        place = Place(workers, made[options.workers :] or [workers[n % len(workers)] for n in range(options.servers)])
+        _check(place, link)
+        running = {job.name: stack.enter_context(started(job, place, Path(name), options.layers)) for job in jobs}
+        times: dict[str, list[float]] = {job: [] for job in running}
+        moved: dict[str, list[float]] = {job: [] for job in running}
+        for turn in range(WARM_UP + options.pairs):
+            for job in list(running)[turn % len(running) :] + list(running)[: turn % len(running)]:
+                before = sum(sum(hosts.carried(host)) for host in workers)
+                times[job].append(statistics.median(running[job].take(options.steps)))
+                after = sum(sum(hosts.carried(host)) for host in workers)
+                moved[job].append((after - before) / options.steps / len(workers))
+            shown = " · ".join(f"{job} {values[-1]:.0f}" for job, values in times.items())
+            print(f"{link} {'warm-up' if turn < WARM_UP else f'turn {turn - 1} of {options.pairs}'}, ms: {shown}", flush=True)
+        for job, waiting in running.items():
+            if len(set(waiting.end())) > 1 and job != "alone":
+                raise SystemExit(f"the replicas of {job} differ at the end")
+    medians = {job: statistics.median(values[WARM_UP:]) for job, values in times.items()}
+    carried = {job: statistics.median(values[WARM_UP:]) for job, values in moved.items()}
+    _show(link, jobs, medians, carried, options)
+    rows = []
+    for job in jobs:
+        for baseline in jobs:
+            if job.way == "ours" and baseline.way != "ours":
+                rows.append(
+                    {
+                        "case": job.name,
+                        "codec": job.codec,
+                        "level": job.level,
+                        "workers": options.workers,
+                        "servers": options.servers,
+                        "colocated": options.colocated,
+                        "link": link,
+                        "delay_ms": options.delay,
+                        "ms": round(medians[job.name], 2),
+                        "baseline": baseline.name,
+                        "baseline_ms": round(medians[baseline.name], 2),
+                        "ratio": round(medians[job.name] / medians[baseline.name], 4),
+                        "bytes_a_worker": round(carried[job.name]),
+                        "pairs": {"ms": times[job.name][WARM_UP:], "baseline_ms": times[baseline.name][WARM_UP:]},
+                    }
+                )
+    return rows
+
+
+def _check(place: Place, link: str) -> None:
+    reached = hosts.throughput(place.workers[0], place.workers[1]) if len(place.workers) > 1 else hosts.bits_of(link)
+    share = reached / hosts.bits_of(link)
+    print(f"{link}: one TCP connection carries {reached / 1e6:.1f} Mbit/s, {share:.0%} of it")
+    if not HELD[0] <= share <= HELD[1]:
+        low, high = (f"{bound:.0%}" for bound in HELD)
+        raise SystemExit(
+            f"{link}: expected {low} to {high} of the rate; the limit does not hold, or the machine is too slow for it"
+        )
+
+
+@contextlib.contextmanager
+def started(job: Job, place: Place, directory: Path, layers: int) -> Iterator[turns.Turns]:
+    """Start the processes of a job, whose output goes to a file; end them on the way out."""
+    log = directory / f"{job.name}.log"
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def run(host: hosts.Host, *command: str, **environment: str) -> None:
+        variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        with log.open("ab") as output:
+            processes.append(subprocess.Popen(host.runs(*command), env=variables, stdout=output, stderr=output))
+
+    def alive() -> bool:
+        return all(process.poll() is None for process in processes)
+
+    waiting = turns.Turns(directory, job.name, len(place.workers), alive)
+    training = [sys.executable, "-m", "benchmarks.training", job.way, "--turns", str(directory), "--job", job.name]
+    training += ["--layers", str(layers)]
+    try:
+        if job.way == "ours":
+            _start_ours(job, place, directory, training, run)
+        else:
+            for rank, host in enumerate(place.workers):
+                group = {"MASTER_ADDR": place.workers[0].address, "MASTER_PORT": str(PORT + _number(job))}
+                group |= {"RANK": str(rank), "WORLD_SIZE": str(len(place.workers)), "GLOO_SOCKET_IFNAME": hosts.INTERFACE}
+                run(host, *training, **group)
+        yield waiting
+        for process in processes:
+            process.wait(timeout=30)
+    except (turns.Stopped, subprocess.TimeoutExpired) as error:
+        codes = [process.poll() for process in processes]
+        raise SystemExit(f"{error}; exit codes {codes}\n{log.read_text(errors='replace')[-4000:]}") from None
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def _start_ours(job: Job, place: Place, directory: Path, training: list[str], run: Any) -> None:
+    file = directory / f"{job.name}.toml"
+    settings = config.load(
+        overrides={
+            "workers.count": len(place.workers),
+            "servers.count": len(place.servers),
+            "codec.name": job.codec,
+            "codec.light": job.level,
+            "codec.heavy": job.level,
+            "regime.policy": "static",
+            "coordinator.address": f"tcp://{place.servers[0].address}:{PORT + _number(job)}",
+            "servers.state_directory": str(directory / f"{job.name}-state"),
+        }
+    )
+    file.write_text(config.render(settings), encoding="utf-8")
+    program = [sys.executable, "-m", "ps_accordion.launcher"]
+    given = ["--config", str(file)]
+    run(place.servers[0], *program, "coordinator", *given, "--insecure")
+    for number, host in enumerate(place.servers):
+        run(
+            host,
+            *program,
+            "server",
+            "--number",
+            str(number),
+            *given,
+            "--insecure",
+            "--set",
+            f"servers.bind=tcp://{host.address}:*",
+        )
+    for rank, host in enumerate(place.workers):
+        run(host, *program, "worker", "--rank", str(rank), *given, "--", *training)
+
+
+def _number(job: Job) -> int:
+    return sum(job.name.encode())  # a port of its own, on hosts that are ours alone
+
+
+def _show(link: str, jobs: list[Job], ms: dict[str, float], moved: dict[str, float], options: argparse.Namespace) -> None:
+    where = "on the workers' hosts" if options.colocated else "on hosts of their own"
+    far = f", {options.delay:g} ms each way" if options.delay else ""
+    print(f"\n{link} a host{far}, {options.workers} workers, {options.servers} servers {where}, {options.pairs} turns, medians")
+    baselines = [job.name for job in jobs if job.way != "ours"]
+    print(f"{'':14} {'ms a step':>10} {'MB a worker':>12} " + " ".join(f"{'x ' + name:>14}" for name in baselines))
+    for job in jobs:
+        times = " ".join(f"{ms[name] / ms[job.name]:>14.2f}" for name in baselines)
+        print(f"{job.name:14} {ms[job.name]:>10.1f} {moved[job.name] / 1e6:>12.2f} {times}")
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    main()
+    print(f"in {time.monotonic() - began:.0f} s")
