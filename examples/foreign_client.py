@@ -22,7 +22,7 @@ import msgpack
 import xxhash
 import zmq
 
-VERSION = 1
+VERSION = 2
 COORDINATOR = "coordinator"
 
 
@@ -41,13 +41,24 @@ def pack(message, payload=()):
 
 
 def unpack(frames):
-    """Return the message and the payload in some frames."""
+    """Return the messages in some frames, each with its payload: one, or those of a bundle."""
     header, payload = frames[0], frames[1:]
     if header[:3] != b"PSA" or header[3] != VERSION:
         raise Stopped(f"expected magic PSA and version {VERSION}, got {header[:4]!r}")
     if xxhash.xxh3_64(b"".join([header[12:], *payload])).intdigest() != int.from_bytes(header[4:12], "little"):
         raise Stopped("the checksum of a message is wrong")
-    return msgpack.unpackb(header[12:]), payload
+    message = msgpack.unpackb(header[12:])
+    if message[0] != "bundle":
+        return [(message, payload)]
+    parts, end = [], 0
+    for part, lengths in message[1]:
+        frames = []
+        for length in lengths:
+            start = -(-end // 8) * 8 if length else end
+            end = start + length
+            frames.append(payload[0][start:end] if length else b"")
+        parts.append((part, frames))
+    return parts
 
 
 # ---------------------------------------------------------------- the dense codec
@@ -137,7 +148,8 @@ class Worker:
                 layouts = [[0, self.round, self.plan]] if self.ready else []
                 self.send(COORDINATOR, ["alive", self.slot, self.incarnation, view, layouts, True, self.leaving, ""])
             for socket, _ in self.poller.poll(20):
-                self.handle(socket, *unpack(socket.recv_multipart()))
+                for message, payload in unpack(socket.recv_multipart()):
+                    self.handle(socket, message, payload)
 
     def handle(self, socket, message, payload):
         """Take in a message."""

@@ -85,14 +85,14 @@ def worker_path() -> str:
 
 
 def worker_environment(rank: int, world_size: int, *, local_rank: int, local_world_size: int) -> dict[str, str]:
-    """Return what a worker's environment holds beyond the plain one: where it stands in the run."""
+    """Return what a worker's environment holds beyond the plain one: where it stands in the run; any place for a rank of -1."""
     place = {
         "RANK": rank,
         "WORLD_SIZE": world_size,
         "LOCAL_RANK": local_rank,
         "LOCAL_WORLD_SIZE": local_world_size,
     }
-    environment = {ENVIRONMENT_PREFIX + name: str(value) for name, value in place.items()}
+    environment = {ENVIRONMENT_PREFIX + name: str(value) for name, value in place.items() if value >= 0}
     environment["PATH"] = worker_path()
     environment["PYTHONUNBUFFERED"] = "1"
     # As torchrun does: workers that share a machine would otherwise each start a thread a core.

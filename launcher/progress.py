@@ -2,6 +2,7 @@
 
     step 412 · loss 0.0931 · accuracy 97.8 % · 21.4 ms a step · 31.0 KB a step · 38.7x fewer bytes · 17 % of tensors critical
     step 413 · worker 1: evaluation · loss 0.0929 · ...
+    step 413 · waiting for worker 1 (workers.minimum is 3), 12 s · workers 2/3 (1: left) · loss 0.0929 · ...
     step 414 · workers 3/4 (2: restarting in 1.6 s, 3 of 3) · servers 1/2 (0: silent for 4 s) · loss 0.0928 · ...
 
 Who is not as it should be stands in front; that all are, at the end.
@@ -67,6 +68,10 @@ class Progress:
         self._seen_by_worker = Tail(worker)
         self._clock = clock
         self._busy: dict[int, str] = {}
+        self._waiting: tuple[str, float] | None = None
+        """For whom the rounds stand still, and since when."""
+        self._left: set[str] = set()
+        """Workers that have left the others."""
         self._silent: dict[str, float] = {}
         """Since when the coordinator has not heard whom."""
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECENT)
@@ -88,16 +93,18 @@ class Progress:
             fresh = True
             self._recent.append(row)
             self._latest.update({name: row[name] for name in ("loss", "accuracy") if row.get(name) is not None})
-        troubles = {name: said for name, state in states.items() if (said := state or self._silence(name))}
-        return self._line(states, troubles) if fresh or self._busy or troubles else None
+        troubles = {name: said for name, state in states.items() if (said := state or self._trouble(name))}
+        return self._line(states, troubles) if fresh or self._busy or self._waiting or troubles else None
 
-    def _silence(self, name: str) -> str:
+    def _trouble(self, name: str) -> str:
+        if name in self._left:
+            return "left"
         since = self._silent.get(name)
         return "" if since is None else f"silent for {self._clock() - since:.0f} s"
 
     def _read_events(self) -> bool:
-        """Take note of who is busy, and who silent; return whether that has changed."""
-        before = self._busy.copy(), self._silent.copy()
+        """Take note of who is busy, and who silent, and for whom all wait; return whether that has changed."""
+        before = self._busy.copy(), self._silent.copy(), self._left.copy(), self._waiting
         for event in self._events.read():
             if event["event"] == "busy":
                 # Any text may stand there, and this is one line.
@@ -107,10 +114,20 @@ class Progress:
                     self._busy[event["slot"]] = what
             else:
                 self._note_silence(event)
+                self._note_members(event)
         for event in self._seen_by_worker.read():
             if event.get("name") == "coordinator":
                 self._note_silence(event)
-        return (self._busy, self._silent) != before
+        return (self._busy, self._silent, self._left, self._waiting) != before
+
+    def _note_members(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "waiting":
+            self._waiting = event["missing"], self._clock() - event["since_s"]
+        elif event["event"] in ("resumed", "view"):
+            self._waiting = None
+            self._left -= {f"worker {slot}" for slot in event.get("new", ())}
+        elif event["event"] == "leave" and event.get("early"):
+            self._left.add(f"worker {event['slot']}")
 
     def _note_silence(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "silent":
@@ -123,12 +140,15 @@ class Progress:
         for slot, what in sorted(self._busy.items()):
             busy.setdefault(what, []).append(slot)
         waiting = [f"{_workers(slots)}: {what}" for what, slots in busy.items()]
+        if self._waiting is not None:
+            missing, since = self._waiting
+            waiting.insert(0, f"waiting for {missing}, {self._clock() - since:.0f} s")
         wrong, whole = _roles(states, troubles)
         if not self._recent:
             return " · ".join([*wrong, *waiting]) or None
         last = self._recent[-1]
         # Near the front, because a terminal cuts off the end.
-        parts = [f"step {last['round']}", *wrong, *waiting]
+        parts = [f"step {last['round']}", *waiting, *wrong] if self._waiting else [f"step {last['round']}", *wrong, *waiting]
         if "loss" in self._latest:
             parts.append(f"loss {self._latest['loss']:.4f}")
         if "accuracy" in self._latest:

@@ -64,8 +64,15 @@ class WorkerSettings(Section):
     """How many workers the run waits for, and whose gradients make a round."""
     minimum: Annotated[int, Meta(ge=1, le=1024)] = 1
     """The run goes on as long as so many workers are in it. With fewer it waits for others to come, up to `timeouts.join`."""
+    maximum: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """So many workers may be in the run at once, when more come while it goes on; 0 means no more than `count`."""
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     """Threads a worker encodes and decodes with; 0 chooses from the cores of the machine."""
+
+    @property
+    def places(self) -> int:
+        """How many workers there is a place for: their ranks are below it."""
+        return self.maximum or self.count
 
 
 class ServerSettings(Section):
@@ -81,6 +88,13 @@ class ServerSettings(Section):
     """Where servers keep what a restarted one goes on from: two residuals and a result of every key, as mapped files that are
     removed when the run is over. Empty: `state` in the run directory, or memory where there is none. `memory` keeps it in
     memory in any case; a server that dies then ends the run."""
+    replay_rounds: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Rounds whose pushes workers keep, so that a server whose state is lost can fold them again and has every bit of its
+    residuals back. Costs each worker the payloads of so many rounds, and servers a copy of their residuals every half so many
+    rounds. 0: the residuals are then lost, and the ledger says so."""
+    snapshot_directory: str = ""
+    """Where servers put those copies, as large as the state: on another disk than the state, or on one that servers share. Empty:
+    `snapshots` in the run directory; without one there are no copies, and only the first rounds of a run can be replayed."""
 
 
 class CoordinatorSettings(Section):
@@ -159,8 +173,9 @@ class RegimeSettings(Section):
 class LayoutSettings(Section):
     """`[layout]`: how tensors become keys. All roles must agree."""
 
-    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 18)] = 1 << 18
-    """Largest key, in elements. The default is 1 MiB of float32: it stays in cache through decode, add and encode."""
+    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 19)] = 1 << 19
+    """Largest key, in elements. The default is 2 MiB of float32, which a core's second-level cache holds through decode, add and
+    encode; what a key costs beside its elements is then a small part."""
 
 
 class SkipSettings(Section):
@@ -251,7 +266,7 @@ class Settings(Section):
 
     def terms(self) -> dict[str, Any]:
         """Return what every process must agree on, by dotted name: the coordinator compares it at join."""
-        agreed = {"seed", "workers.count", "servers.count", "servers.shards_per_server", "skip.limit"}
+        agreed = {"seed", "workers.count", "servers.count", "servers.shards_per_server", "servers.replay_rounds", "skip.limit"}
         agreed |= {"checkpoint.every_steps", "checkpoint.resume"}
         sections = ("codec.", "layout.", "regime.")
         return {name: value for name, value in flatten(self).items() if name in agreed or name.startswith(sections)}
@@ -291,6 +306,14 @@ class Settings(Section):
         if named == "memory" or not (named or self.run.directory):
             return ""
         return named or str(Path(self.run.directory) / "state")
+
+    @property
+    def snapshot_directory(self) -> str:
+        """Where servers keep copies of their residuals; empty where no place is known, or nobody would replay from them."""
+        named, run = self.servers.snapshot_directory, self.run.directory
+        if not self.servers.replay_rounds or not (named or run):
+            return ""
+        return named or str(Path(run) / "snapshots")
 
     @property
     def checkpoint_directory(self) -> str:

@@ -46,7 +46,7 @@ MAX_DIMENSIONS = 64
 """What torch itself allows. Without it, multiplying the sizes of a hostile shape would take hours."""
 MAX_ELEMENTS = 1 << 40
 MAX_KEYS = 1 << 18
-"""Keys of one layout: 256 GiB of float32 in the largest partitions. A hostile shape costs at most what these objects take."""
+"""Keys of one layout: 512 GiB of float32 in the largest partitions. A hostile shape costs at most what these objects take."""
 MAX_TABLE_BYTES = 16 << 20
 
 KINDS = ("float32", "float64", "float16", "bfloat16")

@@ -40,15 +40,17 @@ from .codecs.base import Codec, Coding, FloatVector, Payload
 from .layout import Key, Slice
 from .seeds import mix64
 
-__all__ = ["NOTHING", "NO_TALLY", "SILENCE", "SURE", "WATCHED", "Noise", "Probe", "Probed", "Tally", "added"]
+__all__ = ["LOOK_EVERY", "NOTHING", "NO_TALLY", "SILENCE", "SURE", "WATCHED", "Noise", "Probe", "Probed", "Tally", "added"]
 
 WATCHED = 1 << 11
-"""Elements of a key that are watched. Of a partition of 256 Ki that is one in 128: at 1 % a push has some 20 entries there,
+"""Elements of a key that are watched. Of a partition of 512 Ki that is one in 256: at 1 % a push has some 20 entries there,
 and a probe takes microseconds where a pass over all elements would take as long as encoding them."""
 ALWAYS, EVERY = 8, 16
 """Keys that are probed: those of the lowest numbers, and of the others one in so many."""
 _PART = 1 << 15
 """A watched stretch does not cross a multiple of this, so that a sparse payload is searched in one place."""
+LOOK_EVERY = 8
+"""Rounds between two looks at a residual's norm: it changes slowly, and is asked for by rounding and by people only."""
 ROUNDING = 4 * 2.0**-24
 """A round rounds an element a few times, by 2^-24 of it at most. Over all elements of a stretch these partly cancel; over rounds
 they need not, so slack grows with their number."""
@@ -105,6 +107,7 @@ class Probe:
     """
 
     def __init__(self, layout: int, key: Key) -> None:
+        self.elements = key.elements
         self.length = min(WATCHED, key.elements)
         self.start = _place(mix64(mix64(layout) ^ key.number), key.elements, self.length)
         self.share = self.length / key.elements
@@ -144,6 +147,12 @@ class Probe:
         """Look at the stretch itself, float32[length], which is only read."""
         values = stretch.astype(np.float64)
         return Probed(float(values @ _SIGNS[: self.length]), math.sqrt(float(values @ values)))
+
+    def image(self, stretch: FloatVector) -> FloatVector:
+        """Return float32[key.elements] of which only the stretch is set, and only that takes memory; of a vector far away."""
+        vector = np.empty(self.elements, np.float32)
+        vector[self.start : self.start + self.length] = stretch
+        return vector
 
     def decoded(self, codec: Codec, payload: Payload, coding: Coding) -> FloatVector:
         """Return the stretch of D(payload), float32[length]; nothing else of it is decoded. The payload has been validated."""

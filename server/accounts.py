@@ -10,7 +10,7 @@ from ps_accordion.codecs import Push, registry
 from ps_accordion.codecs.base import Coding, FloatVector, Payload
 from ps_accordion.codecs.registry import Codecs
 from ps_accordion.layout import Slice
-from ps_accordion.ledger import SILENCE, Probe, Tally, added
+from ps_accordion.ledger import NOTHING, SILENCE, Probe, Tally, added
 
 from .record import KeyRecord
 
@@ -22,7 +22,7 @@ def counted(
     tally: Tally,
     pushes: Sequence[Push],
     total_weight: float,
-    result: tuple[Coding, Payload],
+    result: tuple[Coding, Payload] | None,
     residuals: tuple[FloatVector | None, FloatVector | None],
     *,
     codecs: Codecs,
@@ -36,7 +36,7 @@ def counted(
         tally: The account before.
         pushes: What was folded.
         total_weight: By which the sum was divided.
-        result: What came out.
+        result: What came out; None where all of it stayed in the residual.
         residuals: Before and after the fold, float32[elements]; None is zero.
         codecs: Codecs by name.
         unused: Slices that nobody used: they were not encoded.
@@ -49,15 +49,16 @@ def counted(
     parts = [(push.weight, probe.decoded(registry.find(codecs, push.coding.codec), push.payload, push.coding)) for push in pushes]
     seen = [(weight, probe.stretch(part)) for weight, part in parts]
     came = float(scale) * sum(weight * each.mass for weight, each in seen)
-    coding, payload = result
-    codec = registry.find(codecs, coding.codec)
-    went = probe.payload(codec, payload, coding)
-    noise = SILENCE
-    if codec.noisy(coding.level) and not lost:
-        total = np.zeros(probe.length, np.float32)
-        for weight, part in parts:
-            total += np.float32(weight) * part
-        noise = probe.noise(codec, payload, coding, total * scale + probe.cut(residuals[0], unused))
+    went, noise = NOTHING, SILENCE
+    if result is not None:
+        coding, payload = result
+        codec = registry.find(codecs, coding.codec)
+        went = probe.payload(codec, payload, coding)
+        if codec.noisy(coding.level) and not lost:
+            total = np.zeros(probe.length, np.float32)
+            for weight, part in parts:
+                total += np.float32(weight) * part
+            noise = probe.noise(codec, payload, coding, total * scale + probe.cut(residuals[0], unused))
     after = probe.vector(residuals[1])
     thrown = came + probe.vector(residuals[0]).mass - went.mass - after.mass if lost else 0.0
     norms = (*(float(scale) * weight * len(pushes) * each.norm for weight, each in seen), went.norm, after.norm)

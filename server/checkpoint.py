@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ps_accordion import checkpoint
@@ -34,6 +35,7 @@ def save(shard: Shard, request: m.Save, directory: Path) -> m.Saved:
     Returns:
         What to answer, also where it cannot be written.
     """
+    said = m.Saved(True, shard.number, 0, request.step, request.layouts, attempt=request.attempt)
     arrays: dict[str, NDArray[Any]] = {}
     bounds: dict[str, int] = {}
     plans: dict[str, Any] = {}
@@ -41,7 +43,7 @@ def save(shard: Shard, request: m.Save, directory: Path) -> m.Saved:
         for record in shard.records_of(layout):
             if record.round != round_ - 1:
                 text = f"shard {shard.number} has finished round {record.round} of layout {layout}, and the workers {round_ - 1}"
-                return m.Saved(True, shard.number, 0, request.step, request.layouts, error=text)
+                return replace(said, error=text)
             first = record.key.slices[0]
             bounds[f"{layout}.{first.tensor}.{first.start}"] = record.bound_before if skipped else record.bound
             arrays |= _arrays(layout, record, skipped=skipped)
@@ -55,8 +57,8 @@ def save(shard: Shard, request: m.Save, directory: Path) -> m.Saved:
     try:
         part = checkpoint.write_part(directory, f"shard-{shard.number}.safetensors", packed(arrays))
     except StorageError as error:
-        return m.Saved(True, shard.number, 0, request.step, request.layouts, error=str(error)[: m.MAX_TEXT])
-    return m.Saved(True, shard.number, 0, request.step, request.layouts, [(part.file, part.nbytes, part.digest)])
+        return replace(said, error=str(error)[: m.MAX_TEXT])
+    return replace(said, parts=[(part.file, part.nbytes, part.digest)])
 
 
 def _arrays(layout: int, record: KeyRecord, *, skipped: bool) -> dict[str, NDArray[np.float32]]:

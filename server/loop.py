@@ -22,15 +22,16 @@ from ps_accordion.codecs import warm
 from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
+from ps_accordion.pace import Pace
 from ps_accordion.telemetry.events import JsonLines
-from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
+from ps_accordion.wire.bundle import Part, bundled
 from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
 from .checkpoint import Residuals, save
-from .durable import ShardStore
+from .durable import ShardStore, Snapshots
 from .relay import Relay
 from .shard import COORDINATOR, Shard
 
@@ -42,7 +43,7 @@ NORMS_S = 1.0
 """How old the norm of a residual may be that is lost with its shard."""
 Task = Callable[[Shard], list[Action]]
 TOGETHER = 4
-"""Tasks of a shard after which the thread of the sockets is woken, if more are queued: to send several results at once."""
+"""Tasks of a shard after which what is ready is sent at the latest, if more are queued: several results as one message."""
 
 
 class ShardThread:
@@ -53,6 +54,7 @@ class ShardThread:
         self._transport = transport
         self._events = events
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._ready: dict[tuple[Peer, ...], list[Part]] = {}
         self._thread = threading.Thread(target=self._run, name=f"ps-accordion-shard-{shard.number}", daemon=True)
         self._thread.start()
 
@@ -66,21 +68,28 @@ class ShardThread:
         self._thread.join()
 
     def _run(self) -> None:
-        since = 0
+        pace = Pace(TOGETHER)
         while (task := self._tasks.get()) is not None:
             try:
                 for action in task(self.shard):
                     if isinstance(action, Send):
-                        self._transport.post((action.peers, framing.pack(action.message, action.payload)), wake=False)
+                        self._ready.setdefault(action.peers, []).append((action.message, action.payload))
                     elif isinstance(action, Note):
                         self._events.write(event=action.event, **action.fields)
             except BaseException as error:  # the run must end with the true cause, not hang for want of a result
                 self._transport.post(error)
                 return
-            since += 1
-            if since >= TOGETHER or self._tasks.empty():
-                since = 0
-                self._transport.wake()
+            if pace.hand_on(idle=self._tasks.empty()):
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the thread of the sockets send what is ready: what goes to the same members is packed once for all of them."""
+        ready, self._ready = self._ready, {}
+        for peers, parts in ready.items():
+            for frames in bundled(parts):
+                self._transport.post((peers, frames), wake=False)
+        if ready:
+            self._transport.wake()
 
 
 class Server:
@@ -107,6 +116,7 @@ class Server:
         self._over: m.Ended | m.Abort | None = None
         self._address = ""
         self._stores: dict[int, ShardStore] = {}
+        self._snapshots: dict[int, Snapshots] = {}
         self._threads: dict[int, ShardThread] = {}
         self._said_saved: dict[int, m.Saved] = {}
         """The answer for the last checkpoint, by shard; each shard's thread has its own entry."""
@@ -137,7 +147,8 @@ class Server:
             resume = self.settings.checkpoint.resume
             restore = Residuals(Path(resume)).restored if resume else None
             for number, store in self._stores.items():
-                shard = Shard(number, store.boot, self.settings, store=store, restore=restore)
+                snapshots = self._snapshots.get(number)
+                shard = Shard(number, store.boot, self.settings, store=store, restore=restore, snapshots=snapshots)
                 self._threads[number] = ShardThread(shard, self._transport, self._events)
             self._recall()
             self._events.write(event="start", address=self._address, shards=list(self._threads), view=self.view, lost=self._lost)
@@ -159,6 +170,8 @@ class Server:
         job = job_of(self.settings)
         for number in range(self.number * per_server, (self.number + 1) * per_server):
             self._stores[number] = ShardStore.open(Path(directory) if directory else None, shard=number, job=job)
+            if self.settings.snapshot_directory:
+                self._snapshots[number] = Snapshots(Path(self.settings.snapshot_directory), shard=number, job=job)
 
     def _close_stores(self) -> None:
         for number, store in self._stores.items():
@@ -168,6 +181,11 @@ class Server:
                 store.close()
             else:
                 store.discard()
+        for snapshots in self._snapshots.values():
+            if self._over is None:
+                snapshots.close()
+            else:
+                snapshots.discard()
         if self._over is not None and self.settings.state_directory:
             with contextlib.suppress(OSError):  # others' are there still
                 Path(self.settings.state_directory).rmdir()
@@ -182,7 +200,8 @@ class Server:
 
     @property
     def _lost(self) -> str:
-        return "; ".join(store.lost for store in self._stores.values() if store.lost)
+        texts = [store.lost for store in self._stores.values()] + [copies.lost for copies in self._snapshots.values()]
+        return "; ".join(filter(None, texts))
 
     def _serve(self) -> None:
         limits = self.settings.timeouts
@@ -213,7 +232,7 @@ class Server:
         for thread in self._threads.values():
             thread.close()
         entries = [(number, *thread.shard.account()) for number, thread in self._threads.items()]
-        self._transport.send(COORDINATOR, m.Books(self.number, entries))
+        self._transport.send(COORDINATOR, m.Books(self.number, entries, whole=self._whole()))
         self._transport.send(COORDINATOR, m.Bye(f"server {self.number}"))
 
     def _alive(self) -> None:
@@ -226,7 +245,10 @@ class Server:
         if now >= self._norms_due:
             self._norms_due = now + NORMS_S
             norms = [(number, *thread.shard.norm()) for number, thread in self._threads.items()]
-            self._transport.send(COORDINATOR, m.Books(self.number, norms=norms))
+            self._transport.send(COORDINATOR, m.Books(self.number, norms=norms, whole=self._whole()))
+
+    def _whole(self) -> list[tuple[int, int]]:
+        return [(number, thread.shard.boot) for number, thread in self._threads.items() if thread.shard.whole]
 
     def _dispatch(self, arrival: Arrival) -> None:
         if isinstance(arrival.posted, BaseException):
@@ -303,7 +325,7 @@ class Server:
     def _saved(self, shard: Shard, request: m.Save) -> m.Saved:
         """Write a shard's part of a checkpoint, on its thread; who asks again gets the same answer."""
         known = self._said_saved.get(shard.number)
-        if known is None or known.step != request.step or known.error:
+        if known is None or (known.step, known.attempt) != (request.step, request.attempt) or known.error:
             root = Path(self.settings.checkpoint_directory)
             known = self._said_saved[shard.number] = save(shard, request, checkpoint.partial(root, request.step))
         return known
@@ -321,6 +343,14 @@ class Server:
                 owner = self._owner(message.result.layout, message.result.key)
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_restore(message, payload))
+            case m.Offer():
+                for thread in self._threads.values():
+                    if thread.shard.boot == message.boot:
+                        thread.submit(lambda shard: shard.on_offer(peer, message))
+            case m.Replay():
+                owner = self._owner(message.push.layout, message.push.key)
+                if owner is not None:
+                    owner.submit(lambda shard: shard.on_replay(peer, message, payload))
             case m.Ask():
                 self._relay.heard(peer, message.slot)
                 self._to_all(lambda shard: shard.on_ask(peer, message))

@@ -38,6 +38,7 @@ class ShardState(msgspec.Struct, frozen=True, array_like=True):
         cuts: (layout, cut, previous epoch) of that view.
         new: Slots that the view before did not have, or had with another incarnation.
         donor: Slot of that view from which they take over the state.
+        anew: Whether some key has lost what a former self of the shard had of it.
     """
 
     epoch: int = -1
@@ -46,6 +47,7 @@ class ShardState(msgspec.Struct, frozen=True, array_like=True):
     cuts: list[tuple[int, int, int]] = []
     new: list[int] = []
     donor: int = 0
+    anew: bool = False
 
     def is_blank(self, layout: int, record: KeyRecord) -> bool:
         """Whether a key lacks the round with which this view's rounds go on: it was finished by a former self of the shard."""

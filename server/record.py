@@ -109,7 +109,7 @@ class KeyRecord:
     open: dict[int, Held] = field(default_factory=dict)
     hint: Hint = field(default_factory=Hint)
     norm: float = 0.0
-    """About the L2 norm of the residual, for people; not kept."""
+    """About the L2 norm of the residual as it was within the last rounds, for people; not kept."""
 
     def start(self, *, skipped: bool) -> int:
         """Return the half from which the next fold starts: the last round's own start if that round was skipped."""
@@ -140,19 +140,25 @@ class KeyRecord:
         self.result = finished
         self.open = {}
 
-    def restore(self, finished: Finished, *, bound: int, version: int) -> None:
-        """Go on after a round that a former self of the shard has finished, of whose residuals nothing is left.
+    def restore(self, finished: Finished, *, bound: int, version: int, again: KeyRecord | None = None) -> None:
+        """Go on after a round that a former self of the shard has finished.
 
         Args:
             finished: Its result, from a worker.
             bound: Size of its bound in bytes.
             version: Of the plan in force after it.
+            again: The record that a replay came to; its residuals are copied. None: nothing is left of them.
         """
         self.round, self.epoch, self.result = finished.message.round, finished.message.epoch, finished
-        self.halves, self.before, self.after = [None, None], 0, 0
-        self.bound = self.bound_before = bound
+        again = again or KeyRecord(self.key, bound=bound, bound_before=bound)
+        self.halves = [None, None]
+        for place, half in enumerate(again.halves):
+            if half is not None:
+                self.target(1 - place)[:] = half
+        self.before, self.after = again.before, again.after
+        self.bound, self.bound_before = again.bound, again.bound_before
+        self.tally, self.tally_before = again.tally, again.tally_before
         self.plan = self.plan_before = version
-        self.tally = self.tally_before = NO_TALLY
         self.open = {}
         self.current = self.current_before = frozenset([finished.message.lead])  # of those that have the state, one is known
 

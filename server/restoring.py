@@ -12,12 +12,14 @@ from ps_accordion.codecs.base import Coding, FloatVector
 from ps_accordion.codecs.registry import Codecs
 from ps_accordion.errors import WireError
 from ps_accordion.layout import Key
+from ps_accordion.ledger import NO_TALLY, Probe
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.framing import join_frames
 
 from .record import Finished
+from .replaying import Base
 
-__all__ = ["Restore", "Restored", "bound_of", "finished_of"]
+__all__ = ["Restore", "Restored", "base_of", "bound_of", "finished_of"]
 
 
 class Restored(NamedTuple):
@@ -42,6 +44,14 @@ class Restored(NamedTuple):
 
 Restore = Callable[[int, Key], Restored | None]
 """Layout and key to what the key goes on from; None where it begins."""
+
+
+def base_of(probe: Probe | None, restored: Restored | None) -> Base:
+    """Return what a key begins with: nothing, or what a checkpoint has of it."""
+    if restored is None:
+        return Base(0)
+    tally = NO_TALLY if probe is None else NO_TALLY.plus(came=probe.vector(restored.residual).mass)
+    return Base(restored.round, restored.bound, tally, residual=restored.residual)
 
 
 def finished_of(result: m.Result, frames: Sequence[Buffer], key: Key) -> Finished:

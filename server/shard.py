@@ -5,7 +5,7 @@ A round of a key is finished when the push of every member is in; then, in this 
     any SKIP     -> SKIP: somebody's gradient was not finite, nothing is written
     all EMPTY    -> END: every worker has finished
     all JOINED or EMPTY -> JOIN: nobody has data left for now, nothing is written
-    no DATA      -> UNUSED: nobody had a gradient, nothing is written
+    no DATA      -> UNUSED: nobody had a gradient, nothing is written; what a FLUSH brings goes into the residual
     else         -> total = sum of weight x D(payload) in slot order; p = total / sum of weights + residual;
                     result = C(p), new residual = p - D(result), written to the other half
 
@@ -26,30 +26,28 @@ import numpy as np
 from typing_extensions import Buffer
 
 from ps_accordion import crashpoints
-from ps_accordion.codecs import Push as FoldPush
-from ps_accordion.codecs import fold, registry
-from ps_accordion.codecs.base import Coding, Payload
+from ps_accordion.codecs import fold, keep, registry
+from ps_accordion.codecs.base import Payload
 from ps_accordion.config import Settings
-from ps_accordion.errors import CodecError, PayloadError, WireError
-from ps_accordion.layout import Layout
-from ps_accordion.ledger import NO_TALLY, Probe, Tally
+from ps_accordion.errors import CodecError, WireError
+from ps_accordion.layout import Key, Layout
+from ps_accordion.ledger import LOOK_EVERY, Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
-from ps_accordion.wire.framing import join_frames
 
 from . import accounts
-from .durable import ShardStore
+from .checking import checked, pushed, same, standing
+from .durable import ShardStore, Snapshots
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
-from .restoring import Restore, bound_of, finished_of
+from .replaying import Base, Replays, Result
+from .restoring import Restore, base_of, bound_of, finished_of
 
 __all__ = ["COORDINATOR", "Shard"]
 
 COORDINATOR = "coordinator"
 """What a server calls its link to the coordinator."""
-EXACT = ("dense", 32.0)
-"""Codec and level of buffers: all workers must have the lead's bits."""
 
 
 class Shard:
@@ -62,13 +60,21 @@ class Shard:
         store: Its memory, which stays the caller's: a shard that finds something there goes on from it. None takes memory that
             ends with the process.
         restore: Says what a key of a new layout goes on from; None where it begins.
+        snapshots: Copies of its residuals that outlive its memory, which stay the caller's; None keeps none.
 
     Raises:
         ConfigError: The store was written under other settings.
     """
 
     def __init__(
-        self, number: int, boot: int, settings: Settings, *, store: ShardStore | None = None, restore: Restore | None = None
+        self,
+        number: int,
+        boot: int,
+        settings: Settings,
+        *,
+        store: ShardStore | None = None,
+        restore: Restore | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._restore = restore
         self.number = number
@@ -86,6 +92,7 @@ class Shard:
         self._scratch = np.zeros(0, np.float32)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
         self._state = self._memory.state()
+        self._replays = Replays(settings, snapshots, self._begins, self._folding)
         self._recall()
 
     @property
@@ -101,6 +108,13 @@ class Shard:
         """Return the last round of any key, and about the norm of all residuals after it. From any thread."""
         records = list(self.records.values())
         return max((record.round for record in records), default=-1), math.hypot(*(record.norm for record in records))
+
+    @property
+    def whole(self) -> bool:
+        """Whether its keys lack nothing that a former self of it has had. From any thread."""
+        state, layouts = self._state, self._layouts
+        known = state.epoch >= 0 and not state.anew and all(layout in layouts for layout, cut, _ in state.cuts if cut)
+        return known and not any(state.is_blank(layout, record) for (layout, _), record in list(self.records.items()))
 
     def close(self) -> None:
         """Let go of the store's memory."""
@@ -131,6 +145,7 @@ class Shard:
             crashpoints.reach("s.layout")
             self._layouts[number] = layout
             self._probes.update({(number, key.number): Probe(number, key) for key in mine if not key.buffer})
+            self._replays.hold(number, mine)
             self._take_up(number)
             largest = max((key.elements for key in mine), default=0)
             if largest > self._scratch.size:
@@ -145,17 +160,20 @@ class Shard:
             restored = self._restore(layout, record.key) if record.round < 0 else None
             if restored is None or restored.round == 0:
                 continue
-            record.round = restored.round - 1
-            if restored.residual is not None:
-                record.target(1)[:] = restored.residual
-            record.bound = record.bound_before = restored.bound
-            probe = self._probes.get((layout, record.key.number))
-            if probe is not None:
-                record.tally = record.tally_before = NO_TALLY.plus(came=probe.vector(restored.residual).mass)
+            base = base_of(self._probes.get((layout, record.key.number)), restored)
+            record.round = base.round - 1
+            if base.residual is not None:
+                record.target(1)[:] = base.residual
+            record.bound = record.bound_before = base.bound
+            record.tally = record.tally_before = base.tally
             record.plan = record.plan_before = restored.plan
             self._memory.save(layout, record)
             if restored.waiting_plan:
                 self.on_plan(layout, restored.waiting, restored.waiting_plan)
+
+    def _begins(self, layout: int, key: Key) -> Base:
+        """Return what a key has before its first round."""
+        return base_of(self._probes.get((layout, key.number)), self._restore(layout, key) if self._restore else None)
 
     def records_of(self, layout: int) -> list[KeyRecord]:
         """Return the records of a layout's keys that are ours, in order."""
@@ -192,7 +210,8 @@ class Shard:
         self.epoch = view.p
         new = {slot for slot, incarnation in self.members.items() if before.get(slot) != incarnation} if before else set()
         actions: list[Action] = [Note("view", {"shard": self.number, "p": view.p, "cuts": view.cuts})]
-        self._write(ShardState(view.p, self.promise, view.members, view.cuts, sorted(new), view.donor))
+        self._write(ShardState(view.p, self.promise, view.members, view.cuts, sorted(new), view.donor, self._state.anew))
+        self._replays.forget()
         crashpoints.reach("s.view")
         for (layout, _), record in self.records.items():
             self._state.apply(layout, record)
@@ -232,7 +251,7 @@ class Shard:
         if held is None:
             record.open[push.slot] = Held(peer, push, payload)
             return self._try_finish(push.layout, record)
-        if not _same(held, push, payload):
+        if not same(held, push, payload):
             return self._refuse(peer, push, "it has been pushed before with other bytes")
         record.open[push.slot] = Held(peer, push, held.payload)
         return self._try_finish(push.layout, record)  # nothing, unless the round was refused and the refusal was lost
@@ -274,48 +293,62 @@ class Shard:
             finished = finished_of(result, frames, record.key)
         except (WireError, CodecError) as error:
             return [Note("refused", {"culprit": f"worker {restore.slot}", "reason": str(error)})]
-        record.restore(finished, bound=bound_of(result, self._codecs), version=restore.version)
-        self._memory.save(result.layout, record)
-        if any(state.is_blank(layout, other) for (layout, _), other in self.records.items()):
+        kept = Result(finished, bound_of(result, self._codecs), restore.version)
+        self._replays.result(result.layout, result.key, kept)
+        return self._go_on(result.layout)
+
+    def on_offer(self, peer: Peer, offer: m.Offer) -> list[Action]:
+        """Take in which rounds a worker has kept; ask for those by which a lost residual can be made again."""
+        sender = self.members.get(offer.slot) == offer.incarnation
+        if offer.layout not in self._layouts or not sender or (offer.p, offer.boot) != (self.epoch, self.boot):
             return []
-        return [Note("restored", {"shard": self.number, "layout": result.layout, "round": result.round, "slot": restore.slot})]
+        self._replays.offer(peer, offer)
+        return self._go_on(offer.layout)
+
+    def on_replay(self, peer: Peer, replay: m.Replay, frames: Sequence[Buffer]) -> list[Action]:
+        """Take in a push of a round that is over."""
+        push = replay.push
+        record = self.records.get((push.layout, push.key))
+        if record is None or replay.boot != self.boot or not self._state.is_blank(push.layout, record):
+            return []
+        try:
+            payload = self._checked(push, record, frames)
+        except (WireError, CodecError) as error:
+            return [Note("refused", {"culprit": f"worker {push.slot}", "reason": str(error)})]
+        self._replays.push(peer, replay, payload)
+        return self._go_on(push.layout, ask=False)
+
+    def _go_on(self, layout: int, *, ask: bool = True) -> list[Action]:
+        """Have blank keys go on for which all is there, with or without their residuals; ask for what is missing."""
+        state, moved = self._state, False
+        cut, _ = state.cut_of(layout)
+        blank = [record for record in self.records_of(layout) if state.is_blank(layout, record)]
+        while ready := list(self._replays.ready(layout, blank, cut, self.members)):
+            for record, kept, again in ready:
+                self._restored(layout, record, kept, again)
+                blank.remove(record)
+            moved = True
+        actions: list[Action] = [*self._replays.notes()]
+        if ask or moved or actions:
+            actions += self._replays.recalls(layout, blank, cut, self.members)
+        if moved and not any(state.is_blank(of, record) for (of, _), record in self.records.items()):
+            fields = {"shard": self.number, "layout": layout, "round": cut - 1, "whole": not self._state.anew}
+            actions.append(Note("restored", fields))
+        return actions
+
+    def _restored(self, layout: int, record: KeyRecord, kept: Result, again: KeyRecord | None) -> None:
+        if again is None and not self._state.anew:
+            self._write(msgspec.structs.replace(self._state, anew=True))
+        record.restore(kept.finished, bound=kept.bound, version=kept.version, again=again)
+        if again is None:
+            self._replays.begun_anew(layout, record)
+        self._memory.save(layout, record)
 
     def _is_member(self, push: m.Push) -> bool:
         return self.members.get(push.slot) == push.incarnation
 
     def _checked(self, push: m.Push, record: KeyRecord, frames: Sequence[Buffer]) -> Payload | None:
-        """Return the payload, once everything in the header and the payload agrees with the layout."""
-        key = record.key
-        if push.used & ~key.all_used:
-            raise WireError(f"used bits {push.used:#b} for a key of {len(key.slices)} slices")
-        if key.buffer and push.kind in ("UNUSED", "JOINED") and push.weight:
-            raise WireError(f"key {key.number} holds buffers, of which one worker's count: {push.kind} has weight 0 there")
-        if push.kind != "DATA":
-            if frames or push.frames or push.used:
-                raise WireError(f"a push of kind {push.kind} has no payload and no used bits")
-            if push.kind == "EMPTY" and push.weight:
-                raise WireError(f"a push of kind EMPTY has weight 0, got {push.weight!r}")
-            return None
-        if push.elements != key.elements:
-            raise PayloadError(f"expected {key.elements} elements, the header says {push.elements}")
-        if key.buffer and (push.codec, push.level) != EXACT:
-            raise WireError(f"key {key.number} holds buffers, which travel as dense at 32, got {push.codec} at {push.level!r}")
-        if not push.used or push.weight <= 0:
-            raise WireError(f"a push of kind DATA needs used bits and a weight, got {push.used:#b} and {push.weight!r}")
-        payload = join_frames(frames, push.frames)
-        coding = Coding(push.codec, push.level, push.elements, push.count, push.seed)
-        codec = registry.find(self._codecs, push.codec)
-        codec.check_level(push.level)
-        bound, most = codec.payload_bound(push.elements, push.level), self._memory.most[push.layout, push.key]
-        if bound > most:
-            raise WireError(
-                f"{push.codec} at {push.level!r} may take {bound} bytes, and no level of this job more than {most} for this key; "
-                "give all workers the coordinator's settings"
-            )
-        if payload.nbytes > bound:
-            raise PayloadError(f"expected at most {bound} bytes of {push.codec}, got {payload.nbytes}")
-        codec.validate(payload, coding)
-        return payload
+        return checked(push, frames, record.key, codecs=self._codecs, most=self._memory.most[push.layout, push.key])
 
     def _refuse(self, peer: Peer, push: m.Push, reason: str) -> list[Action]:
         culprit = f"worker {push.slot}"
@@ -336,7 +369,7 @@ class Shard:
         if record.key.buffer and sum(each.message.kind == "DATA" for each in held) > 1:
             return [self._refuse_all(held, "several members pushed buffers; those of the lead alone count")]
         skipped = held[0].message.previous_skipped
-        lead, current = _standing(held, record.current)
+        lead, current = standing(held, record.current)
         try:
             outcome = self._outcome(layout, record, held, skipped=skipped)
         except CodecError as error:
@@ -350,6 +383,7 @@ class Shard:
         record.finish(Finished(result, frames), outcome, current, skipped=skipped)
         self._memory.save(layout, record)
         crashpoints.reach("s.marked")
+        self._replays.finished(layout, record)
         notes: list[Action] = []
         if outcome.lost:
             notes.append(
@@ -374,6 +408,9 @@ class Shard:
         record.plan = version
         return plan
 
+    def _folding(self, layout: int, record: KeyRecord, held: list[Held], skipped: bool) -> Outcome:
+        return self._outcome(layout, record, held, skipped=skipped)
+
     def _outcome(self, layout: int, record: KeyRecord, held: list[Held], *, skipped: bool) -> Outcome:
         kinds = {each.message.kind for each in held}
         start = record.start(skipped=skipped)
@@ -390,14 +427,33 @@ class Shard:
         if kinds <= {"EMPTY", "JOINED"}:
             return nothing._replace(kind="JOIN")
         if "DATA" not in kinds:
-            return nothing._replace(kind="UNUSED")
+            handed_over = any(each.payload is not None for each in held)
+            return (self._keep(layout, record, held, nothing) if handed_over else nothing._replace(kind="UNUSED")) or nothing
         return self._fold(layout, record, held, nothing) or nothing
+
+    def _keep(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
+        """Keep residuals that were handed over in the residual here, in a round in which nobody used the key."""
+        pushes = pushed(held)
+        total_weight = sum(each.message.weight for each in held)
+        residual, target = record.halves[start.before], record.target(start.before)
+        scratch = self._scratch[: record.key.elements]
+        if not keep(pushes, residual, target, total_weight=total_weight, scratch=scratch, codecs=self._codecs):
+            return None
+        crashpoints.reach("s.half")
+        probe, tally = self._probes[layout, record.key.number], start.tally
+        tally = accounts.counted(
+            probe, tally, pushes, total_weight, None, (residual, target), codecs=self._codecs, unused=(), lost=0.0,
+        )  # fmt: skip
+        record.norm = probe.norm(target)
+        return start._replace(kind="UNUSED", used=0, after=1 - start.before, tally=tally)
 
     def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
         """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
         key, codecs = record.key, self._codecs
-        pushes = [FoldPush(each.message.weight, _coding(each.message), each.payload) for each in held if each.payload is not None]
-        reply = registry.lightest([(push.coding.codec, push.coding.level) for push in pushes], key.elements, codecs=codecs)
+        pushes = pushed(held)
+        # Not of a residual that is handed over: that is large for once, and nobody has asked for less compression.
+        levels = [(each.message.codec, each.message.level) for each in held if each.message.kind == "DATA"]
+        reply = registry.lightest(levels, key.elements, codecs=codecs)
         codec = codecs[reply[0]]
         bound = codec.payload_bound(key.elements, reply[1])
         residual = record.halves[start.before]
@@ -431,30 +487,6 @@ class Shard:
                 probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left),
                 codecs=codecs, unused=key.elements_of(start.used), lost=folded.lost,
             )  # fmt: skip
-            record.norm = probe.norm(left)
+            if not record.norm or record.round % LOOK_EVERY == 0:
+                record.norm = probe.norm(left)
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)
-
-
-def _coding(push: m.Push) -> Coding:
-    return Coding(push.codec, push.level, push.elements, push.count, push.seed)
-
-
-def _standing(held: list[Held], current: frozenset[int] | None) -> tuple[int, frozenset[int]]:
-    """Return the lead of a round, and the slots that have the state after it.
-
-    The lead is the lowest slot that trains. Where none does, it is one that has the last state and can hand it out: who is JOINED
-    goes on after the round, who is EMPTY does not.
-    """
-    kinds = {each.message.slot: each.message.kind for each in held}
-    training = frozenset(slot for slot, kind in kinds.items() if kind not in ("JOINED", "EMPTY"))
-    if training:
-        return min(training), training
-    joined = frozenset(slot for slot, kind in kinds.items() if kind == "JOINED")
-    last = (current or frozenset()) & kinds.keys() or frozenset(kinds)
-    return min(joined & last or last), joined or last
-
-
-def _same(held: Held, push: m.Push, payload: Payload | None) -> bool:
-    if held.message != push:
-        return False
-    return payload is None or (held.payload is not None and np.array_equal(held.payload, payload))

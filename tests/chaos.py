@@ -322,13 +322,16 @@ def _push(run, round_, key, slot, incarnation):
 
 
 def _fold(replay, key, round_, pushes):
-    assert {push["kind"] for push in pushes} == {"DATA"}, ("kinds of pushes", round_, key.number)
+    kinds = {push["kind"] for push in pushes}
+    assert "DATA" in kinds <= {"DATA", "FLUSH", "EMPTY"}, ("kinds of pushes", round_, key.number, kinds)
     data, used = [], 0
-    for push in pushes:
+    sent = [push for push in pushes if push["codec"]]
+    flushed = [at for at, push in enumerate(sent) if push["kind"] == "FLUSH"]
+    for push in sent:
         coding = Coding(push["codec"], push["level"], push["elements"], push["count"], push["seed"])
         data.append((push["weight"], coding, push["payload"].tobytes()))
         used |= push["used"]
-    return replay._fold(key, round_, data, used, sum(push["weight"] for push in pushes))
+    return replay._fold(key, round_, data, used, sum(push["weight"] for push in pushes), flushed)
 
 
 def _compare(run, round_, key, view, coding, payload):

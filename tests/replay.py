@@ -127,9 +127,10 @@ class Replay:
         coding = Coding(codec, level, key.elements, packed.count, seed if codec == "random_block" else 0)
         return weight, coding, packed.payload
 
-    def _fold(self, key, round_, pushes, used, total_weight):
+    def _fold(self, key, round_, pushes, used, total_weight, flushed=()):
+        """Fold pushes; what is `flushed`, positions among them, is a residual that is handed over, whose level nobody answers."""
         values, number = self.settings.codec.values, key.number
-        choices = [(coding.codec, coding.level) for _, coding, _ in pushes]
+        choices = [(coding.codec, coding.level) for at, (_, coding, _) in enumerate(pushes) if at not in flushed]
         bound = max(twins.payload_bound(*choice, key.elements, values) for choice in choices)
         lighter = 0 < self.server_bound[number] < bound
         rule = self.settings.codec.residual_at_switch
@@ -140,6 +141,7 @@ class Replay:
             total_weight=total_weight,
             seed_reply=seed_for(self.settings.seed, 0, number, round_, SERVER),
             values=values,
+            reply=twins.lightest(choices, key.elements, values),
             held=[(part.offset, part.length) for part in key.elements_of(used)],
             rule=rule if lighter else "keep",
         )

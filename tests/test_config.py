@@ -160,7 +160,7 @@ def test_an_unknown_flag_is_refused_with_a_suggestion() -> None:
         ("timeouts.join", "inf"),
         ("timeouts.join", "-inf"),
         ("timeouts.grace", "0"),
-        ("layout.partition_elements", str((1 << 18) + 1)),
+        ("layout.partition_elements", str((1 << 19) + 1)),
     ],
 )
 def test_an_illegal_value_is_refused_from_text(name: str, value: str) -> None:

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 from ps_accordion.codecs.base import Codec, Coding, FloatVector, Payload
 from ps_accordion.layout import Key, Slice
-from ps_accordion.ledger import NO_TALLY, SILENCE, Probe, Tally
+from ps_accordion.ledger import LOOK_EVERY, NO_TALLY, NOTHING, SILENCE, Probe, Tally
 
 __all__ = ["Account"]
-
-LOOK_EVERY = 8
-"""Rounds between two looks at the residual's norm: it changes slowly, and is asked for by rounding and by people only."""
 
 
 class Account:
@@ -26,7 +23,6 @@ class Account:
         tally: Gradients, pushes that count, what was thrown away.
         applied: Results that count. A number of its own, because it is the socket's thread that decides rounds.
         norm: L2 norm of the whole residual as it was within the last rounds, from the elements that are watched.
-        measured: Whether gradients are known: those on a device are not looked at.
     """
 
     def __init__(self, layout: int, key: Key) -> None:
@@ -34,10 +30,15 @@ class Account:
         self.tally = NO_TALLY
         self.applied = 0.0
         self.norm = 0.0
-        self.measured = True
         self._seen = 0.0
         self._rounds = 0
         self._result = 0.0
+        self._went, self._counted = NOTHING, NOTHING
+
+    @property
+    def due(self) -> bool:
+        """Whether the next push wants to see the residual that it leaves."""
+        return self._rounds % LOOK_EVERY == 0
 
     def mass(self, vector: FloatVector | None) -> float:
         """Return m(v) of float32[key.elements]; None is zero."""
@@ -60,13 +61,13 @@ class Account:
             codec: Decodes the payload.
             payload: What is sent.
             coding: What its header says.
-            gradient: float32[key.elements], what it was made from; None where that lies on a device.
+            gradient: float32[key.elements], what it was made from.
             unused: Slices of it that do not count.
             before: The residual that went with it, where the level is noisy; None is zero.
-            residual: What it left behind.
+            residual: What it left behind; looked at only where that is `due`.
             thrown: Mass that a switch of level threw away before.
         """
-        if self.measured and self._rounds % LOOK_EVERY == 0:
+        if self.due:
             self.norm = self.probe.norm(residual)
             self._seen = self.norm * math.sqrt(self.probe.share)
         self._rounds += 1
@@ -77,6 +78,7 @@ class Account:
         if gradient is not None and codec.noisy(coding.level):
             encoded = self.probe.cut(gradient, unused) + self.probe.cut(before, unused)
             noise = self.probe.noise(codec, payload, coding, encoded)
+        self._went = went
         norms = (came.norm, went.norm, self._seen)
         self.tally = self.tally.plus(came=came.mass, went=went.mass, lost=thrown, norms=norms, noise=noise)
 
@@ -95,11 +97,27 @@ class Account:
         """Note a result of the open round, in the place of one that a view has taken back."""
         self._result = self.probe.payload(codec, payload, coding).mass
 
-    def decided(self, *, applied: bool) -> None:
-        """Note that the open round is decided, and whether its results count."""
+    def decided(self, *, applied: bool, out: bool = False) -> None:
+        """Note that the open round is decided.
+
+        Args:
+            applied: Whether its results count.
+            out: Whether it is over for this worker alone, which was taken out of the run in the middle of it.
+        """
         if applied:
             self.applied += self._result
-        self._result = 0.0
+        if not out:
+            self._counted = self._went if applied else NOTHING
+        self._result, self._went = 0.0, NOTHING
+
+    def uncounted(self) -> float:
+        """Note that the last round that was decided here has been made again without this worker; return about what is lost.
+
+        Its push has left the residual and counts nowhere. How long it was is known of keys that are in the account.
+        """
+        lost, self._counted = self._counted, NOTHING
+        self.tally = self.tally.plus(went=-lost.mass, lost=lost.mass)
+        return lost.norm / math.sqrt(self.probe.share)
 
     def closed(self, residual: FloatVector | None) -> Tally:
         """Return the account with what is left in the residual, float32[key.elements]; None is zero."""

@@ -57,16 +57,14 @@ class Accounting:
             self._incarnations.append(membership.incarnation)
         exchanges = list(exchanges)
         accounts = [coder.account for exchange in exchanges for coder in exchange.coders]
-        measured = all(account.measured for account in accounts)
         return m.Account(
             membership.slot,
             membership.incarnation,
             self._incarnations[:-1],
             max((exchange.rounds.round - 1 for exchange in exchanges), default=-1),
-            math.hypot(*(account.norm for account in accounts)) if measured else -1.0,
+            math.hypot(*(account.norm for account in accounts)),
             final=entries is not None,
             whole=all(exchange.whole for exchange in exchanges),
-            measured=measured,
             entries=[] if entries is None else entries,
         )
 
@@ -76,5 +74,4 @@ class Accounting:
 
 
 def _closed(coder: Coder) -> Tally:
-    # A residual on a device would be copied whole, for a sum that is not compared.
-    return coder.account.closed(coder.host_residual() if coder.account.measured else None)
+    return coder.account.closed(coder.host_residual())

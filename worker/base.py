@@ -105,8 +105,8 @@ class BaseSession(ABC):
     """One worker's place in a run. A context manager; closing twice is harmless.
 
     Attributes:
-        rank: This worker's rank, 0 to world_size - 1.
-        world_size: Number of workers.
+        rank: This worker's rank, 0 to world_size - 1; one that came in addition may have a higher one.
+        world_size: Number of workers that the run began with.
         slot: This worker's place among those that push.
         training: What the script steps with.
     """
@@ -137,6 +137,11 @@ class BaseSession(ABC):
     @abstractmethod
     def run_directory(self) -> Path | None:
         """Where this run leaves its records; None where it leaves none."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Ranks of the workers that make the rounds now, in order. It changes when one comes or goes."""
+        return tuple(range(self.world_size))
 
     @property
     @abstractmethod
@@ -298,6 +303,8 @@ class BaseSession(ABC):
             self._checkpoint_if_due(step)
             self.came_in_at = None
             yield step
+            if self.closed:
+                return
             # Where this worker came back within the step, the step was that of the others' round.
             step = 1 + (step if self.came_in_at is None else self.came_in_at)
             self.came_in_at = None
@@ -410,6 +417,19 @@ class BaseSession(ABC):
 
     def __enter__(self) -> Self:
         return self
+
+    def leave(self) -> None:
+        """Leave the run while the others go on, between two steps. Nothing is lost: what this worker has not sent goes first.
+
+        It travels with the next round of the others, in which this worker has no gradient of its own: that counts as zeros, as in
+        `join`. The session is closed then, and `steps` ends. Where it is killed before, its residual is lost, and named in the
+        ledger. SIGTERM does this when the step is done, and ends the process with 0.
+
+        Raises:
+            UsageError: A round is open, or this process is one of several that act as one worker.
+            PsAccordionError: The run has failed.
+        """
+        self.close()
 
     @abstractmethod
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

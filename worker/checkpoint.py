@@ -52,6 +52,7 @@ class Checkpoints:
         self._kept: m.Kept | None = None
         self._said: m.Saved | None = None
         self._due = 0.0
+        self._tries: dict[int, int] = {}
         self._path = Path(session.settings.checkpoint.resume) if session.settings.checkpoint.resume else None
         self._manifest = checkpoint.read(self._path) if self._path is not None else None
         self._taken: set[int] = set()
@@ -84,8 +85,10 @@ class Checkpoints:
         except StorageError as failure:
             error = str(failure)[: m.MAX_TEXT]
         self._kept, self._due = None, 0.0
-        self._said = m.Saved(False, session.slot, membership.incarnation, step, standings, parts, error)
-        while not self._answered(step):
+        attempt = self._tries.get(step, 0)
+        self._tries = {step: attempt + 1}
+        self._said = m.Saved(False, session.slot, membership.incarnation, step, standings, parts, error, attempt)
+        while not self._answered(step, attempt):
             for each in tracked:
                 each.hand_out()  # a worker that joins now needs the state, and is waited for
             if client.error is not None:
@@ -101,8 +104,8 @@ class Checkpoints:
             raise StorageError(f"no checkpoint of step {step}: {self._kept.error}")
         return Path(self._kept.path)
 
-    def _answered(self, step: int) -> bool:
-        return self._kept is not None and self._kept.step == step
+    def _answered(self, step: int, attempt: int) -> bool:
+        return self._kept is not None and (self._kept.step, self._kept.attempt) == (step, attempt)
 
     def on_kept(self, kept: m.Kept) -> None:
         """Take in what has become of a checkpoint; on the socket's thread."""

@@ -211,8 +211,10 @@ class Client:
         """Carry out what a machine asked for."""
         for action in actions:
             if isinstance(action, Send):
+                # Pushes come by the dozen, and several are ready for one server as a rule.
+                send = self.transport.send_soon if isinstance(action.message, m.Push) else self.transport.send
                 for peer in action.peers:
-                    self.transport.send(peer, action.message, action.payload)
+                    send(peer, action.message, action.payload)
             else:
                 self.transport.connect(action.name, action.address)
 
@@ -287,6 +289,8 @@ class Client:
                 self.carry(self.exchanges[message.layout].rounds.on_missing(message, now))
             case m.Freeze():
                 self.carry(self.restoring.on_freeze(message))
+            case m.Recall() if isinstance(arrival.peer, str):
+                self.carry(self.restoring.on_recall(arrival.peer, message))
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from ps_accordion.codecs import Hint, encode_holding, registry, settle, workspace
 from ps_accordion.codecs.base import Coding, FloatVector, Payload
@@ -154,9 +155,31 @@ class KeyCoder:
         return out[:nbytes]
 
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
-        """Return a push of kind UNUSED, SKIP, JOINED or EMPTY, whose weight is 0. The residual is untouched."""
+        """Return a push of kind UNUSED, SKIP, JOINED, FLUSH or EMPTY, whose weight is 0. The residual is untouched."""
         weight = 0.0 if kind == "EMPTY" else weight
         return m.Push(self.layout, self.key.number, round_, self._slot, self.incarnation, kind, weight, 0, previous_skipped)
+
+    def flush(self, *, round_: int, previous_skipped: bool, weight: float) -> Pushed:
+        """Return a push of kind FLUSH with all of the residual, which is zero then; without a payload if it is zero already."""
+        residual = self.residual
+        self._residual = None
+        return self.handed_over(residual, round_=round_, previous_skipped=previous_skipped, weight=weight)
+
+    def handed_over(self, residual: FloatVector | None, *, round_: int, previous_skipped: bool, weight: float) -> Pushed:
+        """Return a push of kind FLUSH with a residual, float32[key.elements], which is no longer this key's; None is zero."""
+        key = self.key
+        used = 0 if residual is None else _filled(residual, key)
+        push = self.without_payload("FLUSH", round_=round_, previous_skipped=previous_skipped, weight=weight)
+        if residual is None or not used:
+            return Pushed(push, None, 0.0)
+        codec, level = registry.get("dense"), 32.0
+        payload = np.empty(codec.payload_bound(key.elements, level), np.uint8)
+        encoded = codec.encode(residual, None, level=level, seed=0, out=payload)
+        assert encoded is not None, "a residual is finite"
+        coding = {"codec": codec.name, "level": level, "elements": key.elements, "count": encoded.count}
+        push = structs.replace(push, used=used, frames=[payload.nbytes], **coding)
+        self._account.pushed(codec, payload, coding_of(push), None)
+        return Pushed(push, payload, 0.0)
 
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""
@@ -176,6 +199,12 @@ class KeyCoder:
         codec = registry.find(self._codecs, push.codec)
         codec.accumulate(payload, coding, np.float32(1), self._residual)
         self._account.taken_back(codec, payload, coding)
+
+
+def _filled(vector: FloatVector, key: Key) -> int:
+    """Return the slices, as bits, in which float32[key.elements] is anything but zero."""
+    slices = enumerate(key.slices)
+    return sum(1 << bit for bit, part in slices if vector[part.offset : part.offset + part.length].any())
 
 
 def coding_of(message: m.Push | m.Result) -> Coding:

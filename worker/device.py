@@ -5,6 +5,8 @@
     codec thread         decode    copies a result's payload to the device and decodes it on a stream of its own; waits for that
     any, between rounds  take_back notes a payload; `begin` adds it to the residual before it encodes
 
+Behind a parcel comes what the ledger looks at: 2,048 elements of the gradient, and now and then of the residual.
+
 The calls of one round come after all those of the round before; the caller sees to it, by a lock or a queue between the threads.
 So residual and streams need no lock. `coder.py` is the same for gradients that the host holds, and has the same results.
 """
@@ -49,6 +51,8 @@ class _Parcel:
     level: float
     seed: int
     bound: int
+    stretches: dict[str, FloatVector]
+    """What the ledger looks at, float32[probe.length] each: `gradient`, and `before` and `after` of the residual."""
 
 
 class Pending:
@@ -83,7 +87,7 @@ class Pending:
             frames=[opened.payload.size],
         )
         if not self._coder.key.buffer:
-            self._coder.account.pushed(codec, opened.payload, coding_of(message), None)
+            self._coder.note_push(message, opened.payload, parcel.stretches, opened.loss)
         return Pushed(message, opened.payload, opened.loss)
 
 
@@ -106,8 +110,7 @@ class DeviceCoder:
         self._codecs = registry.suite(**settings.codec.options)
         self._slot = slot
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
-        """For pushes without a payload. It never has a residual."""
-        self._host.account.measured = False
+        """For pushes without a payload, and the last one. It never has a residual."""
         self.bound = 0
         self._streams: Streams | None = None
         self._ready: Mark | None = None
@@ -158,15 +161,40 @@ class DeviceCoder:
         who = SHARED if codec.shared_seed else self._slot + 1
         seed = seed_for(self._settings.seed, self.layout, self.key.number, round_, who)
         held: Held = [(part.offset, part.length) for part in self.key.elements_of(used)]
-        parcel = encode(twin, _gathered(gradients), residual, level=choice.level, seed=seed, held=held, rule=rule)
-        memory, self._ready = streams.fetch(parcel)
-        return Pending(self, _Parcel(twin, memory, self._ready, used, choice.level, seed, bound), header)
+        gathered, watched = _gathered(gradients), self.account.probe.counts and not self.key.buffer
+        stretches = {"gradient": self._stretch(gathered)} if watched else {}
+        if watched and (rule != "keep" or codec.noisy(choice.level)):
+            stretches["before"] = self._stretch(residual).clone()
+        parcel = encode(twin, gathered, residual, level=choice.level, seed=seed, held=held, rule=rule)
+        if "before" in stretches or self.account.due:
+            stretches["after"] = self._stretch(residual)
+        memory, self._ready = streams.fetch(torch.cat([parcel, *stretches.values()]) if stretches else parcel)
+        rows = memory[len(parcel) :].view(np.float32).reshape(len(stretches), -1)
+        looks = dict(zip(stretches, rows, strict=True))
+        made = _Parcel(twin, memory[: len(parcel)], self._ready, used, choice.level, seed, bound, looks)
+        return Pending(self, made, header)
+
+    def _stretch(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return the stretch of a vector that the ledger watches, as bytes."""
+        probe = self.account.probe
+        return vector[probe.start : probe.start + probe.length].to(torch.float32).contiguous().view(torch.uint8)
 
     # ------------------------------------------------------------ codec threads
 
     def note_bound(self, bound: int) -> None:
         """Note the payload bound of a push that was made; a larger one in a later round is a switch to lighter compression."""
         self.bound = bound
+
+    def note_push(self, push: m.Push, payload: Payload, stretches: dict[str, FloatVector], loss: float) -> None:
+        """Note in the ledger what a push of kind DATA came to; where a switch threw something away, that is what it lacks."""
+        account, coding, unused = self.account, coding_of(push), self.key.elements_of(push.used)
+        codec = registry.find(self._codecs, push.codec)
+        seen = {name: account.probe.image(stretch) for name, stretch in stretches.items()}
+        gradient, after, thrown = seen.get("gradient"), seen.get("after"), 0.0
+        if loss and "before" in seen:
+            came = account.probe.vector(gradient, unused).mass - account.probe.payload(codec, payload, coding).mass
+            thrown = came + account.mass(seen["before"]) - account.mass(after)
+        account.pushed(codec, payload, coding, gradient, unused, before=seen.get("before"), residual=after, thrown=thrown)
 
     @torch.no_grad()
     def decode(self, result: m.Result, payload: Payload, out: Sequence[Part]) -> None:
@@ -202,6 +230,13 @@ class DeviceCoder:
         """Return a push without a payload, as `KeyCoder.without_payload` does. The residual is untouched."""
         return self._host.without_payload(kind, round_=round_, previous_skipped=previous_skipped, weight=weight)
 
+    def flush(self, *, round_: int, previous_skipped: bool, weight: float) -> Pushed:
+        """Return a push with all of the residual, as `KeyCoder.flush` does. Waits for the device."""
+        self._settle_debts(torch.device("cpu") if self.residual is None else self.residual.device)
+        residual = self.host_residual()
+        self.residual = None
+        return self._host.handed_over(residual, round_=round_, previous_skipped=previous_skipped, weight=weight)
+
     @property
     def account(self) -> Account:
         """What this key's pushes come to so far."""
@@ -225,6 +260,7 @@ class DeviceCoder:
 
     def set_residual(self, residual: FloatVector) -> None:
         """Take over a residual, float32[n]; it is copied. The device it belongs on is known with the first gradient."""
+        self.account.replaced(self.host_residual(), residual)
         self._owed.clear()
         self.residual = torch.from_numpy(residual.copy())
 

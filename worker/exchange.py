@@ -9,6 +9,7 @@ How a gradient becomes a push, and a result an aggregate, depends on where gradi
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -87,6 +88,9 @@ class Coder(Protocol):
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push of kind UNUSED, SKIP, JOINED or EMPTY."""
 
+    def flush(self, *, round_: int, previous_skipped: bool, weight: float) -> Pushed:
+        """Return a push of kind FLUSH with all of the residual, which is zero then."""
+
 
 class Exchange(ABC):
     """The rounds of one layout at this worker, with everything that they move.
@@ -114,6 +118,8 @@ class Exchange(ABC):
         """Whether it has yet to fetch the parameters that training starts from."""
         self.whole = True
         """Whether this worker has seen the result of every round."""
+        self.flushed: int | None = None
+        """The round in which this worker has handed its residual over to the run; None before."""
         self._decodes = 0
         self._decided = decided
         self._keys_of: dict[int, list[tuple[Key, Slice]]] = {index: [] for index in range(len(layout.tensors))}
@@ -277,9 +283,14 @@ class Exchange(ABC):
         self._open = None
         for coder in self.coders:
             # A result that a view took back may have become none: in the round that counts, nobody used the key.
-            coder.account.decided(applied=decision.kind == "DATA" and decision.used[coder.key.number] > 0)
+            applied = decision.kind == "DATA" and decision.used[coder.key.number] > 0
+            coder.account.decided(applied=applied, out=decision.out)
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
+        if self.rounds.idle == "FLUSH" and decision.out:
+            self.rounds.idle = None  # whether that has counted is known when this worker is in again
+        elif self.rounds.idle == "FLUSH" and decision.kind != "SKIP":  # else it is in the residual again, and goes once more
+            self.rounds.idle, self.flushed = "EMPTY", decision.round
         self._decided(decision, self._timing)
         if self.rounds.idle is not None and not self.rounds.ended:
             self._push_idle()
@@ -310,6 +321,8 @@ class Exchange(ABC):
         self.behind = True
         if self.rounds.idle == "JOINED":
             raise RunAborted("this worker was taken out of the run while it waited in join(), and cannot come back into that")
+        if self.flushed is not None:
+            self.rounds.idle = self.flushed = None  # it had not left yet, and does so anew if it comes in again
         if self.rounds.idle == "EMPTY":
             self.rounds.ended = True  # it had finished: there is nothing that it would come back for
         else:
@@ -323,8 +336,13 @@ class Exchange(ABC):
             incarnation: Of this worker now.
             missed: Whether this run has had rounds before, whose results this worker may not have seen.
         """
+        last = self.rounds.round - 1
         for push, payload in self.rounds.admit(standing, incarnation):
             self._take_back(push, payload)
+        if self.rounds.uncounted:
+            self.rounds.uncounted = False
+            norm = math.hypot(*(coder.account.uncounted() for coder in self.coders if not coder.key.buffer))
+            self.client.events.write(event="loss", layout=self.number, round=last, norm=norm, why="made again")
         for coder in self.coders:
             coder.incarnation = incarnation
         self.behind, self.current, self.whole = False, True, self.whole and not missed
@@ -337,10 +355,24 @@ class Exchange(ABC):
         """Whether some gradient of a round has been handed over, and the round is not decided."""
         return self._open is not None
 
+    @property
+    def stands(self) -> bool:
+        """Whether the state after the last round stays as it is: a round is open, or this worker makes no step in it."""
+        return self.is_open or self.rounds.idle in ("FLUSH", "EMPTY")
+
     def finish(self) -> None:
         """Say in every round from now on that this worker has no more gradients, until all have finished."""
         if self.rounds.idle != "EMPTY":
             self.rounds.idle = "EMPTY"
+            self._push_idle()
+
+    def flush(self) -> None:
+        """Hand over all residuals in the next round that counts, and nothing after it: this worker is about to leave.
+
+        That has happened when `flushed` says so. If the worker is taken out of the run first, it may come in and do it again.
+        """
+        if self.rounds.idle is None and not self.behind:
+            self.rounds.idle, self.whole = "FLUSH", False
             self._push_idle()
 
     def join(self, weight: float) -> None:
@@ -357,9 +389,23 @@ class Exchange(ABC):
         rounds = self.rounds
         assert rounds.idle is not None
         for coder in self.coders:
+            if rounds.idle == "FLUSH":
+                # Behind what a skipped round returns to the residual.
+                self.client.codecs.submit(coder.key.number, self._flushing(coder))
+                continue
             # Buffers are not a mean: who has none must not count.
             weight = 0.0 if coder.key.buffer or rounds.idle == "EMPTY" else self._idle_weight
             push = coder.without_payload(
                 rounds.idle, round_=rounds.round, previous_skipped=rounds.previous_skipped, weight=weight
             )
             self._push(push, None)
+
+    def _flushing(self, coder: Coder) -> Callable[[], None]:
+        round_, skipped = self.rounds.round, self.rounds.previous_skipped
+        weight = 0.0 if coder.key.buffer else self.weight
+
+        def work() -> None:
+            pushed = coder.flush(round_=round_, previous_skipped=skipped, weight=weight)
+            self.client.call_soon(lambda: self._on_pushed(pushed, 0.0))
+
+        return work

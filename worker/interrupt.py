@@ -1,7 +1,10 @@
-"""Lets Ctrl-C through while backward waits for the network.
+"""What signals mean to a worker: Ctrl-C ends it, also while backward waits for the network; SIGTERM asks it to leave.
 
 Python delivers a signal only between two of its own instructions, and a backward that waits runs none.
 The signal's wake-up descriptor is read by a small thread here, which fails the round, so that backward returns.
+
+A cluster that wants a machine back, or somebody who takes a worker away, sends SIGTERM: the worker finishes its step, hands over
+what it has not sent, and ends with 0 (`leaving.py`). A second one, or one when there is no step to finish, kills it.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,11 +22,28 @@ if TYPE_CHECKING:
 __all__ = ["Interrupts"]
 
 
-class Interrupts:
-    """Watches for SIGINT as long as a session is open. Does nothing off the main thread, or where a descriptor is set already."""
+ASKED = b"ps-accordion: SIGTERM: this worker leaves the run when its step is done; a second one kills it\n"
 
-    def __init__(self, client: Client) -> None:
+
+class Interrupts:
+    """Watches for signals as long as a session is open. Does nothing off the main thread, or where a descriptor is set already.
+
+    A handler of the script's own decides what its signal means.
+
+    Args:
+        client: Fails when Ctrl-C comes.
+        may_leave: Whether there will be a step after which this worker can leave.
+
+    Attributes:
+        asked: Whether this worker was asked to leave.
+    """
+
+    def __init__(self, client: Client, may_leave: Callable[[], bool]) -> None:
         self._client = client
+        self._may_leave = may_leave
+        self._terms = 0
+        self._handles = False
+        self.asked = False
         self._thread: threading.Thread | None = None
         if threading.current_thread() is not threading.main_thread():
             return
@@ -33,20 +55,37 @@ class Interrupts:
             os.close(self._read)
             os.close(self._write)
             return
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+            self._handles = True
         self._thread = threading.Thread(target=self._watch, name="ps-accordion-interrupts", daemon=True)
         self._thread.start()
+
+    def _on_sigterm(self, number: int, _: FrameType | None) -> None:
+        if not self._may_leave():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.asked = True
+        os.write(2, ASKED)  # print may be what was interrupted
 
     def _watch(self) -> None:
         while number := os.read(self._read, 1):
             # Who has set a handler of their own wants to decide what Ctrl-C means.
             if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._client.fail(KeyboardInterrupt())
+            if number[0] == signal.SIGTERM and self._handles:
+                self._terms += 1
+                if self._terms > 1:  # the main thread may never come to look
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     def close(self) -> None:
         """Stop watching. Closing twice is harmless."""
         if self._thread is None:
             return
         if threading.current_thread() is threading.main_thread():
+            if self._handles and signal.getsignal(signal.SIGTERM) == self._on_sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)  # Python allows it nowhere else; elsewhere the descriptor just dies
         os.close(self._write)
         self._thread.join()

@@ -164,6 +164,10 @@ class Follower(BaseSession):
         """End the session."""
         self.close(error)
 
+    def leave(self) -> NoReturn:
+        """Refuse: see `BaseSession.leave`."""
+        raise UsageError("leave() does not know local groups yet: start one process a worker")
+
     def close(self, error: BaseException | None = None) -> None:
         """End the session. Closing twice is harmless."""
         self.closed = True

@@ -77,6 +77,8 @@ class Membership:
         self.busy = ""
         """What this worker does instead of training; empty while it trains."""
         self.leaving: m.Leave | None = None
+        self.released = False
+        """Whether the coordinator has said that this worker may go, and the others go on."""
         self.gone = False
         self.over = False
         """Whether the coordinator has said that all workers have finished."""
@@ -144,6 +146,8 @@ class Membership:
                 declared = self.layouts[message.layout]
                 declared.ready = declared.layout.digest == message.digest
                 declared.begun = message.begun
+            case m.Leave() if message == self.leaving:
+                self.released = True
             case m.Abort():
                 self.gone = True
                 if self.leaving is None:
@@ -218,6 +222,14 @@ class Membership:
         """Say what this worker does instead of training; it travels with the next sign of life, which is due now."""
         self.busy = what
         self._beat = 0.0
+
+    def leave_others(self, flushed: list[tuple[int, int]]) -> None:
+        """Say goodbye to those that go on, until the coordinator has answered.
+
+        Args:
+            flushed: The round of each layout in which the residuals were handed over.
+        """
+        self.leaving, self.released = m.Leave(self.slot, self.incarnation, "", 0, early=True, flushed=flushed), False
 
     def leave(self, error: str, code: int) -> None:
         """Say goodbye, until the coordinator has answered."""

@@ -58,11 +58,24 @@ class Restoring:
         self._due = now + self._settings.timeouts.resend
         links = {shard: server_name(shard, self._settings) for shard, _ in view.restore}
         who = (membership.slot, membership.incarnation)
-        return [
-            send
-            for exchange in self._exchanges.values()
-            if not exchange.behind
-            for send in exchange.rounds.retained.restores(
-                view, exchange.rounds.round, exchange.rounds.plan_version, who=who, server_of=links
-            )
-        ]
+        sends: list[Send] = []
+        for exchange in self._exchanges.values():
+            rounds, retained = exchange.rounds, exchange.rounds.retained
+            if not exchange.behind:
+                sends += retained.restores(view, rounds.round, rounds.plan_version, who=who, server_of=links)
+            if exchange.behind or rounds.round <= view.cut_of(exchange.number)[0]:
+                sends += retained.offers(view, rounds.open_pushes, who=who, server_of=links)
+        return sends
+
+    def on_recall(self, link: str, recall: m.Recall) -> list[Send]:
+        """Push again what a blank shard asks for, by which it folds rounds that are over."""
+        view, exchange = self._membership.view, self._exchanges.get(recall.layout)
+        if view is None or exchange is None:
+            return []
+        boots, sends = dict(view.restore), list[Send]()
+        for key, round_ in recall.wanted:
+            boot = boots.get(exchange.layout.keys[key].shard) if key < len(exchange.layout.keys) else None
+            if boot is not None:
+                rounds = exchange.rounds
+                sends += rounds.retained.replays([(key, round_)], rounds.open_pushes, boot=boot, link=link)
+        return sends

@@ -1,43 +1,73 @@
-"""What a worker keeps of the last round, so that a shard that has lost its memory can go on after it."""
+"""What a worker keeps of past rounds, so that a shard that has lost its memory can go on after them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+import xxhash
 from typing_extensions import Buffer
 
+from ps_accordion.codecs.base import Payload
 from ps_accordion.layout import Layout
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 
 __all__ = ["Retained"]
 
+Pushes = Mapping[int, tuple[m.Push, Payload | None]]
+"""Pushes of one round with their payloads, by key."""
+
+
+class _Past(NamedTuple):
+    """A round that is over: what was pushed, and kind and digest of each key's result."""
+
+    round: int
+    epoch: int
+    pushes: Pushes
+    results: dict[int, tuple[m.ResultKind, int]]
+
 
 class Retained:
-    """The results by which a worker decided the last round, as they came, and those of the open one.
+    """The results by which a worker decided the last round, as they came, those of the open one, and pushes of some rounds.
 
     Args:
         number: Number of the layout.
         layout: The layout.
+        rounds: Whose pushes are kept, at the cost of so many payloads a key.
     """
 
-    def __init__(self, number: int, layout: Layout) -> None:
+    def __init__(self, number: int, layout: Layout, *, rounds: int = 0) -> None:
         self._number = number
         self._layout = layout
         self._open: dict[int, tuple[m.Result, tuple[Buffer, ...]]] = {}
         self._last: dict[int, tuple[m.Result, tuple[Buffer, ...]]] = {}
+        self._past: deque[_Past] = deque(maxlen=rounds)
+        self._views: dict[int, list[tuple[int, int]]] = {}
 
     def note(self, result: m.Result, frames: Sequence[Buffer]) -> None:
         """Keep a result of the open round, in the place of one that a view has taken back."""
         self._open[result.key] = (result, tuple(frames))
 
-    def decided(self) -> None:
-        """Note that the open round is the last one now."""
+    def seen(self, view: m.View | None) -> None:
+        """Note who is in a view."""
+        if view is not None and self._past.maxlen:
+            self._views[view.p] = view.members
+            needed = {past.epoch for past in self._past}
+            self._views = {p: members for p, members in self._views.items() if p in needed or p >= view.p - 1}
+
+    def decided(self, round_: int, pushes: Pushes) -> None:
+        """Note that the open round, in which this worker has pushed this, is the last one now."""
+        if self._past.maxlen:
+            results = {key: (result.kind, _digest(result, frames)) for key, (result, frames) in self._open.items()}
+            self._past.append(_Past(round_, self._open[0][0].epoch, dict(pushes), results))
         self._last, self._open = self._open, {}
 
     def forget(self) -> None:
         """Note that the last round was decided by others: this worker has taken over their state."""
         self._last, self._open = {}, {}
+        self._past.clear()
 
     def standing(self, round_: int) -> tuple[int, int, int, bool]:
         """Return what a promise says of this layout, whose open round is `round_`."""
@@ -63,3 +93,59 @@ class Retained:
             for key, (result, frames) in self._last.items()
             if (shard := self._layout.keys[key].shard) in boots
         ]
+
+    def offers(self, view: m.View, open_: Pushes, *, who: tuple[int, int], server_of: dict[int, str]) -> list[Send]:
+        """Return what tells the blank shards of a view of which rounds there are pushes.
+
+        Args:
+            view: The view.
+            open_: What has been pushed of the open round, if that is all of it.
+            who: Slot and incarnation of this worker; what it pushed as another does not count.
+            server_of: Link to each blank shard.
+        """
+        if not self._past.maxlen:
+            return []
+        past = [each for each in self._past if _sender(each.pushes) == who]
+        rounds = [(each.round, each.epoch) for each in past]
+        if open_ and _sender(open_) == who:
+            rounds.append((open_[0][0].round, -1))
+        views = [(epoch, self._views[epoch]) for epoch in sorted({each.epoch for each in past}) if epoch in self._views]
+        return [
+            Send((server_of[shard],), m.Offer(view.p, boot, *who, self._number, rounds, views)) for shard, boot in view.restore
+        ]
+
+    def since(self, round_: int, who: tuple[int, int]) -> list[tuple[m.Push, Payload | None]]:
+        """Return what this worker pushed as `who` in rounds from `round_` on that it has decided, as far as it is kept."""
+        return [
+            pair for past in self._past if past.round >= round_ and _sender(past.pushes) == who for pair in past.pushes.values()
+        ]
+
+    def replays(self, wanted: Iterable[tuple[int, int]], open_: Pushes, *, boot: int, link: str) -> list[Send]:
+        """Return pushes again.
+
+        Args:
+            wanted: (key, round) of each.
+            open_: What has been pushed of the open round.
+            boot: Of the shard that wants them.
+            link: To it.
+        """
+        sends = []
+        for key, round_ in wanted:
+            past = next((past for past in self._past if past.round == round_), None)
+            push, payload = (open_ if past is None else past.pushes).get(key, (None, None))
+            if push is not None and push.round == round_:
+                said = () if past is None else past.results[key]
+                sends.append(Send((link,), m.Replay(boot, push, *said), () if payload is None else (payload.data,)))
+        return sends
+
+
+def _sender(pushes: Pushes) -> tuple[int, int]:
+    push, _ = pushes[0]
+    return push.slot, push.incarnation
+
+
+def _digest(result: m.Result, frames: Sequence[Buffer]) -> int:
+    digest = xxhash.xxh3_64()
+    for frame in frames[: len(result.frames)]:
+        digest.update(frame)
+    return digest.intdigest() if result.frames else 0

@@ -5,6 +5,7 @@
 A round is decided only with every key's result in hand: applied, or skipped if any key was skipped anywhere. A push is kept and
 asked after until its result is there. A worker without gradients is idle: it pushes JOINED where it waits for the others to come
 to the end of their data, and EMPTY where it has finished, round after round, until all do: that round is the JOIN, or the END.
+One that leaves while the others go on hands over its residual with FLUSH, once, and is EMPTY until a view is without it.
 """
 
 from __future__ import annotations
@@ -121,13 +122,16 @@ class Rounds:
         self.plan: Plan | None = None
         self.previous_skipped = False
         self.skipped_in_a_row = 0
-        self.idle: Literal["JOINED", "EMPTY"] | None = None
+        self.idle: Literal["JOINED", "FLUSH", "EMPTY"] | None = None
         """What this worker pushes in every round from now on, because it has no gradients; None while it trains."""
         self.ended = False
         self.out = False
         """Whether this worker has been taken out of the run, and has not been let in again."""
         self.skipped: collections.deque[int] = collections.deque(maxlen=SKIPS_KEPT)
         self._left: list[tuple[m.Push, Payload | None]] = []
+        self._who: tuple[int, int] | None = None
+        self.uncounted = False
+        """Whether the round before it came in again was made again without it, and what it had pushed in it is not kept."""
         self._lead: int | None = None
         self.view: m.View | None = None
         self._sent: dict[int, _Sent] = {}
@@ -136,7 +140,7 @@ class Rounds:
         self._next_plan: Plan | None = None
         self.promised = -1
         """Number of the view before which no round is decided, because a shard has lost its memory."""
-        self.retained = Retained(number, layout)
+        self.retained = Retained(number, layout, rounds=settings.servers.replay_rounds)
 
     @property
     def held(self) -> bool:
@@ -192,6 +196,12 @@ class Rounds:
     def waits(self) -> bool:
         """Whether everything of the open round has been pushed, and its results are awaited."""
         return len(self._sent) == len(self.layout.keys) and not self.ended
+
+    @property
+    def open_pushes(self) -> dict[int, tuple[m.Push, Payload | None]]:
+        """What has been pushed of the open round, by key; empty until that is all of it."""
+        whole = len(self._sent) == len(self.layout.keys)
+        return {key: (sent.push, sent.payload) for key, sent in self._sent.items()} if whole else {}
 
     def owing(self) -> set[str]:
         """Return the names of the servers that have not answered every push of the open round."""
@@ -291,6 +301,7 @@ class Rounds:
             now: The time.
             member: Whether it names this worker.
         """
+        self.retained.seen(self.view)
         self.view = view
         if not member:
             self.out = True
@@ -321,11 +332,16 @@ class Rounds:
             Payloads that return to the residual: what this worker pushed when it was taken out, and nobody counted.
         """
         assert self.view is not None
+        cuts = {(slot, then): cut for slot, then, layout, cut in self.view.removed if layout == self.number}
+        if self._who in cuts and cuts[self._who] < self.round and not self.previous_skipped:
+            again = self.retained.since(cuts[self._who], self._who)
+            self._left += again
+            self.uncounted = not again
+        self._who = None
         self.round, self.previous_skipped = standing.round, standing.previous_skipped
         self.skipped_in_a_row, self._lead = standing.skipped_in_a_row, standing.lead
         self.skipped = collections.deque(standing.skipped, maxlen=SKIPS_KEPT)
         self.plan = decode_plan(standing.plan, len(self.layout.tensors)) if standing.plan else None
-        cuts = {(slot, then): cut for slot, then, layout, cut in self.view.removed if layout == self.number}
         back = tuple(
             (push, payload)
             for push, payload in self._left
@@ -382,8 +398,10 @@ class Rounds:
                 f"not finite in each (skip.limit = {self.settings.skip.limit}); look for the worker that logged NaN or "
                 "infinity first, lower the learning rate, or raise the limit"
             )
+        self._who = (mine.slot, mine.incarnation)
+        self.retained.seen(self.view)
+        self.retained.decided(self.round, self.open_pushes)
         self.round += 1
-        self.retained.decided()
         self._sent, self._results, self._decoded = {}, {}, set()
         return decision
 

@@ -28,6 +28,7 @@ from .checkpoint import Checkpoints
 from .client import Client
 from .handover import packed, unpacked
 from .interrupt import Interrupts
+from .leaving import hand_over
 from .meter import Counters, Meter
 from .own_state import load_residuals, residuals_of
 from .record import Record
@@ -81,7 +82,7 @@ class Session(BaseSession):
         self._client.on_kept(lambda kept: self._checkpoints.on_kept(kept) if self._checkpoints is not None else None)
         self._checkpoints: Checkpoints | None = None
         self._names: dict[str, Tracked] = {}
-        self._interrupts = Interrupts(self._client)
+        self._interrupts = Interrupts(self._client, self._may_leave)
         self._restarted = restart > 0
         try:
             warm()
@@ -120,6 +121,12 @@ class Session(BaseSession):
     def exchanges(self) -> list[Exchanging]:
         """The layouts of this session, by number."""
         return list(self._exchanges)
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Ranks of the workers that make the rounds now; see `BaseSession.members`."""
+        view = self._client.membership.view
+        return () if view is None else tuple(slot for slot, _ in view.members)
 
     @property
     def client(self) -> Client:
@@ -306,6 +313,11 @@ class Session(BaseSession):
         """Come into the run's rounds where they stand, if this worker came late or was taken out; see `BaseSession.take_part`."""
         if self.closed:
             return
+        if self._interrupts.asked and not self._round_is_open():
+            self._interrupts.asked = False
+            self.leave()
+            print("ps-accordion: this worker has left the run, and the others go on", file=sys.stderr, flush=True)
+            raise SystemExit(0)
         if self._client.behind:
             with over_is_fine(self._restarted):
                 self._take_part()
@@ -432,6 +444,25 @@ class Session(BaseSession):
             # What backward raised is a shadow of this one: torch carries only text across its futures.
             raise failure from error
 
+    def leave(self) -> None:
+        """Leave the run while the others go on; see `BaseSession.leave`."""
+        if self.closed:
+            return
+        if self.local is not None:
+            raise UsageError("leave() does not know local groups yet: start one process a worker")
+        self._refuse_open_rounds("leave() was called")
+        if hand_over(self, [tracked.exchange for tracked in self._exchanges]):
+            atexit.unregister(self._at_exit)
+            self._end(None)
+        else:
+            self.close()
+
+    def _may_leave(self) -> bool:
+        client = self._client
+        idle = any(tracked.exchange.rounds.idle == "EMPTY" for tracked in self._exchanges)
+        healthy = client.error is None and client.membership.member
+        return healthy and bool(self._exchanges) and not idle and self.local is None
+
     def close(self, error: BaseException | None = None) -> None:
         """Leave the run. Without an error this waits until every worker has finished.
 
@@ -463,6 +494,9 @@ class Session(BaseSession):
             raise
         finally:
             self._end(error)
+
+    def _round_is_open(self) -> bool:
+        return any(tracked.exchange.is_open or not tracked.settled() for tracked in self._exchanges)
 
     def _refuse_open_rounds(self, when: str) -> None:
         for tracked in self._exchanges:

@@ -291,8 +291,7 @@ class Tracked:
     def wanted(self, get: m.Get) -> None:
         """Note that somebody asks for the state after a round; on the socket's thread."""
         self.asked = get.round
-        still = self.exchange.is_open or self.exchange.rounds.idle == "EMPTY"
-        if get.round == self.last_round and still and not self._making:
+        if get.round == self.last_round and self.exchange.stands and not self._making:
             threading.Thread(target=self._hand_out_aside, name="ps-accordion-hand-out", daemon=True).start()
 
     def _hand_out_aside(self) -> None:

@@ -45,7 +45,7 @@ def server(*, number: int, job: JobOptions | None = None, insecure: Insecure = F
 
 def worker(
     *command: Annotated[str, Parameter(show=False)],
-    rank: int,
+    rank: Annotated[int | None, Parameter(show_default=False)] = None,
     job: JobOptions | None = None,
     local_rank: int = 0,
     local_world_size: int = 1,
@@ -54,7 +54,7 @@ def worker(
 
     Args:
         command: The training command, after --.
-        rank: Which worker this is, from 0 to workers.count - 1.
+        rank: Which worker this is, from 0 to workers.count - 1, or workers.maximum - 1; without, it takes a place that is free.
         job: The job's settings.
         local_rank: Which of the workers on this machine this is.
         local_world_size: How many workers this machine runs.
@@ -63,12 +63,16 @@ def worker(
     settings = job.settings()
     if not command:
         raise ConfigError("no command to run: put it after --, as in: ps-accordion worker --rank 0 -- python train.py")
-    if not 0 <= rank < settings.workers.count:
-        raise ConfigError(f"command line: --rank {rank}: expected 0 to {settings.workers.count - 1}, as workers.count says")
+    workers = settings.workers
+    if rank is not None and not 0 <= rank < workers.places:
+        name = "workers.maximum" if workers.maximum else "workers.count"
+        raise ConfigError(f"command line: --rank {rank}: expected 0 to {workers.places - 1}, as {name} says")
     program = shutil.which(command[0], path=worker_path())
     if program is None:
         raise ConfigError(f"there is no command {command[0]!r} on the PATH; check its name")
-    place = worker_environment(rank, settings.workers.count, local_rank=local_rank, local_world_size=local_world_size)
+    place = worker_environment(
+        -1 if rank is None else rank, workers.count, local_rank=local_rank, local_world_size=local_world_size
+    )
     os.execve(program, list(command), role_environment(job) | place)
 
 

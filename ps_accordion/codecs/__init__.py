@@ -9,7 +9,7 @@ Nothing here imports numba but to compile kernels that are not kept yet; `warm()
 from __future__ import annotations
 
 from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
-from .fold import Folded, Push, fold, sum_decoded
+from .fold import Folded, Push, fold, keep, sum_decoded
 from .holding import Held, encode_holding
 from .norms import norm
 from .registry import Choice, Codecs, effective, get, lightest, names, suite
@@ -34,6 +34,7 @@ __all__ = [
     "encode_holding",
     "fold",
     "get",
+    "keep",
     "lighter",
     "lightest",
     "names",

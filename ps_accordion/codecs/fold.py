@@ -26,7 +26,7 @@ from .holding import Held, without
 from .registry import DEFAULT, Choice, Codecs, find, lightest
 from .switch import Rule, settle
 
-__all__ = ["Folded", "Push", "fold", "sum_decoded"]
+__all__ = ["Folded", "Push", "fold", "keep", "sum_decoded"]
 
 
 class Push(NamedTuple):
@@ -135,6 +135,36 @@ def fold(
         for start, length in held:
             new_residual[start : start + length] = 0.0 if residual is None else residual[start : start + length]
     return Folded(_coding(codec, choice[1], elements, encoded, seed), encoded.nbytes, new_residual is not None, lost)
+
+
+def keep(
+    pushes: Sequence[Push],
+    residual: FloatVector | None,
+    new_residual: FloatVector,
+    *,
+    total_weight: float,
+    scratch: FloatVector,
+    codecs: Codecs | None = None,
+) -> bool:
+    """Keep the mean of a round in the residual, without any result: new_residual = total * scale + residual, as in `fold`.
+
+    Args:
+        pushes: At least one, in rank order.
+        residual: float32[n], only read; None means zero.
+        new_residual: float32[n], other memory than `residual`; overwritten.
+        total_weight: Sum of the weights of all members that count.
+        scratch: float32[n], overwritten.
+        codecs: Codecs by name.
+
+    Returns:
+        False when something in it is not finite; `new_residual` is then undefined.
+    """
+    sum_decoded(pushes, scratch, codecs=codecs)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller hears of it
+        np.multiply(scratch, np.float32(1.0 / total_weight), out=new_residual)
+        if residual is not None:
+            new_residual += residual
+    return bool(np.isfinite(new_residual).all())
 
 
 def sum_decoded(pushes: Sequence[Push], total: FloatVector, *, codecs: Codecs | None = None) -> None:

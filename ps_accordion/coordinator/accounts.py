@@ -104,9 +104,20 @@ class Accounts:
     Args:
         lost: Items that earlier coordinators of the run have logged.
         accounts: Accounts of workers that had finished then.
+        settled: Incarnations of those that had left the others by then.
+        found: Whether some shard had lost its memory by then, and got all of it back.
     """
 
-    def __init__(self, lost: Iterable[Lost] = (), accounts: Iterable[m.Account] = ()) -> None:
+    def __init__(
+        self,
+        lost: Iterable[Lost] = (),
+        accounts: Iterable[m.Account] = (),
+        settled: Iterable[int] = (),
+        *,
+        found: bool = False,
+    ) -> None:
+        self._settled = set(settled)
+        self._found = found
         self._lost = {(item.who, item.incarnation): item for item in lost}
         self._workers = {account.incarnation: account for account in accounts}
         self._shards: dict[int, Tally] = {}
@@ -122,22 +133,49 @@ class Accounts:
             self._workers.pop(former, None)
         return [history.accounted(account)] if account.final and (before is None or not before.final) else []
 
-    def books(self, books: m.Books) -> None:
-        """Take in what a server says."""
+    def books(self, books: m.Books) -> list[Action]:
+        """Take in what a server says. What one shard has made good of the loss of the memory before it, is lost no more."""
         self._norms.update({shard: (round_, norm) for shard, round_, norm in books.norms})
         self._shards.update({shard: Tally(*sums) for shard, *sums in books.entries})
+        whole = {(f"shard {shard}", boot) for shard, boot in books.whole}
+        actions: list[Action] = []
+        for item in [item for item in self._lost.values() if (item.who, item.successor) in whole]:
+            del self._lost[item.who, item.incarnation]
+            self._found = True
+            actions += [history.found(item), Note("found", {"who": item.who, "incarnation": item.incarnation})]
+        return actions
+
+    def is_final(self, incarnation: int) -> bool:
+        """Whether a worker has given its whole account."""
+        account = self._workers.get(incarnation)
+        return account is not None and account.final
+
+    def settled(self, incarnation: int) -> None:
+        """Note that a worker has left, and nothing of it is lost, whatever was said before."""
+        self._settled.add(incarnation)
+        self._lost = {key: item for key, item in self._lost.items() if item.of_shard or item.incarnation != incarnation}
 
     def gone(self, slot: int, incarnation: int, why: str) -> list[Action]:
         """Note that a worker has been taken out of the run. Unless it comes back, its residual is lost."""
         last = self._workers.get(incarnation)
+        if incarnation in self._settled and last is not None:
+            self._settled.discard(incarnation)
+            last = msgspec.structs.replace(last, norm=-1.0)  # of what it handed over: nobody knows that any more
         return self._add(_last_words(slot, incarnation, last, why or "is gone"))
 
-    def shard_lost(self, shard: int, boot: int, why: str) -> list[Action]:
-        """Note that the memory of a shard is lost: its residual, and what it had counted."""
+    def shard_lost(self, shard: int, boot: int, why: str, *, successor: int = 0) -> list[Action]:
+        """Note that the memory of a shard is lost: its residual, and what it had counted.
+
+        Args:
+            shard: Number of the shard.
+            boot: Of the memory that is lost.
+            why: What happened.
+            successor: Boot of the one in its place. If that has all of it again, nothing is lost.
+        """
         if (f"shard {shard}", boot) in self._lost:
             return []
         round_, norm = self._norms.pop(shard, (-1, None))
-        return self._add(Lost(f"shard {shard}", boot, round_, norm, why))
+        return self._add(Lost(f"shard {shard}", boot, round_, norm, why, successor))
 
     def _add(self, item: Lost) -> list[Action]:
         self._lost[item.who, item.incarnation] = item
@@ -159,7 +197,7 @@ class Accounts:
         back = {former for account in self._workers.values() for former in account.former}
         found.lost = [item for item in self._lost.values() if item.of_shard or item.incarnation not in back]
         began_anew = {item.who for item in found.lost if item.of_shard}
-        finals = {slot: self._workers[who] for slot, who in members.items() if who in self._workers and self._workers[who].final}
+        finals = {who: self._workers[who] for who in (*members.values(), *self._settled) if self.is_final(who)}
         if ended:
             self._look_at_workers(found, members, finals)
         known = sorted(shard for shard in shards if shard in self._shards)
@@ -173,7 +211,8 @@ class Accounts:
             found.servers = added(self._shards[shard] for shard in known)
         if ended:
             died = any(not item.of_shard for item in found.lost)
-            whole = not died and not began_anew
+            made_again = bool(began_anew) or (self._found and bool(back))
+            whole = not died and not made_again
             for shard in known:
                 if f"shard {shard}" in began_anew:
                     found.open.append(f"what shard {shard} counted before it lost its memory")
@@ -181,23 +220,24 @@ class Accounts:
                     self._look_between(found, shard, finals, whole=whole)
             if died:
                 found.open.append("pushes that workers count, because some have died")
-            elif began_anew:
+            elif made_again:
                 found.open.append("pushes that workers count, because a round may have been made again")
         return found
 
     def _look_at_workers(self, found: Verdict, members: Mapping[int, int], finals: Mapping[int, m.Account]) -> None:
         for slot, incarnation in sorted(members.items()):
-            account = finals.get(slot)
-            if account is None:
+            if incarnation not in finals:
                 last = self._workers.get(incarnation)
                 found.lost.append(_last_words(slot, incarnation, last, "gave no account at the end"))
-                continue
+        for account in finals.values():
             if not account.measured:
-                found.open.append(f"gradients of worker {slot}, which lie on a device")
+                found.open.append(f"gradients of worker {account.slot}, whose client does not know them")
                 continue
             for shard, *sums in account.entries:
                 tally = Tally(*sums)
-                found.account("gradients and pushes", f"of worker {slot} to shard {shard}", tally)
+                found.account("gradients and pushes", f"of worker {account.slot} to shard {shard}", tally)
+                if account.incarnation in self._settled:
+                    found.compare(f"nothing and the residual with which worker {account.slot} has left", tally.kept, 0.0)
         measured = [Tally(*sums) for account in finals.values() if account.measured for _, *sums in account.entries]
         if measured:
             found.workers = added(measured)
@@ -205,11 +245,11 @@ class Accounts:
     def _look_between(self, found: Verdict, shard: int, finals: Mapping[int, m.Account], *, whole: bool) -> None:
         mine = self._shards[shard]
         theirs = dict(_of_shard(shard, finals))
-        for slot, tally in theirs.items():
-            if finals[slot].whole:
-                found.compare(
-                    f"results of shard {shard} and those that worker {slot} applied", mine.went - tally.other, mine.slack
-                )
+        for incarnation, tally in theirs.items():
+            account = finals[incarnation]
+            if account.whole:
+                what = f"results of shard {shard} and those that worker {account.slot} applied"
+                found.compare(what, mine.went - tally.other, mine.slack)
         if whole and theirs:
             total = added(theirs.values())
             found.compare(f"pushes that shard {shard} counts and those that workers do", mine.other - total.went, total.slack)
@@ -227,7 +267,7 @@ def _last_words(slot: int, incarnation: int, last: m.Account | None, why: str) -
 
 
 def _of_shard(shard: int, finals: Mapping[int, m.Account]) -> Iterator[tuple[int, Tally]]:
-    for slot, account in finals.items():
+    for incarnation, account in finals.items():
         for of, *sums in account.entries:
             if of == shard:
-                yield slot, Tally(*sums)
+                yield incarnation, Tally(*sums)

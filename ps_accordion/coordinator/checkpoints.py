@@ -65,12 +65,23 @@ class Checkpoints:
         """The step of the one that is being made; -1 while none is."""
         return next((saved.step for saved in self._workers.values()), -1)
 
+    @property
+    def _attempt(self) -> int:
+        return max((saved.attempt for saved in self._workers.values()), default=0)
+
+    def _answer_to(self, saved: m.Saved) -> m.Kept | None:
+        """Return what has become of a worker's part already; None where it is news, as another try after a failure is."""
+        kept = self._kept
+        if kept is None or saved.step > kept.step or (saved.step == kept.step and kept.error and saved.attempt > kept.attempt):
+            return None
+        return kept
+
     def saved(self, peer: Peer, saved: m.Saved, now: float) -> list[Action]:
         """Take in that a part is on the disk."""
-        if self._kept is not None and saved.step <= self._kept.step and not saved.shard:
-            return [Send((peer,), msgspec.structs.replace(self._kept, step=saved.step))]
+        if not saved.shard and (kept := self._answer_to(saved)) is not None:
+            return [Send((peer,), msgspec.structs.replace(kept, step=saved.step, attempt=saved.attempt))]
         if saved.shard:
-            if saved.step == self.step and self._asked is not None:
+            if (saved.step, saved.attempt) == (self.step, self._attempt) and self._asked is not None:
                 self._shards[saved.number] = saved
         elif self._run.views.members.get(saved.number) == saved.incarnation:
             if not self._workers:
@@ -119,7 +130,7 @@ class Checkpoints:
             pending: list[Action] = []
             for entry in self._run.layouts.entries.values():  # so that the shard with key 0 writes the newest plan, too
                 pending += self._run.layouts.pending(entry, self._run.members(), self._run.servers)
-            return [*pending, Send(peers_of(self._run.servers.values()), m.Save(first.step, first.layouts))]
+            return [*pending, Send(peers_of(self._run.servers.values()), m.Save(first.step, first.layouts, self._attempt))]
         self.due = self._made(first)
         return []
 
@@ -136,7 +147,7 @@ class Checkpoints:
         """Take in what has become of the one that was due; tell the workers."""
         if error:
             return self._give_up(error)
-        kept = m.Kept(self.step, path, nbytes)
+        kept = m.Kept(self.step, path, nbytes, attempt=self._attempt)
         fields: dict[str, Any] = {"step": kept.step, "path": path, "nbytes": nbytes, "seconds": round(now - self._began, 3)}
         return [history.kept(kept), Note("checkpoint", fields), *self._tell(kept)]
 
@@ -144,13 +155,14 @@ class Checkpoints:
         step = max((saved.step for saved in self._workers.values()), default=-1)
         if step < 0:
             return []
-        return [Note("no checkpoint", {"step": step, "reason": error}), *self._tell(m.Kept(step, "", 0, error[: m.MAX_TEXT]))]
+        kept = m.Kept(step, "", 0, error[: m.MAX_TEXT], self._attempt)
+        return [Note("no checkpoint", {"step": step, "reason": error}), *self._tell(kept)]
 
     def _tell(self, kept: m.Kept) -> list[Action]:
         actions: list[Action] = []
         for slot, saved in self._workers.items():
             worker = self._run.member(slot, saved.incarnation)
             if worker is not None and worker.peer is not None:
-                actions.append(Send((worker.peer,), msgspec.structs.replace(kept, step=saved.step)))
+                actions.append(Send((worker.peer,), msgspec.structs.replace(kept, step=saved.step, attempt=saved.attempt)))
         self._kept, self._workers, self._shards, self._asked, self.due = kept, {}, {}, None, None
         return actions

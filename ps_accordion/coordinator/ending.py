@@ -24,13 +24,14 @@ class Ending:
 
     Attributes:
         over: What everybody is told; None while the run goes on.
-        known: Names of those that have joined and have not said goodbye.
+        known: Names of those that have joined and have not said goodbye, nor left the others.
     """
 
     def __init__(self, run: Run, past: History, now: float) -> None:
         self._run = run
         self.over = past.over
-        self.known = {worker.name for worker in run.workers.values()} | {server.name for server in run.servers.values()}
+        workers = [worker for worker in run.workers.values() if (worker.slot, worker.incarnation) not in run.left]
+        self.known = {worker.name for worker in workers} | {server.name for server in run.servers.values()}
         self._stop_at = math.inf
         if self.over is not None:
             # Whoever has heard it is gone; the others have the same time to ask as if it were said now.

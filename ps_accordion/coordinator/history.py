@@ -9,7 +9,9 @@ Each record is plain JSON with a `what`; `History` is what a sequence of them me
     proposed {p, members}                          before any shard is asked to promise
     view     {view, out}                           before anybody obeys it; `out` lists all (slot, incarnation) that were removed
     planned  {layout, version, rate}               before a plan of that version leaves: no version stands for two plans
+    left     {slot, incarnation, flushed}          before a worker hears that it may go: where its residuals were handed over
     lost     {item}                                a worker taken out by a view, or a shard's memory: its residual may be lost
+    found    {who, incarnation}                    what was lost of a shard's memory is all there again
     accounted {account}                            a worker that has finished said what its pushes came to
     kept     {message}                             before a worker hears that a checkpoint is complete, which it is
     ending   {}                                    some worker's rounds have ended: no view follows
@@ -36,9 +38,11 @@ __all__ = [
     "PastLayout",
     "accounted",
     "ending",
+    "found",
     "kept",
     "late",
     "layout",
+    "left",
     "lost",
     "opened",
     "over",
@@ -72,6 +76,7 @@ class Lost(msgspec.Struct, frozen=True):
         round: Last round of which something is known.
         norm: About the norm of the residual after that round; None where nobody knows.
         why: What happened.
+        successor: Boot of the memory that took its place; 0 for a worker.
     """
 
     who: str
@@ -79,6 +84,7 @@ class Lost(msgspec.Struct, frozen=True):
     round: int
     norm: float | None
     why: str
+    successor: int = 0
 
     @property
     def of_shard(self) -> bool:
@@ -118,7 +124,9 @@ class History:
         layouts: By number.
         ending: Whether some worker's rounds have ended.
         over: What everybody was told at the end.
+        left: (slot, incarnation) of who has left the others, and the round of each layout with its residual.
         lost: Residuals that may be lost.
+        found: Whether some shard has lost its memory and got all of it back.
         accounts: Of workers that have finished.
         kept: The last complete checkpoint.
     """
@@ -131,7 +139,9 @@ class History:
     layouts: dict[int, PastLayout] = field(default_factory=dict)
     ending: bool = False
     over: m.Ended | m.Abort | None = None
+    left: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
     lost: list[Lost] = field(default_factory=list)
+    found: bool = False
     accounts: list[m.Account] = field(default_factory=list)
     kept: m.Kept | None = None
 
@@ -172,8 +182,17 @@ class History:
             case {"what": "planned", "layout": number, "version": version, "rate": rate}:
                 self.layouts[number].version = version
                 self.layouts[number].rate = rate
+            case {"what": "left", "slot": slot, "incarnation": incarnation, "flushed": flushed}:
+                self.left[slot, incarnation] = dict(flushed)
+                self.lost = [item for item in self.lost if item.of_shard or item.incarnation != incarnation]
             case {"what": "lost", "item": item}:
                 self.lost.append(msgspec.convert(item, Lost))
+                self.left = {
+                    pair: at for pair, at in self.left.items() if self.lost[-1].of_shard or pair[1] != self.lost[-1].incarnation
+                }
+            case {"what": "found", "who": who, "incarnation": incarnation}:
+                self.lost = [item for item in self.lost if (item.who, item.incarnation) != (who, incarnation)]
+                self.found = True
             case {"what": "accounted", "account": account}:
                 self.accounts.append(msgspec.convert(account, m.Account))
             case {"what": "kept", "message": fields}:
@@ -230,9 +249,20 @@ def planned(number: int, version: int, rate: float | None) -> Record:
     return Record({"what": "planned", "layout": number, "version": version, "rate": rate})
 
 
+def left(slot: int, incarnation: int, flushed: Mapping[int, int]) -> Record:
+    """A worker goes in peace."""
+    pairs = [list(pair) for pair in sorted(flushed.items())]
+    return Record({"what": "left", "slot": slot, "incarnation": incarnation, "flushed": pairs})
+
+
 def lost(item: Lost) -> Record:
     """A residual may be lost."""
     return Record({"what": "lost", "item": msgspec.to_builtins(item)})
+
+
+def found(item: Lost) -> Record:
+    """What was lost is there again."""
+    return Record({"what": "found", "who": item.who, "incarnation": item.incarnation})
 
 
 def accounted(account: m.Account) -> Record:

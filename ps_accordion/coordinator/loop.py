@@ -168,13 +168,19 @@ def _say(note: Note) -> None:
     """Tell people what they would otherwise wait for without knowing."""
     if note.event == "waiting":
         print(f"coordinator: waiting for {note.fields['missing']}, {note.fields['since_s']} s so far", file=sys.stderr)
+    elif note.event == "resumed":
+        print(f"coordinator: the rounds go on, after {note.fields['after_s']:.0f} s", file=sys.stderr)
+    elif note.event == "leave" and note.fields.get("early"):
+        print(f"coordinator: worker {note.fields['slot']} leaves; what it had not sent is handed over", file=sys.stderr)
     elif note.event == "gone":
         who = f"server {note.fields['server']}" if "server" in note.fields else f"worker {note.fields['slot']}"
         print(f"coordinator: {who} {note.fields['why']}", file=sys.stderr)
     elif note.event == "ledger" and (note.fields["workers"] or note.fields["wrong"]):
         print(f"coordinator: {note.fields['text']}", file=sys.stderr)
     elif note.event == "lost" and note.fields["who"].startswith("shard"):
-        print(f"coordinator: residual lost: {note.fields['text']}; it begins anew", file=sys.stderr)
+        print(f"coordinator: residual lost: {note.fields['text']}", file=sys.stderr)
+    elif note.event == "found":
+        print(f"coordinator: {note.fields['who']} has every bit of its residuals again", file=sys.stderr)
     elif note.event == "silent":
         print(f"coordinator: {note.fields['name']} has not been heard for {note.fields['since_s']:.0f} s", file=sys.stderr)
     elif note.event == "heard":

@@ -67,6 +67,10 @@ class Coordinator:
             raise ConfigError(
                 f"workers.minimum is {settings.workers.minimum}; expected at most workers.count, {settings.workers.count}"
             )
+        if settings.workers.places < settings.workers.count:
+            raise ConfigError(
+                f"workers.maximum is {settings.workers.maximum}; expected 0, or at least workers.count, {settings.workers.count}"
+            )
         past = History.of(records)
         self.settings = settings
         self.run = Run(settings, past, now, resume)
@@ -217,7 +221,7 @@ class Coordinator:
         reason = self._refusal(join)
         slot = join.slot if join.slot >= 0 else self._free_slot()
         if not reason and slot is None:
-            reason = f"the run is full: workers.count = {self.settings.workers.count}, and all of them are in"
+            reason = f"the run is full: {self._places()}, and all of them are in"
         if reason:
             return [Note("refused", {"slot": join.slot, "reason": reason}), _refused(join.token, peer, reason)]
         assert slot is not None
@@ -238,20 +242,27 @@ class Coordinator:
         return [joined.record(), note, Send((peer,), self._welcome(worker)), *self._begin(now)]
 
     def _refusal(self, join: m.Join) -> str:
-        count = self.settings.workers.count
+        places = self.settings.workers.places
         who = f"worker {join.slot}" if join.slot >= 0 else "the worker that joins"
         if reason := disagreement(join.terms, self.settings, who):
             return reason
-        if join.slot >= count:
-            return f"expected a worker rank of 0 to {count - 1} (workers.count = {count}), got {join.slot}"
+        if join.slot >= places:
+            return f"expected a worker rank of 0 to {places - 1} ({self._places()}), got {join.slot}"
         return ""
+
+    def _places(self) -> str:
+        workers = self.settings.workers
+        return f"workers.maximum = {workers.maximum}" if workers.maximum else f"workers.count = {workers.count}"
 
     def _free_slot(self) -> int | None:
         """Return the lowest slot that nobody holds, or whose holder is out of the run for good."""
         free = (
             slot
-            for slot in range(self.settings.workers.count)
-            if (holder := self.workers.get(slot)) is None or self._is_out(holder) or (holder.gone and not self.run.is_in(holder))
+            for slot in range(self.settings.workers.places)
+            if (holder := self.workers.get(slot)) is None
+            or self._is_out(holder)
+            or self._has_left(holder)
+            or (holder.gone and not self.run.is_in(holder))
         )
         return next(free, None)
 
@@ -262,7 +273,10 @@ class Coordinator:
         return bool(worker.gone) or worker.lost < now or now - worker.seen > 2 * self.settings.timeouts.heartbeat
 
     def _may_replace(self, holder: Worker, join: m.Join) -> bool:
-        return self._is_out(holder) or bool(holder.gone) or join.restart > holder.restart
+        return self._is_out(holder) or bool(holder.gone) or self._has_left(holder) or join.restart > holder.restart
+
+    def _has_left(self, worker: Worker) -> bool:
+        return (worker.slot, worker.incarnation) in self.run.left
 
     def _welcome(self, worker: Worker) -> m.Welcome:
         return m.Welcome(worker.token, worker.slot, worker.incarnation, self.settings.terms())
@@ -323,7 +337,7 @@ class Coordinator:
             action
             for number, boot in server.shards
             if boots.get(number) != boot
-            for action in self.run.accounts.shard_lost(number, boot, why)
+            for action in self.run.accounts.shard_lost(number, boot, why, successor=boots.get(number, 0))
         ]
 
     def _missing(self) -> str:
@@ -428,11 +442,12 @@ class Coordinator:
         return [] if worker is None else self.run.accounts.worker(account)
 
     def _on_books(self, _peer: Peer, books: m.Books, _: Sequence[Buffer], _now: float) -> list[Action]:
-        self.run.accounts.books(books)
-        return []
+        return self.run.accounts.books(books)
 
     def _on_leave(self, peer: Peer, leave: m.Leave, _: Sequence[Buffer], now: float) -> list[Action]:
         worker = self.run.member(leave.slot, leave.incarnation)
+        if leave.early and not (leave.code or leave.error or self.run.ending):
+            return self._membership.left(peer, leave, now)
         if worker is None:
             return self._stranger(peer, leave.slot, leave.incarnation) if self._was_removed(leave) else []
         first, actions = not worker.left, list[Action]()

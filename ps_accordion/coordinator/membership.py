@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from ..wire import messages as m
-from ..wire.actions import Action, Note, Send
+from ..wire.actions import Action, Note, Peer, Send
 from . import history
 from .clocks import Progress
 from .ending import Ending
@@ -91,16 +91,17 @@ class Membership:
         run, views = self._run, self._run.views
         if run.ending:
             return self._ending.all_left(now)
-        if any(worker.peer is None and not worker.gone for worker in run.members()):
+        if any(worker.peer is None and not (worker.gone or worker.left) for worker in run.members()):
             return []  # known from the log only: whether it lives, and has the state, is not known yet
         wanted = self._wanted()
         if not self._waits_for_servers and (reason := self._progress.deadlock(run.members(), now)):
             return self._ending.abort("coordinator", reason, now)
         moved = views.proposal is None and views.view is not None and views.view.shards != run.shards()
         if wanted == views.aim and not moved:
-            self._short_since = math.inf
-            return self._freeze(now) if views.proposal is not None else []
-        gone = [worker.name for worker in run.members() if worker.gone]
+            enough = self._enough(now)
+            # All may have promised while somebody was taken for dead who is heard again: then nobody will say so once more.
+            return enough + ((self._freeze(now) or self._commit(now)) if views.proposal is not None else [])
+        gone = [worker.name for worker in run.members() if worker.gone or worker.left]
         if all(worker.left for worker in run.members()):
             return self._ending.all_left(now)
         if not any(worker.synced and wanted.get(worker.slot) == worker.incarnation for worker in run.members()):
@@ -110,10 +111,10 @@ class Membership:
             return self._ending.abort(gone[0], f"{who} is gone before all had the parameters that training starts from", now)
         if len(wanted) < run.settings.workers.minimum:
             return self._wait_for_more(f"workers.minimum is {run.settings.workers.minimum}", gone, now)
-        self._short_since = math.inf
+        enough = self._enough(now)
         proposal = views.propose(wanted)
         note = Note("proposal", {"p": proposal.p, "members": sorted(wanted.items())})
-        return [history.proposed(proposal.p, wanted), note, *self._freeze(now)]
+        return [*enough, history.proposed(proposal.p, wanted), note, *self._freeze(now)]
 
     def _is_starting(self, wanted: dict[int, int]) -> bool:
         """Whether the donor of the first parameters of some model is gone while somebody still fetches them from it."""
@@ -139,6 +140,11 @@ class Membership:
             return [Note("waiting", {"missing": f"{missing} ({why})", "since_s": round(since)})]
         return []
 
+    def _enough(self, now: float) -> list[Action]:
+        """Note that the rounds go on, where they have stood still."""
+        since, self._short_since = self._short_since, math.inf
+        return [] if math.isinf(since) else [Note("resumed", {"after_s": round(now - since, 3)})]
+
     def _freeze(self, now: float) -> list[Action]:
         """Ask the shards that have not promised yet, and workers where a shard is blank."""
         run = self._run
@@ -150,6 +156,38 @@ class Membership:
             worker.asked = min(worker.asked, now)
         peers = peers_of([*(run.servers[number] for number in servers), *workers])
         return [Send(peers, m.Freeze(run.views.proposal.p))] if peers else []
+
+    def left(self, peer: Peer, leave: m.Leave, now: float) -> list[Action]:
+        """Let a worker go that has handed over its residuals while the others go on; the next view is without it.
+
+        It hears so once the log has it, and its account is here: nothing is missing then if it is never heard again.
+        """
+        run, who = self._run, (leave.slot, leave.incarnation)
+        worker = run.member(*who)
+        if worker is not None:
+            worker.peer, worker.seen = peer, now
+        elif not run.views.was_removed(*who):
+            return []
+        if not run.accounts.is_final(leave.incarnation):
+            return []
+        answer = Send((peer,), leave)
+        if who in run.left:
+            return [answer]
+        flushed = dict(leave.flushed)
+        if run.views.took_back(*who, flushed):
+            return [answer]  # it was taken out before that round counted: what was said of it then holds
+        run.left[who] = flushed
+        run.accounts.settled(leave.incarnation)
+        actions: list[Action] = [
+            history.left(*who, flushed),
+            Note("leave", {"slot": leave.slot, "incarnation": leave.incarnation, "early": True, "flushed": leave.flushed}),
+            answer,
+        ]
+        if worker is not None:
+            worker.left, worker.gone = True, ""
+            self._ending.known.discard(worker.name)  # it will not be there to say goodbye at the end
+            actions += self._next(now)
+        return actions
 
     def frozen(self, report: m.Frozen, now: float) -> list[Action]:
         """Take in a shard's promise; make the view with the last one."""
@@ -199,9 +237,24 @@ class Membership:
             "new": new,
             "donor": donor,
         }
-        lost: list[Action] = []
-        for slot in removed:
-            out = run.member(slot, before[slot])
-            lost += run.accounts.gone(slot, before[slot], "another has taken its place" if out is None else out.gone)
+        lost = self._lost({slot: before[slot] for slot in removed})
         told: list[Action] = [*lost, history.viewed(view, views.removed), Note("view", fields), Send(run.everybody(), view)]
         return [*told, *notes, *run.layouts.open(views.members, run.servers.values())]
+
+    def _lost(self, removed: dict[int, int]) -> list[Action]:
+        """Itemise the residuals that are not in the run any more, after a view.
+
+        Args:
+            removed: Slot and incarnation of who is not in it, and was in the one before.
+        """
+        run, actions = self._run, list[Action]()
+        for slot, incarnation in removed.items():
+            if (slot, incarnation) not in run.left:
+                out = run.member(slot, incarnation)
+                why = "another has taken its place" if out is None else out.gone
+                actions += run.accounts.gone(slot, incarnation, why)
+        for who, flushed in list(run.left.items()):
+            if run.views.took_back(*who, flushed):
+                del run.left[who]
+                actions += run.accounts.gone(*who, "the round with what it handed over is made again, because a shard lost it")
+        return actions

@@ -28,7 +28,7 @@ class Worker:
     busy: str = ""
     """What it does instead of training, in its own words."""
     left: bool = False
-    """Whether it has said goodbye: all its rounds have ended."""
+    """Whether it has said goodbye: all its rounds have ended, or the others go on without it."""
     restart: int = 0
     """How often whoever started it has started it again."""
     synced: bool = True

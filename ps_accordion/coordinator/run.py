@@ -29,6 +29,7 @@ class Run:
         layouts: What was declared, and the plans.
         views: Who takes part in rounds.
         accounts: What they say of their sums.
+        left: (slot, incarnation) of who has left the others, and the round of each layout in which it handed over its residual.
         incarnations: The highest that was given out.
         ending: Whether some worker's rounds have ended: from here on views do not change.
         born: When this coordinator began.
@@ -39,12 +40,23 @@ class Run:
         self.resume = resume
         self.layouts = Layouts(settings, history, resume)
         self.views = Views(history)
-        self.accounts = Accounts(history.lost, history.accounts)
+        settled = [incarnation for _, incarnation in history.left]
+        self.accounts = Accounts(history.lost, history.accounts, settled, found=history.found)
+        self.left = dict(history.left)
         self.incarnations = history.incarnations
         self.ending = history.ending
         self.born = now
         self.workers = {
-            slot: Worker(slot, who.incarnation, who.token, None, now, restart=who.restart, since=now)
+            slot: Worker(
+                slot,
+                who.incarnation,
+                who.token,
+                None,
+                now,
+                restart=who.restart,
+                since=now,
+                left=(slot, who.incarnation) in history.left,
+            )
             for slot, who in history.joined.items()
         }
         self.servers = _servers(self.view, settings, now)

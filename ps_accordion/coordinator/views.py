@@ -83,6 +83,11 @@ class Views:
         """Whether this incarnation was in a view and is not in the last one: it is never let in again."""
         return (slot, incarnation) in self._removed
 
+    def took_back(self, slot: int, incarnation: int, rounds: Mapping[int, int]) -> bool:
+        """Whether one of these rounds, by layout, does not count under the view that removed this incarnation, or a later one."""
+        cuts = self._removed.get((slot, incarnation), {})
+        return any(cuts.get(layout, round_ + 1) <= round_ for layout, round_ in rounds.items())
+
     def first(self, members: Mapping[int, int], shards: Sequence[ShardPlace], rounds: Mapping[int, int] | None = None) -> m.View:
         """Make the view that a run begins with. Nothing has been finished in it, so nobody has to promise anything.
 
@@ -114,14 +119,21 @@ class Views:
             proposal.promises[promise.slot] = promise
 
     def blank(self, shards: Sequence[ShardPlace]) -> list[tuple[int, int]]:
-        """Return (number, boot) of the shards that have lost what they knew: their boots are new, or they say so."""
+        """Return (number, boot) of the shards that have lost what they knew: their boots are new, or they say so.
+
+        One that has not obeyed the last view does not know that it is blank, if that view was the first to name its boot.
+        """
         known = {number: boot for number, boot, _ in self.view.shards} if self.view is not None else {}
+        restored = self.view.restore if self.view is not None else []
         reports = self.proposal.reports if self.proposal is not None else {}
-        return [
-            (number, boot)
-            for number, boot, _ in shards
-            if known.get(number) != boot or (number in reports and reports[number].blank)
-        ]
+
+        def says_so(number: int, boot: int) -> bool:
+            report = reports.get(number)
+            if report is None or self.view is None:
+                return False
+            return report.blank or ((number, boot) in restored and report.epoch < self.view.p)
+
+        return [(number, boot) for number, boot, _ in shards if known.get(number) != boot or says_so(number, boot)]
 
     def missing_workers(self, shards: Sequence[ShardPlace]) -> list[int]:
         """Return the slots of workers that stay, and have to promise and have not yet: where a shard is blank, all of them."""

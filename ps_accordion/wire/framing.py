@@ -22,15 +22,15 @@ from ..errors import WireError
 from . import messages
 from .messages import Message
 
-__all__ = ["MAX_FRAME", "MAX_HEADER", "PROTOCOL_VERSION", "join_frames", "pack", "split_frames", "unpack"]
+__all__ = ["MAX_FRAME", "MAX_HEADER", "PROTOCOL_VERSION", "decode", "join_frames", "pack", "split_frames", "unpack"]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAGIC = b"PSA"
 PRELUDE = 12
 MAX_HEADER = 1 << 19
 """A view of 1,024 members and as many shards with addresses of 256 characters takes 300 KiB. Pushes and results take under
 512 bytes, questions about 256 keys 1.3 KB, the longest reason 8 KB."""
-MAX_FRAME = (1 << 20) + (1 << 12)
+MAX_FRAME = (1 << 21) + (1 << 12)
 """One partition of dense float32 and some room. Larger payloads travel in several frames."""
 MAX_FRAMES = 18
 
@@ -86,14 +86,19 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Message, list[Buffer]]:
     expected = int.from_bytes(header[4:PRELUDE], "little")
     if checksum.intdigest() != expected:
         raise WireError(f"checksum {checksum.intdigest():016x} of what came, {expected:016x} of what was sent")
-    return _convert(body), payload
+    return decode(body), payload
 
 
-def _convert(body: bytes) -> Message:
+def decode(body: Buffer) -> Message:
+    """Return the message that msgpack bytes stand for.
+
+    Raises:
+        WireError: They are no message of this protocol.
+    """
     try:
         return _DECODER.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise WireError(f"not a message of this protocol: {error} (header starts with {body[:24]!r})") from None
+        raise WireError(f"not a message of this protocol: {error} (it starts with {bytes(memoryview(body)[:24])!r})") from None
 
 
 def split_frames(data: bytes) -> tuple[memoryview, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 __all__ = [
     "Abort",
@@ -16,6 +16,7 @@ __all__ = [
     "Alive",
     "Ask",
     "Books",
+    "Bundle",
     "Bye",
     "Declare",
     "Ended",
@@ -32,14 +33,17 @@ __all__ = [
     "Missing",
     "NewLayout",
     "NewPlan",
+    "Offer",
     "Promise",
     "Pulse",
     "Push",
     "PushKind",
     "Rate",
     "Ready",
+    "Recall",
     "Refuse",
     "Refused",
+    "Replay",
     "Report",
     "Restore",
     "Result",
@@ -52,7 +56,7 @@ __all__ = [
     "Welcome",
 ]
 
-PushKind = Literal["DATA", "UNUSED", "SKIP", "JOINED", "EMPTY"]
+PushKind = Literal["DATA", "UNUSED", "SKIP", "JOINED", "FLUSH", "EMPTY"]
 ResultKind = Literal["DATA", "UNUSED", "SKIP", "JOIN", "END"]
 
 MAX_TEXT = 2000
@@ -61,6 +65,10 @@ MAX_LAYOUTS = 1024
 """Layouts of one session: signs of life list them all."""
 MAX_ASKED = 256
 """Keys that one Ask or Missing may list."""
+MAX_KEPT = 1026
+"""Rounds of which a worker keeps its pushes: `servers.replay_rounds`, the open one, and one to spare."""
+MAX_BUNDLED = 64
+"""Messages that one bundle may hold. A worker or shard has a few ready at a time."""
 MAX_TERMS = 128
 """Settings that all must agree on: a few dozen."""
 
@@ -82,6 +90,12 @@ Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
 
 class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages."""
+
+
+class Bundle(Message, tag="bundle", frozen=True):
+    """Anybody to anybody: several messages, each with the lengths of its payload frames; `bundle.py` has their bytes."""
+
+    parts: Annotated[list[tuple[Raw, Annotated[list[Count], Meta(max_length=17)]]], Meta(max_length=MAX_BUNDLED)]
 
 
 # ---------------------------------------------------------------- coming in and going out
@@ -144,12 +158,18 @@ class NewLayout(Message, tag="layout", frozen=True):
 
 
 class Leave(Message, tag="leave", frozen=True):
-    """Worker to coordinator: I am going. An empty `error` means that all is well."""
+    """Worker to coordinator: I am going. An empty `error` means that all is well.
+
+    `early` says that the others go on; the same message comes back once the next coordinator would know it, too.
+    `flushed` is then (layout, the round in which its residuals were handed over).
+    """
 
     slot: Slot
     incarnation: Count
     error: Text
     code: Annotated[int, Meta(ge=0, le=255)]
+    early: bool = False
+    flushed: Annotated[list[tuple[Count, Round]], Meta(max_length=MAX_LAYOUTS)] = []
 
 
 class Account(Message, tag="account", frozen=True):
@@ -185,11 +205,13 @@ class Books(Message, tag="books", frozen=True):
         server: Sender.
         entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack, noise, drift, spread.
         norms: (shard, round, about the L2 norm of what its residuals hold after it), said once a second, without entries.
+        whole: (shard, boot) of shards that lack nothing which a former self of theirs has had.
     """
 
     server: Slot
     entries: Entries = []
     norms: Annotated[list[tuple[Slot, Round, float]], Meta(max_length=65536)] = []
+    whole: Annotated[list[tuple[Slot, Seed]], Meta(max_length=65536)] = []
 
 
 class Ended(Message, tag="ended", frozen=True):
@@ -346,7 +368,7 @@ class Hello(Message, tag="hello", frozen=True):
 
 
 class Push(Message, tag="push", frozen=True):
-    """Worker to shard: this member's part of one key in one round. DATA carries its payload in `frames`.
+    """Worker to shard: this member's part of one key in one round. DATA carries its payload in `frames`, FLUSH if there is one.
 
     Attributes:
         layout: Number of the layout.
@@ -355,7 +377,8 @@ class Push(Message, tag="push", frozen=True):
         slot: Sender.
         incarnation: Of the sender.
         kind: DATA, UNUSED (its weight counts, nothing to add), SKIP (not finite), JOINED (this worker waits for the others to
-            come to the end of their data; its weight may count), EMPTY (this worker has finished).
+            come to the end of their data; its weight may count), FLUSH (this worker is about to leave: its residual, as dense
+            at 32, or nothing where it has none), EMPTY (this worker has finished).
         weight: What its payload counts for; 0 when EMPTY.
         used: Bit i is set when slice i of the key has a gradient here.
         previous_skipped: Whether the round before was skipped.
@@ -395,7 +418,7 @@ class Result(Message, tag="result", frozen=True):
         kind: DATA, UNUSED (no member had a gradient), SKIP (somebody's was not finite), JOIN (all wait for each other, or have
             finished), END (all have finished).
         used: Bit i is set when some member had a gradient for slice i.
-        lead: The lowest slot that still trains: neither JOINED nor EMPTY. Where there is none, a slot that has the last state:
+        lead: The lowest slot that still trains: not JOINED, FLUSH or EMPTY. Where there is none, a slot that has the last state:
             the lowest that is JOINED and trained in the round before (or was JOINED, if that was a JOIN); where all that did
             are EMPTY, the lowest of them.
         codec: Wire name of the codec ("" unless DATA).
@@ -441,6 +464,51 @@ class Restore(Message, tag="restore", frozen=True):
     incarnation: Count
     version: Count
     result: Result
+
+
+class Offer(Message, tag="offer", frozen=True):
+    """Worker to a shard that a view names as blank, where `servers.replay_rounds` is set: of these rounds I keep my pushes.
+
+    Attributes:
+        p: Number of the view.
+        boot: Of the shard.
+        slot: Sender.
+        incarnation: Of the sender.
+        layout: Number of the layout.
+        rounds: (round, epoch) of each, in order; epoch -1 where this worker has not decided it.
+        views: (epoch, members) of the views under which those rounds were finished, as far as the sender knows them.
+    """
+
+    p: Count
+    boot: Seed
+    slot: Slot
+    incarnation: Count
+    layout: Count
+    rounds: Annotated[list[tuple[Round, Round]], Meta(max_length=MAX_KEPT)] = []
+    views: Annotated[list[tuple[Count, Annotated[list[Member], Meta(max_length=4096)]]], Meta(max_length=MAX_KEPT)] = []
+
+
+class Recall(Message, tag="recall", frozen=True):
+    """Blank shard to worker: send me these of the pushes that you have offered, as (key, round)."""
+
+    layout: Count
+    wanted: Annotated[list[tuple[Count, Round]], Meta(max_length=MAX_ASKED)]
+
+
+class Replay(Message, tag="replay", frozen=True):
+    """Worker to a blank shard: what I pushed in a round that is over, with that push's frames, and what came of it.
+
+    Attributes:
+        boot: Of the shard.
+        push: As it was.
+        kind: Of the result by which the round was decided here; empty where it was not.
+        digest: xxh3-64 of that result's payload, all frames together; 0 where it has none.
+    """
+
+    boot: Seed
+    push: Push
+    kind: ResultKind | Literal[""] = ""
+    digest: Seed = 0
 
 
 class Ask(Message, tag="ask", frozen=True):
@@ -548,6 +616,7 @@ class Saved(Message, tag="saved", frozen=True):
         layouts: (layout, open round, whether the round before was skipped) of each layout.
         parts: (name, bytes, xxh3-128) of the files.
         error: Why there is none.
+        attempt: How often one was tried at this step before.
     """
 
     shard: bool
@@ -557,13 +626,18 @@ class Saved(Message, tag="saved", frozen=True):
     layouts: Standings
     parts: Annotated[list[tuple[File, Annotated[int, Meta(ge=0)], Name]], Meta(max_length=MAX_LAYOUTS + 8)] = []
     error: Text = ""
+    attempt: Count = 0
 
 
 class Save(Message, tag="save", frozen=True):
-    """Coordinator to servers: all workers stand here; write the residuals of your shards for the checkpoint of this step."""
+    """Coordinator to servers: all workers stand here; write the residuals of your shards for the checkpoint of this step.
+
+    `attempt` counts how often one was tried at this step before.
+    """
 
     step: Count
     layouts: Standings
+    attempt: Count = 0
 
 
 class Kept(Message, tag="kept", frozen=True):
@@ -574,9 +648,11 @@ class Kept(Message, tag="kept", frozen=True):
         path: Where it is.
         nbytes: Its size in bytes.
         error: Why there is none; empty where there is.
+        attempt: That of the part which this answers.
     """
 
     step: Count
     path: Text
     nbytes: Annotated[int, Meta(ge=0)]
     error: Text = ""
+    attempt: Count = 0

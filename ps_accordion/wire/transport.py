@@ -32,13 +32,14 @@ from zmq.utils.monitor import recv_monitor_message
 from ..errors import ConfigError, WireError
 from . import framing
 from .actions import Peer
+from .bundle import Part, bundled, parts_of
 from .messages import Message
 
 __all__ = ["Arrival", "Transport", "check_address"]
 
 Outgoing = Callable[[Peer, list[Buffer]], Iterable[tuple[Peer, list[Buffer]]]]
 
-RECEIVE_LIMIT = 256
+RECEIVE_LIMIT = 128
 """Messages held for this process by its ZeroMQ thread, a peer: further ones wait in the sender's kernel."""
 HANDSHAKE_MS = 2000
 LINGER_MS = 500
@@ -58,7 +59,7 @@ class Arrival(NamedTuple):
 
     peer: Peer
     message: Message | None
-    payload: list[Buffer]
+    payload: Sequence[Buffer]
     error: WireError | None
     posted: Any
     lost: bool = False
@@ -85,6 +86,7 @@ class Transport:
         self._monitor: zmq.Socket[bytes] | None = None
         self._by_descriptor: dict[int, bytes] = {}
         self._peers: set[bytes] = set()
+        self._soon: dict[Peer, list[Part]] = {}
         self._posted: collections.deque[Any] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake, select.POLLIN)
@@ -161,8 +163,12 @@ class Transport:
         """Send a message. It may be lost; the protocol notices."""
         self.send_frames(peer, framing.pack(message, payload))
 
+    def send_soon(self, peer: Peer, message: Message, payload: Sequence[Buffer] = ()) -> None:
+        """Send a message before the next `poll` waits, bundled with what else goes to that peer until then."""
+        self._soon.setdefault(peer, []).append((message, payload))
+
     def send_frames(self, peer: Peer, frames: list[Buffer]) -> None:
-        """Send frames that `framing.pack` made."""
+        """Send frames that `framing.pack` or `bundled` made."""
         if self._outgoing is None:
             self._send(peer, frames)
         else:
@@ -211,6 +217,10 @@ class Transport:
 
     def poll(self, timeout: float) -> list[Arrival]:
         """Wait up to `timeout` seconds and return what has come, in order of arrival for each peer."""
+        soon, self._soon = self._soon, {}
+        for peer, parts in soon.items():
+            for frames in bundled(parts):
+                self.send_frames(peer, frames)
         arrivals: list[Arrival] = []
         if self._posted:
             timeout = 0.0
@@ -245,11 +255,11 @@ class Transport:
             buffers: list[Buffer] = [frame.buffer for frame in frames]
             self.received_bytes += sum(map(_on_wire, buffers))
             try:
-                message, payload = framing.unpack(buffers)
+                parts = parts_of(*framing.unpack(buffers))
             except WireError as error:
                 arrivals.append(Arrival(peer, None, [], error, None))
             else:
-                arrivals.append(Arrival(peer, message, payload, None, None))
+                arrivals += [Arrival(peer, message, payload, None, None) for message, payload in parts]
 
     def _notice(self, arrivals: list[Arrival]) -> None:
         assert self._monitor is not None

@@ -10,10 +10,12 @@ What a process has stored is in the kernel's pages, which outlive it. Nothing is
 without warning loses the shard; that is found out and said (`ShardStore.lost`), and the shard starts blank.
 
 `store.py` is the set of files of one shard, `keys.py` one layout's file, `mapped.py` a file in memory, `lock.py` what keeps other
-processes out, `slots.py` a record that is never half written. Nothing here knows a message: records are bytes.
+processes out, `slots.py` a record that is never half written, `snapshots.py` copies of residuals for when all that is lost.
+Nothing here knows a message: records are bytes.
 """
 
 from .keys import KeySize, KeyStore, Stored
+from .snapshots import Copies, Snapshots
 from .store import ShardStore
 
-__all__ = ["KeySize", "KeyStore", "ShardStore", "Stored"]
+__all__ = ["Copies", "KeySize", "KeyStore", "ShardStore", "Snapshots", "Stored"]

@@ -95,19 +95,30 @@ class Slots:
         _seal(slot, self._last + 1, lengths)
         self._last += 1
 
+    @property
+    def written(self) -> bool:
+        """Whether there was a write."""
+        return self._last > 0
+
     def read(self) -> list[bytes] | None:
         """Return copies of the parts as last written; None if there was no write."""
-        if self._last == 0:
-            return None
-        slot = self._slots[self._last & 1]
-        _, count, *lengths = _PREAMBLE.unpack_from(slot, _CHECKSUM.size)
-        ends = accumulate([_BODY, *lengths[:count]])
-        return [bytes(slot[start:end]) for start, end in pairwise(ends)]
+        return None if self._last == 0 else _parts(self._slots[self._last & 1])
+
+    def before(self) -> list[bytes] | None:
+        """Return copies of the parts as they were before the last write; None if there was no earlier one, or it is damaged."""
+        slot = self._slots[(self._last + 1) & 1]
+        return _parts(slot) if self._last > 1 and _sequence(slot) == self._last - 1 else None
 
     def close(self) -> None:
         """Let go of the memory; a write or read after this is a ValueError, as with a closed file."""
         for slot in self._slots:
             slot.release()
+
+
+def _parts(slot: memoryview) -> list[bytes]:
+    _, count, *lengths = _PREAMBLE.unpack_from(slot, _CHECKSUM.size)
+    ends = accumulate([_BODY, *lengths[:count]])
+    return [bytes(slot[start:end]) for start, end in pairwise(ends)]
 
 
 def _seal(slot: memoryview, sequence: int, lengths: Sequence[int]) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import twins
 
-from ps_accordion.codecs import Push, fold, lightest, suite
+from ps_accordion.codecs import Coding, Push, fold, keep, lightest, suite
 from ps_accordion.errors import CodecError
 
 from .cases import SEED, Case, encode, gaussian
@@ -199,3 +199,24 @@ def test_what_was_pushed_is_applied_or_in_a_residual_or_itemised_over_fifty_chan
     assert np.abs(kept).sum() > 0 or rule == "reset"
     assert np.abs(pushed - (applied + kept + lost)).max() < 1e-4
     assert (np.abs(lost).max() > 0) == (rule != "keep")
+
+
+@pytest.mark.parametrize("with_residual", [False, True], ids=["fresh", "residual"])
+def test_what_is_kept_is_the_mean_and_the_residual_to_the_bit(with_residual):
+    """As in a fold, but for the result: each operation rounded by itself, in the order of the pushes."""
+    pushes = pushes_of(Case("dense", 32), Case("dense", 32), weights=[1.0, 2.5])
+    residual = gaussian(N, 5) if with_residual else None
+    new, scratch = np.full(N, np.nan, np.float32), np.full(N, np.nan, np.float32)
+    assert keep(pushes, residual, new, total_weight=4.5, scratch=scratch)
+    total = np.zeros(N, np.float32)
+    for push in pushes:
+        total = total + np.float32(push.weight) * twins.decode(push.coding, push.payload.tobytes())
+    expected = total * np.float32(1.0 / 4.5) + (np.float32(0) if residual is None else residual)
+    assert np.array_equal(new, expected)
+
+
+def test_what_is_not_finite_is_not_kept():
+    """Each part is, and the sum is not."""
+    huge, new = np.full(N, 3e38, np.float32), np.empty(N, np.float32)
+    pushes = [Push(1.0, Coding("dense", 32.0, N, N, 0), huge.view(np.uint8))]
+    assert not keep(pushes, huge, new, total_weight=1.0, scratch=np.empty(N, np.float32))

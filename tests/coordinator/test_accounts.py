@@ -98,6 +98,24 @@ def test_a_coordinator_that_is_started_again_knows_the_items_and_accounts():
     assert found.workers == WORKER._replace(slack=pytest.approx(1e-6))
 
 
+def test_a_shard_that_has_all_of_it_again_has_lost_nothing():
+    """It says so of its boot, which took the place of the lost one; a shard that was lost before that one stays an item."""
+    ledger = Accounts()
+    records = [action.fields for action in ledger.shard_lost(0, 5, "gone", successor=6) if isinstance(action, Record)]
+    records += [action.fields for action in ledger.shard_lost(0, 6, "gone", successor=7) if isinstance(action, Record)]
+    assert ledger.books(m.Books(0, whole=[(0, 5), (1, 7)])) == []
+    record, note = ledger.books(m.Books(0, whole=[(0, 7)]))
+    assert (note.event, note.fields) == ("found", {"who": "shard 0", "incarnation": 6})
+    past = History.of([*records, record.fields])
+    assert [item.incarnation for item in past.lost] == [5]
+    assert past.found
+    ledger.books(m.Books(0, whole=[(0, 6)]))
+    found = verdict(account(), account(1, 2), ledger=ledger)
+    assert (found.compared, found.lost, found.open) == (6, [], [])
+    found = verdict(account(), account(1, 7, former=[2]), ledger=ledger)
+    assert found.open == ["pushes that workers count, because a round may have been made again"]
+
+
 def test_who_gives_no_account_is_named():
     """A worker that is gone in the last round, and a server that was."""
     ledger = Accounts()

@@ -14,14 +14,14 @@ from ps_accordion.wire import messages as m
 DIGEST = "0" * 32
 
 
-def worker(slot, step=10, *, rounds=10, error=""):
+def worker(slot, step=10, *, rounds=10, error="", attempt=0):
     files = [f"worker-{slot}.safetensors", *["model-0.safetensors", "training.safetensors"][: 2 * (slot == 0)]]
-    return m.Saved(False, slot, slot + 1, step, [(0, rounds, False)], [(file, 9, DIGEST) for file in files], error)
+    return m.Saved(False, slot, slot + 1, step, [(0, rounds, False)], [(file, 9, DIGEST) for file in files], error, attempt)
 
 
-def shard(number, step=10, error=""):
+def shard(number, step=10, error="", attempt=0):
     parts = [] if error else [(f"shard-{number}.safetensors", 9, DIGEST)]
-    return m.Saved(True, number, 0, step, [(0, 10, False)], parts, error)
+    return m.Saved(True, number, 0, step, [(0, 10, False)], parts, error, attempt)
 
 
 def job():
@@ -83,6 +83,26 @@ def test_who_cannot_write_ends_this_one_for_all():
             actions = run.say(b"s1", failure)
         assert said(actions, 0) == said(actions, 1) == [m.Kept(10, "", 0, "disk full")]
         assert run.machine.phase == "running"
+
+
+def test_one_that_could_not_be_made_may_be_tried_again_at_the_same_step():
+    """What is repeated or comes late of the first try hears its error, and does not count in the second."""
+    run = job()
+    run.say(b"w0", worker(0))
+    run.say(b"w1", worker(1, error="disk full"))
+    assert said(run.say(b"w0", worker(0)), 0) == [m.Kept(10, "", 0, "disk full")]
+    assert said(run.say(b"w0", worker(0, attempt=1)), 0) == []
+    assert said(run.say(b"w1", worker(1)), 1) == [m.Kept(10, "", 0, "disk full")]
+    (ask,) = sends(run.say(b"w1", worker(1, attempt=1)), m.Save)
+    assert ask.message == m.Save(10, [(0, 10, False)], 1)
+    for number, late in ((0, 1), (1, 0)):
+        run.say(b"s%d" % number, shard(number, attempt=1 - late))
+        assert run.machine.checkpoints.due is None
+    run.say(b"s0", shard(0, attempt=1))
+    assert run.machine.checkpoints.due is not None
+    actions = run.machine.checkpoints.kept("there", 54, "", run.now)
+    assert said(actions, 0) == [m.Kept(10, "there", 54, attempt=1)]
+    assert said(run.say(b"w0", worker(0, attempt=2)), 0) == [m.Kept(10, "there", 54, attempt=2)]
 
 
 def test_workers_at_different_steps_are_told():

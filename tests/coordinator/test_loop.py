@@ -122,7 +122,7 @@ def test_garbage_is_answered_and_logged(small: Settings, capfd: pytest.CaptureFi
         assert time.monotonic() < deadline
         run.link.send_frames("coordinator", [b"PSA\x09" + bytes(20)])
         answers += [arrival.message for arrival in run.link.poll(0.05)]
-    assert any(isinstance(answer, m.Refused) and "version 9 from there, 1 here" in answer.reason for answer in answers)
+    assert any(isinstance(answer, m.Refused) and "version 9 from there, 2 here" in answer.reason for answer in answers)
     refused = run.say(m.Join("late", 0, {}), m.Refused)
     assert isinstance(refused, m.Refused)
     run.say(m.Leave(0, 1, "", 0), m.Ended)

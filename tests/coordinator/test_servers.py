@@ -120,6 +120,21 @@ def test_a_shard_that_is_blank_still_makes_workers_promise_again():
     assert (view.message.restore, view.message.cuts) == ([(1, 99)], [(0, 7, 1)])
 
 
+def test_a_shard_that_has_not_seen_the_view_that_restores_it_is_still_blank():
+    """It has the boot of that view, and says nothing of being blank, because it knows no view at all."""
+    job = blank()
+    for slot in (0, 1):
+        job.say(b"w%d" % slot, m.Promise(2, slot, slot + 1, [(0, 7, 1, True)]))
+    job.machine.lost(b"w1", job.now)
+    for _ in range(9):
+        job.say(b"w0", alive(0, view=2))
+        job.later(0.1)
+    job.say(b"s0", m.Frozen(3, 0, server(0).shards[0][1], 2, [(0, 6, 1)]))
+    assert sends(job.say(b"new s1", m.Frozen(3, 1, 99, -1, [(0, -1, -1)])), m.View) == []
+    (view,) = sends(job.say(b"w0", m.Promise(3, 0, 1, [(0, 7, 1, True)])), m.View)
+    assert (view.message.restore, view.message.cuts) == ([(1, 99)], [(0, 7, 1)])
+
+
 def test_a_worker_that_does_not_promise_is_taken_out():
     """It lives, but does not answer: the others get their shard back after `timeouts.dead`."""
     job = blank()

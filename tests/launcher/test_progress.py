@@ -113,3 +113,23 @@ def test_other_events_are_none_of_its_business(tmp_path):
 def test_bytes_are_shown_in_powers_of_a_thousand():
     """KB is 1000 bytes."""
     assert [human_bytes(n) for n in (0, 999, 1000, 1_500_000, 2e13)] == ["0 B", "999 B", "1.0 KB", "1.5 MB", "20.0 TB"]
+
+
+def test_the_line_says_that_the_rounds_stand_still_and_who_has_left(tmp_path):
+    """Below `workers.minimum`, for how long; until a view has enough. Who has left is named until another comes in its place."""
+    now, metrics, events = [50.0], tmp_path / "metrics.jsonl", tmp_path / "events.jsonl"
+    progress = Progress(metrics, events, tmp_path / "worker.jsonl", clock=lambda: now[0])
+    states = {"worker 0": "", "worker 1": ""}
+    _append(metrics, json.dumps(ROW | {"round": 7}) + "\n")
+    _append(events, json.dumps({"event": "leave", "slot": 1, "early": True}) + "\n")
+    assert progress.update(states).startswith("step 7 · workers 1/2 (1: left) · ")
+    waiting = {"event": "waiting", "missing": "worker 1 (workers.minimum is 2)", "since_s": 0}
+    _append(events, json.dumps(waiting) + "\n")
+    progress.update(states)
+    now[0] += 12
+    line = progress.update(states)
+    assert line.startswith("step 7 · waiting for worker 1 (workers.minimum is 2), 12 s · workers 1/2 (1: left) · ")
+    _append(events, json.dumps({"event": "resumed", "after_s": 13}) + "\n")
+    _append(events, json.dumps({"event": "view", "new": [1]}) + "\n")
+    assert "waiting" not in progress.update(states)
+    assert progress.update(states) is None

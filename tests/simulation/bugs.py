@@ -7,15 +7,21 @@ import contextlib
 from dataclasses import replace
 from unittest import mock
 
+import msgspec
+from msgspec import structs
+
+from ps_accordion.coordinator.history import History
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.coordinator.membership import Membership
 from ps_accordion.coordinator.views import Views
 from ps_accordion.server.memory import ShardMemory, ShardState
 from ps_accordion.server.record import KeyRecord
 from ps_accordion.server.relay import Relay
+from ps_accordion.server.replaying import Replays
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
-from ps_accordion.wire.actions import Send
+from ps_accordion.wire.actions import Record, Send
+from ps_accordion.worker.coder import KeyCoder
 from ps_accordion.worker.exchange import Exchange
 from ps_accordion.worker.rounds import Decide, Rounds
 
@@ -63,6 +69,13 @@ def a_lost_memory_goes_unnoticed(real, self, shards):
     return []
 
 
+@bug(Views, "blank")
+def a_lost_memory_is_one_only_if_it_says_so(real, self, shards):
+    known = {number: boot for number, boot, _ in self.view.shards} if self.view is not None else {}
+    said = self.proposal.reports if self.proposal is not None else {}
+    return [(n, boot) for n, boot, _ in shards if known.get(n) != boot or (n in said and said[n].blank)]
+
+
 @bug(Rounds, "held")
 def a_promised_worker_decides(real, self):
     return False
@@ -72,6 +85,42 @@ def a_promised_worker_decides(real, self):
 def the_cut_is_that_of_the_slowest(real, self, layout, proposal):
     said = [each for promise in proposal.promises.values() for each in promise.layouts if each[0] == layout]
     return min((round_, epoch) for _, round_, epoch, _ in said) if said else (0, -1)
+
+
+# ---------------------------------------------------------------- replays
+
+
+@bug(Shard, "_folding")
+def a_replay_forgets_a_skip(real, self, layout, record, held, skipped):
+    return real(self, layout, record, held, False)
+
+
+@bug(Replays, "finished")
+def a_copy_is_of_what_the_round_left(real, self, layout, record):
+    before = record.before
+    record.before = record.after
+    real(self, layout, record)
+    record.before = before
+
+
+@bug(Replays, "begun_anew")
+def copies_stay_though_their_loss_was_stated(real, self, layout, record):
+    return None
+
+
+@bug(Replays, "_reach")
+def pushes_of_whoever_is_there_are_replayed(real, self, layout, cut, members):
+    reach = real(self, layout, cut, members)
+    if reach is None:
+        return None
+    kept = {slot: {round_ for round_, _ in offer.rounds} for slot, (_, offer) in self._offers[layout].items()}
+    who = {round_: [pair for pair in sorted(members.items()) if round_ in kept[pair[0]]] for round_ in range(cut - 4, cut)}
+    return reach._replace(first=cut - 4, members=who)
+
+
+@bug(ShardMemory, "write")
+def a_loss_is_forgotten_with_the_next_view(real, self, state):
+    real(self, state if state.epoch < 0 else msgspec.structs.replace(state, anew=False))
 
 
 # ---------------------------------------------------------------- the shard
@@ -219,6 +268,62 @@ def who_comes_back_pushes_as_before(real, self, standing, incarnation):
 @bug(Exchange, "has_state")
 def who_looks_on_hands_out_its_state(real, self):
     return not self.behind
+
+
+# ---------------------------------------------------------------- who leaves, and who is new
+
+
+@bug(Exchange, "flush")
+def a_leaver_goes_before_its_round_counts(real, self):
+    real(self)
+    if self.rounds.idle == "FLUSH":
+        self.rounds.idle, self.flushed = "EMPTY", self.rounds.round
+
+
+@bug(Exchange, "_end")
+def a_skipped_flush_is_not_sent_again(real, self, decision):
+    if self.rounds.idle == "FLUSH":
+        self.rounds.idle, self.flushed = "EMPTY", decision.round
+    real(self, decision)
+
+
+@bug(Exchange, "stands")
+def a_leaver_hands_out_no_state(real, self):
+    return real(self) and self.rounds.idle != "FLUSH"
+
+
+@bug(KeyCoder, "flush")
+def what_is_handed_over_stays_here_too(real, self, **fields):
+    residual = self.host_residual()
+    pushed = real(self, **fields)
+    if residual is not None:
+        self.set_residual(residual)
+    return pushed
+
+
+@bug(Shard, "_keep")
+def what_nobody_trains_with_is_thrown_away(real, self, layout, record, held, start):
+    return start._replace(kind="UNUSED", used=0)
+
+
+@bug(Shard, "_fold")
+def who_is_new_has_no_weight(real, self, layout, record, held, start):
+    new = set(self._state.new)
+    held = [
+        each._replace(message=structs.replace(each.message, weight=0.0)) if each.message.slot in new else each for each in held
+    ]
+    return real(self, layout, record, held, start)
+
+
+@bug(History, "_take")
+def a_restarted_coordinator_forgets_who_left(real, self, record):
+    if record["what"] != "left":
+        real(self, record)
+
+
+@bug(Membership, "left")
+def a_leaver_may_go_before_it_is_logged(real, self, peer, leave, now):
+    return [action for action in real(self, peer, leave, now) if not isinstance(action, Record)]
 
 
 # ---------------------------------------------------------------- the coordinator and the relay

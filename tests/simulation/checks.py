@@ -33,6 +33,11 @@ def check(world):
         _replicas_agree(world)
         return
     assert not world.over, ("the run was aborted", world.over)
+    if not world.ended and any(worker.left for worker in world.workers_ever):
+        world.count["runs that all have left"] += 1
+        _replicas_agree(world)
+        _verdict(world)
+        return
     kinds = _replicas_agree(world)
     assert len(world.ended) == 1, ("one last round", world.ended)
     (last,) = world.ended
@@ -42,6 +47,7 @@ def check(world):
         last,
     )
     counted = _replay(world, kinds, last)
+    assert not world.differing, ("a replay came to something else", world.differing)
     _ledger(world, counted)
     _verdict(world)
 
@@ -81,20 +87,26 @@ def _replay(world, kinds, last):
             result, payload = results[key.number]
             pushes = [world.pushes[key.number, round_, slot, incarnation] for slot, incarnation in members]
             kinds_here = {push.kind for push, _ in pushes}
-            order = {"SKIP": "SKIP", "DATA": "DATA", "UNUSED": "UNUSED", "EMPTY": "END"}
+            order = {"SKIP": "SKIP", "DATA": "DATA", "UNUSED": "UNUSED", "FLUSH": "UNUSED", "EMPTY": "END"}
             expected = next(becomes for kind, becomes in order.items() if kind in kinds_here)
             assert result.kind == expected, ("kind of a result", round_, key.number, result.kind, expected)
-            if expected != "DATA":
-                continue
+            flushed = any(push.kind == "FLUSH" and data is not None for push, data in pushes)
             data = [
                 FoldPush(push.weight, Coding(push.codec, push.level, push.elements, push.count, push.seed), data)
                 for push, data in pushes
-                if push.kind == "DATA"
+                if data is not None
             ]
+            weights = sum(push.weight for push, _ in pushes)
+            if expected == "UNUSED" and flushed:
+                total = sum(np.float32(push.weight) * _vector(codecs, push.coding, push.payload, key.elements) for push in data)
+                residuals[key.number] = np.float32(1.0 / weights) * total + residuals[key.number]
+            if expected != "DATA":
+                continue
             used = 0
             for push, _ in pushes:
                 used |= push.used
-            reply = registry.lightest([(push.coding.codec, push.coding.level) for push in data], key.elements, codecs=codecs)
+            levels = [(push.codec, push.level) for push, _ in pushes if push.kind == "DATA"]
+            reply = registry.lightest(levels, key.elements, codecs=codecs)
             bound = codecs[reply[0]].payload_bound(key.elements, reply[1])
             out, target = np.empty(bound, np.uint8), np.zeros(key.elements, np.float32)
             folded = fold(
@@ -102,7 +114,7 @@ def _replay(world, kinds, last):
                 residuals[key.number],
                 target,
                 elements=key.elements,
-                total_weight=sum(push.weight for push, _ in pushes),
+                total_weight=weights,
                 seed_reply=seed_for(settings.seed, 0, key.number, round_, SERVER),
                 scratch=np.zeros(key.elements, np.float32),
                 out=out,
@@ -130,11 +142,17 @@ def _replay(world, kinds, last):
     return counted
 
 
+def _vector(codecs, coding, payload, elements):
+    out = np.empty(elements, np.float32)
+    registry.find(codecs, coding.codec).decode(payload, coding, out)
+    return out
+
+
 def _lose(world, round_, residuals, bounds):
-    """Begin anew where a view says that a shard does, in this round: without its residual, after the result that came back."""
+    """Begin anew where a view says that a shard is blank, in this round, and the residual was not made again."""
     blank = {shard for view in world.views.values() if view.cut_of(0)[0] == round_ for shard, _ in view.restore}
     for key in world.layout.keys:
-        if key.shard in blank:
+        if key.shard in blank and (round_, key.number) not in world.replayed:
             residuals[key.number] = np.zeros(key.elements, np.float32)
             last, _ = world.results[round_ - 1][key.number] if round_ else (None, None)
             data = last is not None and last.kind == "DATA"
@@ -146,8 +164,8 @@ def _ledger(world, counted):
         return  # what a switch throws away is itemised by its norm only, and what is clipped by its mass
     codecs = registry.suite(**world.settings.codec.options)
     for process in world.workers_ever:
-        if process.name in {name for _, name in world.forgotten}:
-            continue  # what it pushed in a round that was made again is neither counted nor in its residual
+        if process.name in {name for _, name in world.forgotten} and not world.settings.servers.replay_rounds:
+            continue  # what it pushed in a round that was made again is lost, and its account says so
         if process.state != "gone" or process.exchange is None or process.exchange.behind:
             continue  # what a dead worker had left out is lost with it
         for key in world.layout.keys:
@@ -174,9 +192,18 @@ def _verdict(world):
     for coordinator in world.alive("coordinator"):
         run = coordinator.machine.run
         for server in world.alive("server"):
-            run.accounts.books(m.Books(server.number, [(server.number, *server.shard.account())]))
+            shard = server.shard
+            whole = [(server.number, shard.boot)] if shard.whole else []
+            run.accounts.books(m.Books(server.number, [(server.number, *shard.account())], whole=whole))
         verdict = run.accounts.verdict(run.views.members, range(world.settings.num_shards), ended=True)
         if verdict is not None:
+            lost = {item.who for item in verdict.lost}
+            for cut, key in world.begun_anew:
+                assert cut == 0 or f"shard {world.layout.keys[key].shard}" in lost, ("a loss that the ledger does not know", key)
             assert not verdict.wrong, ("the ledger", str(verdict))
+            items = {(item.who, item.incarnation): item.why for item in verdict.lost}
+            for worker in (each for each in world.workers_ever if each.left):
+                why = items.get((f"worker {worker.number}", worker.client.membership.incarnation), "")
+                assert "made again" in why or not why, ("an item of a worker that left in peace", why)
             world.count["sums compared"] += verdict.compared
             world.count["residuals itemised as lost"] += len(verdict.lost)

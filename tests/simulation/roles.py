@@ -12,7 +12,7 @@ from ps_accordion import crashpoints
 from ps_accordion.coordinator.loop import LOGGED
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.layout import Layout
-from ps_accordion.server.durable import ShardStore
+from ps_accordion.server.durable import ShardStore, Snapshots
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import framing
@@ -138,11 +138,29 @@ class CoordinatorProcess(Process):
         )
 
 
+class WatchedShard(Shard):
+    """A shard that tells which lost residuals it made again, and which it goes on without."""
+
+    world = None
+
+    def _restored(self, layout, record, kept, again):
+        super()._restored(layout, record, kept, again)
+        cut, key, replayed = record.round + 1, record.key.number, self.world.replayed
+        replayed -= {(since, of) for since, of in replayed if of == key and since > cut}  # those rounds are made again
+        if again is not None and (cut, key) not in self.world.begun_anew:
+            replayed.add((cut, key))
+        else:  # what a replay finds is then that there is nothing
+            replayed.discard((cut, key))
+            self.world.begun_anew.add((cut, key))
+        self.world.begun_anew -= {(since, of) for since, of in self.world.begun_anew if of == key and since > cut}
+        self.world.count["residuals begun anew" if again is None else "residuals replayed"] += 1
+
+
 class ServerProcess(Process):
     """A server with one shard."""
 
     kind = "server"
-    shard_class = Shard
+    shard_class = WatchedShard
 
     def __init__(self, world, number):
         super().__init__(world, number)
@@ -155,7 +173,10 @@ class ServerProcess(Process):
         store = self.world.disks.get(self.name)
         if store is None:
             store = self.world.disks[self.name] = ShardStore.open(None, shard=self.number, job="")
-        return self.shard_class(self.number, store.boot, self.world.settings, store=store)
+        copies = self.world.snapshots.setdefault(self.name, Snapshots(None, shard=self.number, job=""))
+        made = self.shard_class(self.number, store.boot, self.world.settings, store=store, snapshots=copies)
+        made.world = self.world
+        return made
 
     def receive(self, source, message, payload):
         with mock.patch.object(crashpoints, "reach", self._reach):
@@ -187,6 +208,10 @@ class ServerProcess(Process):
                 self._carry(shard.on_push(peer, message, payload))
             case m.Restore():
                 self._carry(shard.on_restore(message, payload))
+            case m.Offer():
+                self._carry(shard.on_offer(peer, message))
+            case m.Replay():
+                self._carry(shard.on_replay(peer, message, payload))
             case m.Ask():
                 self.relay.heard(peer, message.slot)
                 self._carry(shard.on_ask(peer, message))
@@ -206,6 +231,8 @@ class ServerProcess(Process):
     def _carry(self, actions):
         for action in actions:
             assert not isinstance(getattr(action, "message", None), m.Refuse), action.message.reason
+            if getattr(action, "event", "") == "replay differs":
+                self.world.differing.append((self.name, action.fields))
         self.carry(actions, "s.sent_some")
 
     def tick(self):
@@ -240,7 +267,9 @@ class SimulatedClient(Client):
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient, push=lambda push, payload: None)
         self.codecs = SimpleNamespace(submit=self._submit)
         linked = process.world.processes.__contains__  # a link to a dead process has no connection
-        self.transport = SimpleNamespace(send=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked)
+        self.transport = SimpleNamespace(
+            send=process.post, send_soon=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked
+        )
         self._broken = set()
         self._overdue, self._silence = Overdue(), Silence(settings.timeouts.heartbeat)
         self.state_bytes = 0
@@ -315,6 +344,10 @@ class WorkerProcess(Process):
         self.asked = START
         self.gradient_sum, self.payloads, self.incarnations = {}, {}, set()
         self.error = None
+        self.leaves = False
+        """Whether it has been asked to leave."""
+        self.left = False
+        """Whether it has left, with the coordinator's word that nothing is lost."""
         self._open = None
         self._blob = None
 
@@ -329,7 +362,7 @@ class WorkerProcess(Process):
         view = self.world.views.get(max(self.world.views, default=0))
         membership = self.client.membership
         inside = view is None or (membership.slot, membership.incarnation) in view.members  # it may not have heard yet
-        return self.exchange is not None and self.exchange.has_state and inside
+        return self.exchange is not None and self.exchange.has_state and inside and not self.leaves
 
     @property
     def last_round(self):
@@ -393,7 +426,8 @@ class WorkerProcess(Process):
         if self.client.membership.joined:
             self.incarnations.add((self.client.membership.slot, self.client.membership.incarnation))
         if self.client.membership.gone:
-            self.state = "gone" if self.state == "leaving" else "refused"
+            self.left = self.left or (self.state == "handed_over" and self.client.membership.over)
+            self.state = "gone" if self.state in ("leaving", "handed_over") else "refused"
             self.world.processes.pop(self.name, None)
         before = None
         while before != self.state:
@@ -426,6 +460,9 @@ class WorkerProcess(Process):
         elif self.exchange.rounds.round >= self.world.finish[self.number]:
             self.exchange.finish()
             self.state = "finishing"
+        elif self.leaves:
+            self.state = "computing"
+            self.client.call(self._flush)
         else:
             self.state = "computing"
             self.world.at(self.world.rng.uniform(0.01, 0.3), lambda: self.world._run(self, self._step), self)
@@ -505,6 +542,8 @@ class WorkerProcess(Process):
         if decision.kind == "END":
             world.ended.add(decision.round)
             return
+        if decision.out and self.state == "handed_over":
+            return  # the view without it came before the word that it may go
         if decision.out:
             self._open = None
             self.state = "between"
@@ -544,10 +583,36 @@ class WorkerProcess(Process):
             self.client.membership.leave("", 0)
             self.state = "leaving"
 
+    def _flush(self):
+        self.exchange.flush()
+        self.state = "handing_over"
+        self._go_on()
+
+    def _handing_over(self):
+        if self.exchange.rounds.idle == "FLUSH":
+            return
+        if self.exchange.rounds.ended:
+            self.state = "finishing"
+        elif self.exchange.flushed is None:
+            self.state = "between"
+        else:
+            self.client.carry(self.client.accounting.close([self.exchange]))
+            self.client.membership.leave_others([(0, self.exchange.flushed)])
+            self.state = "handed_over"
+
+    def _handed_over(self):
+        if self.client.membership.released:
+            self.world.count["left"] += 1
+            self.left = True
+            self._leaving_ends()
+
     def _leaving(self):
         if self.client.membership.gone:
-            self.state = "gone"
-            self.world.processes.pop(self.name, None)
+            self._leaving_ends()
+
+    def _leaving_ends(self):
+        self.state = "gone"
+        self.world.processes.pop(self.name, None)
 
     def _gone(self):
         pass
@@ -560,7 +625,7 @@ class WorkerProcess(Process):
         if self.exchange is None or get.donor != self.number:
             return
         self.asked = get.round
-        if self.exchange.is_open or self.exchange.rounds.idle == "EMPTY":
+        if self.exchange.stands:
             self._hand_out()
 
     def _hand_out(self):

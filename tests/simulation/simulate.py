@@ -4,6 +4,8 @@ Prints one line a failing seed, and at the end what has happened in all, as JSON
 
     rough   all are
     disks   servers lose their disks, too
+    replay  the same, where workers keep the pushes of some rounds
+    elastic workers leave and others come, too
     POINT   processes surely die at that point (`roles.NAMED`), beside what a seed draws
     each    one point after the other, a line of JSON each
 
@@ -36,15 +38,22 @@ def faults_of(seed: int, kind: str) -> Faults | None:
     """Return what goes wrong in a run; None draws it."""
     if kind in NAMED:
         return replace(Faults.drawn(random.Random(seed), POINTS), crash=kind, spared=seed % 4)
-    if kind == "disks":
+    if kind in ("disks", "replay"):
         return Faults.of_disks(seed)
+    if kind == "elastic":
+        return Faults.elastic(seed)
     return Faults.rough() if seed % 2 or kind == "rough" else None
+
+
+def world_of(seed: int, kind: str) -> World:
+    """Return the run of a seed."""
+    return World(seed, faults_of(seed, kind), options={"servers_replay_rounds": 4} if kind == "replay" else None)
 
 
 def passes(seed: int, kind: str) -> bool:
     """Whether a seed breaks no promise."""
     try:
-        World(seed, faults_of(seed, kind)).run()
+        world_of(seed, kind).run()
     except Exception:  # a check, or a role that breaks on what it gets
         return False
     return True
@@ -70,7 +79,7 @@ def simulate(seeds: range, kind: str) -> bool:
     happened, failed = Counter(), 0
     for seed in seeds:
         try:
-            happened += World(seed, faults_of(seed, kind)).run()
+            happened += world_of(seed, kind).run()
         except Exception as error:  # whatever it is: the seed is what matters
             failed += 1
             print(f"seed {seed} {kind}: {type(error).__name__}: {str(error)[:1000]}", file=sys.stderr, flush=True)
@@ -82,8 +91,8 @@ def main() -> int:
     """Run them; return 1 if a seed broke a promise, or a bug was not caught."""
     seeds, kind, bugs = range(int(sys.argv[1]), int(sys.argv[2])), (*sys.argv[3:], "")[0], sys.argv[4:]
     bugs = sorted(BUGS) if bugs == ["every"] else bugs
-    if kind not in ("", "rough", "disks", "each", *NAMED):
-        sys.exit(f"expected rough, disks, each, or one of {', '.join(NAMED)}; got {kind!r}")
+    if kind not in ("", "rough", "disks", "replay", "elastic", "each", *NAMED):
+        sys.exit(f"expected rough, disks, replay, elastic, each, or one of {', '.join(NAMED)}; got {kind!r}")
     if unknown := set(bugs) - BUGS.keys():
         sys.exit(f"expected planted bugs among {', '.join(sorted(BUGS))}; got {', '.join(sorted(unknown))}")
     warm()

@@ -5,6 +5,7 @@ Nothing here is a model of the protocol: coordinator, shards, memberships, round
 """
 
 import contextlib
+import functools
 import heapq
 import itertools
 import random
@@ -55,6 +56,8 @@ class Faults:
         skip: Share of gradients that are not finite.
         unused: Share of tensors that a worker does not use in a round.
         kinds: What the random faults may be.
+        leaves: How many workers are asked to leave in the middle.
+        grows: How many workers come in the middle, that nobody has waited for.
     """
 
     drop: float = 0.0
@@ -68,6 +71,8 @@ class Faults:
     skip: float = 0.0
     unused: float = 0.0
     kinds: tuple = ("worker", "worker", "server", "coordinator", "stall", "stall", "cut")
+    leaves: int = 0
+    grows: int = 0
 
     @classmethod
     def rough(cls):
@@ -90,6 +95,12 @@ class Faults:
         kinds = ("worker", "disk", "disk", "server", "coordinator", "stall", "cut")
         rough = cls.rough()
         return replace(rough, kinds=kinds, random_faults=5 + seed % 6, points=rough.points if seed % 2 else {})
+
+    @classmethod
+    def elastic(cls, seed):
+        """Return faults, in every second seed rough ones, while workers leave and others come."""
+        faults = cls.rough() if seed % 2 else cls(drop=0.05, double=0.2, late=0.02, skip=0.05, unused=0.1, stop=30.0)
+        return replace(faults, leaves=1 + seed % 4, grows=seed % 3)
 
     @classmethod
     def drawn(cls, rng, points=(), kinds=None):
@@ -128,6 +139,7 @@ class World:
         self.roles = ROLES | (roles or {})
         every = {
             "workers_count": workers,
+            "workers_maximum": workers + self.faults.grows,
             "servers_count": servers,
             "layout_partition_elements": 1024,
             "servers_state_directory": "simulated",  # what a server that dies leaves is there when it is started again
@@ -142,11 +154,20 @@ class World:
         self.terms = self.settings.terms()
         self.layout = layout_of(self.settings, TABLE)
         self.finish = rounds or [self.rng.randint(6, 12) for _ in range(workers)]
+        self.elastic = random.Random(f"who comes and goes in {seed}")
+        """A stream of its own, so that runs in which nobody does stay what they are."""
+        self.finish += [self.elastic.randint(6, 12) for _ in range(self.faults.grows)]
         self.now = BEGIN
         self.count = Counter()
         self.processes = {}
         self.disks = {}
         """What outlives a process, by role and number."""
+        self.snapshots = {}
+        """What outlives its disk, too."""
+        self.replayed, self.begun_anew = set(), set()
+        """(cut, key) of residuals that were made again, and of those that were not."""
+        self.differing = []
+        """Replays that came to another result than the workers had."""
         self.stalled = {}
         self.cuts = set()
         self.over = ""
@@ -298,6 +319,19 @@ class World:
             if process is not None:
                 self.at(self.rng.uniform(0, 0.01), lambda process=process, work=work: self._run(process, work), process)
 
+    # ------------------------------------------------------------ who comes and goes
+
+    def _leave(self):
+        """Ask a worker to leave, if another stays that has the state."""
+        training = sorted((each for each in self.alive("worker") if each.has_state), key=lambda each: each.name)
+        if len(training) > 1:
+            self.elastic.choice(training).leaves = True
+            self.count["asked to leave"] += 1
+
+    def _grow(self, number):
+        self.count["grown"] += 1
+        self.start("worker", number)
+
     # ------------------------------------------------------------ a run
 
     def run(self):
@@ -320,6 +354,10 @@ class World:
             self.start("worker", number)
         for _ in range(self.faults.random_faults):
             self.at(self.rng.uniform(1.0, self.faults.stop), self._fault)
+        for _ in range(self.faults.leaves):
+            self.at(self.elastic.uniform(0.5, 6.0), self._leave)
+        for more in range(self.faults.grows):
+            self.at(self.elastic.uniform(0.5, 4.0), functools.partial(self._grow, self.settings.workers.count + more))
         while self._queue and (self.alive("worker") or self.now - BEGIN < 1.0):
             self.now, _, work, owner = heapq.heappop(self._queue)
             if self.now - BEGIN > TIME_LIMIT_S:

@@ -124,11 +124,17 @@ kill = lose
 """
 
 
-def loses_a_shard(tmp_path, damage, *flags):
-    """Train while server 1 is killed and its files are damaged; return what was said, once all is as it should be."""
+def losing_a_shard(tmp_path, damage, *flags):
+    """Train while server 1 is killed and its files are damaged; return what was said."""
     script = SCRIPT.replace("\nwith connect", LOSE.replace("DAMAGE", damage) + "\nwith connect")
     code, said = launch(tmp_path, f"STEPS, KILLS = {STEPS}, {{20: 'server 1'}}\n" + script, *AGAIN, *flags)
     assert code == 0, said
+    return said
+
+
+def loses_a_shard(tmp_path, damage, *flags):
+    """Lose one; return what was said, once all is as it should be."""
+    said = losing_a_shard(tmp_path, damage, *flags)
     digests = re.findall(r"digest ([0-9a-f]{64})", said)
     assert len(digests) == 2
     assert len(set(digests)) == 1, "replicas differ"
@@ -160,6 +166,29 @@ def test_a_server_whose_file_is_damaged_begins_anew(tmp_path):
     said = loses_a_shard(tmp_path, '(lambda file: file.write_bytes(b"something else" + file.read_bytes()[14:]))')
     assert re.search(r"starts with b'somethin'", said), said
     assert "kept as *.bad" in said
+
+
+REPLAY = ("--set", "servers.replay_rounds=6")
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags"),
+    [
+        ("pathlib.Path.unlink", ()),
+        pytest.param("id", ("--set", "servers.state_directory=memory"), marks=pytest.mark.full),
+        pytest.param('(lambda file: file.write_bytes(b"something else"))', (), marks=pytest.mark.full),
+    ],
+)
+def test_a_server_that_loses_its_files_has_its_residuals_back_where_pushes_are_kept(tmp_path, undisturbed, damage, flags):
+    """Bit for bit: the parameters are those of a run that nothing happened to, and the ledger knows of no loss."""
+    said = losing_a_shard(tmp_path, damage, *REPLAY, *flags)
+    assert set(re.findall(r"digest ([0-9a-f]{64})", said)) == {undisturbed()}
+    assert "shard 1 has every bit of its residuals again" in said
+    (ledger,) = [event for event in events(tmp_path, "coordinator") if event["event"] == "ledger"]
+    assert (ledger["balanced"], ledger["lost"], ledger["open"]) == (True, [], [])
+    (restored,) = [event for event in events(tmp_path, "server-1") if event["event"] == "restored"]
+    assert restored["whole"]
+    assert not (tmp_path / "run" / "snapshots").exists(), "the copies of a run that is over are removed"
 
 
 def test_a_state_directory_that_cannot_be_written_is_named_at_the_start(tmp_path):

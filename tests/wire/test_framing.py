@@ -76,14 +76,14 @@ def test_lost_swapped_and_shifted_frames_are_refused() -> None:
 
 def test_another_protocol_version_says_both() -> None:
     """Who runs an older release reads which one is older."""
-    with pytest.raises(WireError, match=r"protocol version 9 from there, 1 here; install the same release"):
+    with pytest.raises(WireError, match=r"protocol version 9 from there, 2 here; install the same release"):
         framing.unpack(framed(msgpack.packb(FIELDS), version=9))
 
 
 def test_another_version_is_told_before_anything_is_read() -> None:
     """A later release may frame its messages differently: neither its checksum nor its body matter."""
-    with pytest.raises(WireError, match="protocol version 2 from there"):
-        framing.unpack([b"PSA\x02" + bytes(30)])
+    with pytest.raises(WireError, match="protocol version 3 from there"):
+        framing.unpack([b"PSA\x03" + bytes(30)])
 
 
 def with_field(index: int, value: object) -> bytes:
@@ -198,7 +198,7 @@ def test_random_frames_are_refused(frames: list[bytes]) -> None:
 def test_headers_and_frames_beyond_their_limits_are_refused() -> None:
     """Before the checksum of a large header is even looked at, and for a payload frame larger than any partition."""
     with pytest.raises(WireError, match="header frame"):
-        framing.unpack([b"PSA\x01" + bytes(framing.MAX_HEADER)])
+        framing.unpack([b"PSA\x02" + bytes(framing.MAX_HEADER)])
     with pytest.raises(WireError, match=f"at most {framing.MAX_FRAME} bytes, got {framing.MAX_FRAME + 1}"):
         framing.unpack(framing.pack(m.Ended(), [bytes(framing.MAX_FRAME + 1)]))
     assert framing.unpack(framing.pack(m.Ended(), [bytes(framing.MAX_FRAME)]))[0] == m.Ended()

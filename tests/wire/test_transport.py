@@ -361,6 +361,34 @@ def test_the_outgoing_hook_decides_what_is_sent(transports) -> None:
     assert server.received_bytes == client.sent_bytes
 
 
+def test_what_is_sent_soon_goes_as_one_message(transports) -> None:
+    """With the next poll, to each peer its own; there they are single messages again, with their payloads, in order."""
+    sent: list[int] = []
+
+    def counting(peer, frames):
+        sent.append(len(frames))
+        return [(peer, frames)]
+
+    server = transports()
+    client = transports(outgoing=counting)
+    client.connect("server", server.listen(ANY))
+    meet(client, server)
+    sent.clear()
+    for number in range(5):
+        client.send_soon("server", m.Hello(number, 0), [bytes([number]) * 100 * number])
+        client.send_soon("no such link", m.Ended())
+    assert server.poll(0.02) == []
+    assert client.poll(0.0) == []
+    got = [arrival for arrival in gather(server, 5) if arrival.message != HELLO]
+    assert [(arrival.message, bytes(arrival.payload[0])) for arrival in got] == [
+        (m.Hello(number, 0), bytes([number]) * 100 * number) for number in range(5)
+    ]
+    assert sent == [2, 1]
+    assert client.poll(0.0) == []
+    assert sent == [2, 1]
+    assert server.received_bytes <= client.sent_bytes
+
+
 def test_ipc_sockets_work(transports, tmp_path) -> None:
     """For runs on one machine that other users must not reach."""
     server, client = transports(), transports()

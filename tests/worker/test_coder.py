@@ -199,3 +199,50 @@ def test_what_is_sent_exactly_carries_what_was_left():
         assert not of.residual.any()
     encode(of, gaussian(2048, 3), 3)
     assert residual(of).any()
+
+
+def test_a_push_of_a_round_that_was_made_again_without_it_is_an_item():
+    """Of the last round that was decided here, not of the one that was open: that one comes back."""
+    of = coder()
+    for round_ in range(2):
+        encode(of, gaussian(2048, round_), round_)
+        of.account.decided(applied=True)
+    counted = of.account.closed(of.residual)
+    lost = decoded(pushed := encode(of, gaussian(2048, 2), 2))
+    of.account.decided(applied=True)
+    left = encode(of, gaussian(2048, 3), 3)
+    of.account.decided(applied=False, out=True)
+    of.take_back(left.message, left.payload)
+    assert of.account.uncounted() == pytest.approx(norm(lost))
+    closed = of.account.closed(of.residual)
+    assert closed.lost == pytest.approx(of.account.mass(lost))
+    assert closed.went == pytest.approx(counted.went)
+    assert abs(closed.difference) <= closed.slack
+    assert of.account.uncounted() == 0.0
+    assert pushed.message.round == 2
+
+
+def test_a_flush_hands_over_every_bit_of_the_residual():
+    """As dense at 32, with the slices that have any; nothing is left, and a second one has nothing to bring."""
+    of = coder(FUSED)
+    encode(of, gaussian(17, 1), used=0b01, choice=Choice("dense", 16.0))
+    before = residual(of)
+    pushed = of.flush(round_=4, previous_skipped=True, weight=2.0)
+    said = pushed.message
+    assert (said.kind, said.round, said.used, said.weight, said.previous_skipped) == ("FLUSH", 4, 0b01, 2.0, True)
+    assert (said.codec, said.level, said.elements) == ("dense", 32.0, 17)
+    assert decoded(pushed).tobytes() == before.tobytes()
+    assert not np.any(of.host_residual() if of.host_residual() is not None else 0)
+    again = of.flush(round_=5, previous_skipped=False, weight=2.0)
+    assert (again.message.kind, again.message.used, again.payload) == ("FLUSH", 0, None)
+
+
+def test_a_flush_of_a_skipped_round_comes_again_to_the_bit():
+    """It is taken back, and what is handed over then is the same."""
+    of = coder()
+    encode(of, gaussian(2048, 1))
+    first = of.flush(round_=1, previous_skipped=False, weight=1.0)
+    of.take_back(first.message, first.payload)
+    second = of.flush(round_=2, previous_skipped=True, weight=1.0)
+    assert second.payload.tobytes() == first.payload.tobytes()
+    assert of.account.closed(of.host_residual()).kept == 0.0

@@ -79,8 +79,12 @@ class Pair:
         self.device.take_back(pushed.message, pushed.payload)
 
     def check(self) -> None:
-        """Fail unless the residuals have the same bits."""
-        assert bytes_of(self.device.host_residual()) == bytes_of(self.host.residual)
+        """Fail unless the residuals have the same bits, and the accounts the same sums."""
+        residual = self.device.host_residual()
+        assert bytes_of(residual) == bytes_of(self.host.residual)
+        closed, expected = self.device.account.closed(residual), self.host.account.closed(self.host.residual)
+        assert closed == pytest.approx(expected, rel=1e-6, abs=1e-3 * expected.slack)
+        assert abs(closed.difference) <= closed.slack
 
     def decode(self, pushed: Pushed) -> None:
         """Decode a push as a result; fail unless the same bits come out, in the type of the gradients."""
@@ -215,7 +219,7 @@ def test_a_device_without_streams_is_refused_by_name():
 @pytest.mark.parametrize("key", [FUSED, LARGE])
 @pytest.mark.parametrize("rule", ["keep", "clip", "reset"])
 def test_beginning_a_round_copies_one_parcel_and_waits_for_nothing(key, rule, monkeypatch):
-    """With every codec, at a switch, with unused slices, and when a push is taken back first."""
+    """With every codec, at a switch, with unused slices, and when a push is taken back first; what the ledger sees is in it."""
     seen, back = Seen(), Pair("cpu", key).push(gaussian(layout_of(settings_of()).keys[key].elements))
     monkeypatch.setattr(device, "streams_of", lambda _: seen)
     settings_ = settings_of(codec_residual_at_switch=rule)
@@ -229,11 +233,30 @@ def test_beginning_a_round_copies_one_parcel_and_waits_for_nothing(key, rule, mo
         with NoSync(parcels=1) as ban:
             pending = coder.begin(parts, round_=round_, used=0b1, choice=choice, previous_skipped=False)
         bound = get(choice.codec).payload_bound(owner.elements, choice.level)
-        assert ban.fetched == [16 + bound]
+        looks = 2 if rule == "keep" else 3  # a stretch of the gradient, and of the residual before and after
+        assert ban.fetched == [16 + bound + looks * 4 * coder.account.probe.length]
         assert seen.log == ["mark"]
         # The parcel that was not copied is all zero, so it says that the vector was not finite.
         assert pending.pushed().message.kind == "SKIP"
         assert seen.log == ["mark", "wait"]
+
+
+@devices
+@pytest.mark.parametrize("choice", [Choice("topk", 0.05), Choice("dense", 32.0)])
+def test_what_a_leaver_hands_over_is_that_of_the_host(where, choice):
+    """With what a skipped round has returned, also where nothing was left; and then nothing is."""
+    pair = Pair(where)
+    last = pair.push(gaussian(2048), choice=choice)
+    for again in (False, True):
+        if again:
+            for coder in (pair.host, pair.device):
+                coder.take_back(last.message, last.payload)
+        pushed = [coder.flush(round_=7, previous_skipped=again, weight=2.0) for coder in (pair.host, pair.device)]
+        assert pushed[0].message == pushed[1].message
+        assert (pushed[0].payload is None) == (choice.codec == "dense" and not again)
+        assert pushed[0].payload is None or np.array_equal(pushed[0].payload, pushed[1].payload)
+        assert pair.host.residual is None or not pair.host.residual.any()
+        assert pair.device.host_residual() is None
 
 
 def test_a_planted_read_is_caught(monkeypatch):

@@ -121,6 +121,23 @@ def test_who_comes_back_leaves_alone_what_was_counted():
     assert job.rounds.admit(Standing(6, lead=1), 9) == ()
 
 
+@pytest.mark.parametrize(("kept", "cut", "back"), [(2, 0, 6), (0, 0, 3), (2, 1, 3), (0, 1, 3)])
+def test_who_applied_a_round_that_others_made_again_takes_its_push_back_if_it_is_kept(kept, cut, back):
+    """A view went back past it, because a shard's memory was lost. What is not kept is lost, and the worker is told so."""
+    job = Job(servers_replay_rounds=kept)
+    for key in (0, 1, 2):
+        job.result(key, 1)
+    job.rounds.decide()
+    job.push(1)
+    job.view(2, cut, slots=[1])
+    job.rounds.decide()
+    job.view(3, 6, removed=[(0, 1, 0, cut)])
+    taken = job.rounds.admit(Standing(6, lead=1), 9)
+    assert sorted(push.round for push, _ in taken) == [0] * (back - 3) + [1] * 3
+    assert job.rounds.uncounted == (back == 3 and cut == 0)
+    assert job.rounds.admit(Standing(6), 9) == ()
+
+
 def test_who_comes_in_goes_on_as_the_donor_stands():
     """Round, plan in force, and whether the last round was skipped: its pushes must not contradict the others'."""
     donor, joiner = Job(), Job()

@@ -1,0 +1,57 @@
+"""Leaving a run while the others go on, with nothing lost: the residual goes into the sum before the worker does.
+
+    between two steps ──FLUSH pushes──> that round is decided ──account, leave──> the coordinator has it in its log ──> gone
+                            ^──────── it was skipped, or this worker was taken out and came in again ────┘
+
+From then on the worker pushes EMPTY, so the others wait for nothing until a view is without it. A worker that dies on the way
+loses what it has not handed over, as at any death.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .exchange import Exchange
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["hand_over"]
+
+
+def hand_over(session: Session, exchanges: Sequence[Exchange]) -> bool:
+    """Hand over the residuals of all layouts, and wait until the coordinator lets this worker go.
+
+    Args:
+        session: Of this worker; no round is open.
+        exchanges: The layouts.
+
+    Returns:
+        False where the rounds have ended for all meanwhile: there is nobody to leave.
+
+    Raises:
+        PsAccordionError: The run has failed.
+    """
+    client, membership = session.client, session.client.membership
+    while True:
+        session.take_part()
+        for exchange in exchanges:
+            session.on_socket(exchange.flush)
+        client.wait(
+            lambda: membership.over or all(exchange.rounds.idle != "FLUSH" for exchange in exchanges),
+            "the round with this worker's residual",
+        )
+        if membership.over or (exchanges and all(exchange.rounds.ended for exchange in exchanges)):
+            return False
+        flushed = [(exchange.number, exchange.flushed) for exchange in exchanges]
+        rounds = [(number, round_) for number, round_ in flushed if round_ is not None]
+        if len(rounds) == len(flushed):
+            break  # else this worker was taken out in the middle
+    client.codecs.drain()
+    account = client.accounting.close(exchanges)
+    client.call(lambda: client.carry(account))
+    client.call(lambda: membership.leave_others(rounds))
+    client.wait(lambda: membership.released or membership.gone, "the coordinator's goodbye")
+    client.events.write(event="left", flushed=rounds)
+    return True
