@@ -105,10 +105,14 @@ class CoordinatorSettings(Section):
 
 
 LEVELS = {
-    "topk": (0.04, 0.005),
-    "random_block": (0.2, 0.04),
-    "onebit": (512.0, 8192.0),
     "dense": (32.0, 16.0),
+    "int": (8.0, 4.0),
+    "natural": (8.0, 8.0),
+    "onebit": (512.0, 8192.0),
+    "qsgd": (8.0, 4.0),
+    "random_block": (0.2, 0.04),
+    "terngrad": (2.0, 2.0),
+    "topk": (0.04, 0.005),
 }
 """Light and heavy level of each codec where none is set."""
 
@@ -117,16 +121,18 @@ class CodecSettings(Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
-    """Codec of every tensor that is worth compressing: dense, onebit, topk, random_block."""
+    """Codec of every tensor that is worth compressing: dense, int, natural, onebit, qsgd, random_block, terngrad, topk."""
     light: Annotated[float, Meta(ge=0)] = 0.0
-    """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense, bits (32 or 16);
-    for onebit, elements that share a size.
-    0 takes the codec's own: topk 0.04, random_block 0.2, onebit 512, dense 32."""
+    """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense (32 or 16), int and
+    qsgd (8, 4 or 2), natural (8) and terngrad (2), bits; for onebit, elements that share a size.
+    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32, int, natural and qsgd 8, terngrad 2, onebit 512."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
-    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04,
-    onebit 8192, dense 16."""
+    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense 16, int and qsgd 4,
+    natural 8, terngrad 2, onebit 8192."""
     values: Literal["fp16", "fp32"] = "fp16"
     """Number format of kept values (topk). What fp16 rounds away stays in the residual."""
+    bucket: Literal[128, 256, 512, 1024, 2048, 4096] = 512
+    """Elements that share a scale (int, natural, qsgd, terngrad): fewer are more accurate, at 32 bits each time."""
     small_bits: Literal[16, 32] = 16
     """Format of tensors too small to compress (1-D, or under 1,024 elements): 16 or 32 bits an element."""
     residual_at_switch: Literal["keep", "clip", "reset"] = "clip"
@@ -137,6 +143,11 @@ class CodecSettings(Section):
         light, heavy = LEVELS.get(self.name, (0.0, 0.0))
         force_setattr(self, "light", self.light or light)
         force_setattr(self, "heavy", self.heavy or heavy)
+
+    @property
+    def options(self) -> dict[str, str | int]:
+        """What codecs are made with, by the name of the option."""
+        return {"bucket": self.bucket, "values": self.values}
 
 
 class RegimeSettings(Section):

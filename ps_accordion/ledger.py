@@ -11,9 +11,17 @@ Of a model with many keys the first few are probed and one in `EVERY` of the oth
 a round however large the model is: what goes wrong with whole workers, rounds or shards is seen, and so is what goes wrong again
 and again, but not what happens once to a key that nobody probes. The tests have few keys, so there it is every one.
 
-    worker   gradients = pushes that count + residual + lost                                   (`Tally`, a key)
-    server   mean of the pushes that count = results + residual + lost
+    worker   gradients = pushes that count + residual + lost + noise                           (`Tally`, a key)
+    server   mean of the pushes that count = results + residual + lost + noise
     between  the pushes that workers count = those that servers count; the results that each worker applied = the servers'
+
+Noise is what a codec that rounds at random (`Codec.noisy`) adds and nobody keeps: v - D(C(v)), element by element.
+That alone would make any payload fit any vector, so two things are demanded of it:
+
+* each element was rounded to one of its two neighbours. What lies beyond them is no noise, stands in no item, and is missing;
+* rounding is even: the sum of m(noise), and that of noise towards zero, are within `SURE` * spread, with
+  spread^2 = sum of (distance of the neighbours / 2)^2 over all elements and rounds. By the Azuma-Hoeffding inequality, which
+  holds for any vectors and any number of rounds, each fails by chance with a probability below 2 exp(-SURE^2 / 2).
 
 Sums are float64, what they are sums of is rounded to float32 in every round. `slack` adds up what rounding can make of that, so a
 difference is judged against the arithmetic, not against a share that somebody chose.
@@ -32,7 +40,7 @@ from .codecs.base import Codec, Coding, FloatVector, Payload
 from .layout import Key, Slice
 from .seeds import mix64
 
-__all__ = ["LOOK_EVERY", "NOTHING", "NO_TALLY", "WATCHED", "Probe", "Probed", "Tally", "added"]
+__all__ = ["LOOK_EVERY", "NOTHING", "NO_TALLY", "SILENCE", "SURE", "WATCHED", "Noise", "Probe", "Probed", "Tally", "added"]
 
 WATCHED = 1 << 11
 """Elements of a key that are watched. Of a partition of 512 Ki that is one in 256: at 1 % a push has some 20 entries there,
@@ -46,6 +54,11 @@ LOOK_EVERY = 8
 ROUNDING = 4 * 2.0**-24
 """A round rounds an element a few times, by 2^-24 of it at most. Over all elements of a stretch these partly cancel; over rounds
 they need not, so slack grows with their number."""
+
+SURE = 8.0
+"""Chance exceeds so many times the spread once in 10^13 runs."""
+_SPARE = 1.0 + 2.0**-10
+"""Neighbours may be so much further apart: the kernels round in float32, to about 2^-16 of their distance."""
 
 _SIGNS: NDArray[np.float64] = np.array([1.0 - 2.0 * (mix64(i) & 1) for i in range(WATCHED)])
 _SIGNS.flags.writeable = False
@@ -64,6 +77,25 @@ class Probed(NamedTuple):
 
 
 NOTHING = Probed(0.0, 0.0)
+
+
+class Noise(NamedTuple):
+    """What a probe saw of one rounding at random.
+
+    Attributes:
+        mass: m(v - D(C(v))), of what two neighbours explain.
+        drift: Sum of sign(v) (v - D(C(v))): by how much it is shorter.
+        spread: Root of the sum of (distance of the neighbours / 2)^2.
+        cut: m of what was clipped before.
+    """
+
+    mass: float = 0.0
+    drift: float = 0.0
+    spread: float = 0.0
+    cut: float = 0.0
+
+
+SILENCE = Noise()
 
 
 class Probe:
@@ -99,14 +131,21 @@ class Probe:
         """
         if vector is None or not self.counts:
             return NOTHING
-        return self.stretch(vector[self.start : self.start + self.length], unused)
+        return self.stretch(self.cut(vector, unused))
 
-    def stretch(self, stretch: FloatVector, unused: Sequence[Slice] = ()) -> Probed:
-        """Look at the stretch itself, float32[length], which is only read."""
-        values = stretch.astype(np.float64)
+    def cut(self, vector: FloatVector | None, unused: Sequence[Slice] = ()) -> FloatVector:
+        """Return a copy of the stretch of a vector, float32[length], with unused slices zero."""
+        if vector is None:
+            return np.zeros(self.length, np.float32)
+        stretch = vector[self.start : self.start + self.length].copy()
         for part in unused:
             first, last = part.offset - self.start, part.offset + part.length - self.start
-            values[max(0, first) : max(0, last)] = 0.0
+            stretch[max(0, first) : max(0, last)] = 0.0
+        return stretch
+
+    def stretch(self, stretch: FloatVector) -> Probed:
+        """Look at the stretch itself, float32[length], which is only read."""
+        values = stretch.astype(np.float64)
         return Probed(float(values @ _SIGNS[: self.length]), math.sqrt(float(values @ values)))
 
     def image(self, stretch: FloatVector) -> FloatVector:
@@ -115,13 +154,25 @@ class Probe:
         vector[self.start : self.start + self.length] = stretch
         return vector
 
-    def payload(self, codec: Codec, payload: Payload, coding: Coding) -> Probed:
-        """Look at D(payload), of which only the stretch is decoded. The payload has been validated."""
-        if not self.counts:
-            return NOTHING
+    def decoded(self, codec: Codec, payload: Payload, coding: Coding) -> FloatVector:
+        """Return the stretch of D(payload), float32[length]; nothing else of it is decoded. The payload has been validated."""
         stretch = np.empty(self.length, np.float32)
         codec.peek(payload, coding, self.start, stretch)
-        return self.stretch(stretch)
+        return stretch
+
+    def payload(self, codec: Codec, payload: Payload, coding: Coding) -> Probed:
+        """Look at D(payload)."""
+        return self.stretch(self.decoded(codec, payload, coding)) if self.counts else NOTHING
+
+    def noise(self, codec: Codec, payload: Payload, coding: Coding, stretch: FloatVector) -> Noise:
+        """Look at what rounding at random did to the stretch, float32[length], of a vector that was encoded at a noisy level."""
+        clipped = stretch.copy()
+        reach = codec.rounding(payload, coding, self.start, clipped) * _SPARE
+        away = clipped.astype(np.float64) - self.decoded(codec, payload, coding)
+        signs = _SIGNS[: self.length]
+        explained = np.clip(away, -reach, reach)
+        cut = float((stretch.astype(np.float64) - clipped) @ signs)
+        return Noise(float(explained @ signs), float(explained @ np.sign(clipped)), 0.5 * math.sqrt(float(reach @ reach)), cut)
 
 
 def _place(number: int, elements: int, length: int) -> int:
@@ -139,9 +190,12 @@ class Tally(NamedTuple):
         came: What was to be sent: at a worker its gradients, at a server the means of the pushes.
         went: What was sent and counts: at a worker its pushes, at a server its results.
         kept: What is in the residual; looked at when the account is closed, zero before.
-        lost: What a switch of level threw away.
+        lost: What a switch of level threw away, or a codec cut off.
         other: What the other side says of the same: at a worker the results that it applied, at a server the sum of all pushes.
-        slack: How far sums may be apart because of rounding.
+        slack: How far sums may be apart because of rounding in float32.
+        noise: What rounding at random added to what came, with the sign turned.
+        drift: By how much it shortened what came.
+        spread: How far either is from zero in the mean, at most.
     """
 
     came: float = 0.0
@@ -150,14 +204,34 @@ class Tally(NamedTuple):
     lost: float = 0.0
     other: float = 0.0
     slack: float = 0.0
+    noise: float = 0.0
+    drift: float = 0.0
+    spread: float = 0.0
 
     @property
     def difference(self) -> float:
         """What is missing (or too much, if negative) on this side."""
-        return self.came - self.went - self.kept - self.lost
+        return self.came - self.went - self.kept - self.lost - self.noise
+
+    @property
+    def even(self) -> bool:
+        """Whether noise adds up to what chance and float32 explain, and does not shorten or lengthen what came."""
+        return max(abs(self.noise), abs(self.drift)) <= self.chance
+
+    @property
+    def chance(self) -> float:
+        """What chance and float32 explain of noise."""
+        return SURE * self.spread + self.slack
 
     def plus(
-        self, *, came: float = 0.0, went: float = 0.0, lost: float = 0.0, other: float = 0.0, norms: Iterable[float] = ()
+        self,
+        *,
+        came: float = 0.0,
+        went: float = 0.0,
+        lost: float = 0.0,
+        other: float = 0.0,
+        norms: Iterable[float] = (),
+        noise: Noise = SILENCE,
     ) -> Tally:
         """Return the account after one more round.
 
@@ -167,9 +241,20 @@ class Tally(NamedTuple):
             lost: Mass that was thrown away.
             other: As in the account.
             norms: Of the vectors that were rounded.
+            noise: Of a rounding at random. What was cut off before is lost.
         """
         slack = self.slack + ROUNDING * math.hypot(*norms)
-        return Tally(self.came + came, self.went + went, self.kept, self.lost + lost, self.other + other, slack)
+        return Tally(
+            self.came + came,
+            self.went + went,
+            self.kept,
+            self.lost + lost + noise.cut,
+            self.other + other,
+            slack,
+            self.noise + noise.mass,
+            self.drift + noise.drift,
+            math.hypot(self.spread, noise.spread),
+        )
 
 
 NO_TALLY = Tally()
@@ -177,7 +262,7 @@ NO_TALLY = Tally()
 
 
 def added(tallies: Iterable[Tally]) -> Tally:
-    """Return the sum of accounts. Slack adds up as independent errors do."""
-    columns = list(zip(*tallies, strict=True)) or [(0.0,)] * 6
-    came, went, kept, lost, other = (math.fsum(column) for column in columns[:5])
-    return Tally(came, went, kept, lost, other, math.hypot(*columns[5]))
+    """Return the sum of accounts. Slack and spread add up as independent errors do."""
+    columns = list(zip(*tallies, strict=True)) or [(0.0,)] * len(Tally._fields)
+    sums = {name: math.fsum(column) for name, column in zip(Tally._fields, columns, strict=True)}
+    return Tally(**sums)._replace(slack=math.hypot(*columns[5]), spread=math.hypot(*columns[8]))

@@ -9,7 +9,8 @@ import numpy as np
 from ps_accordion.codecs import Push, registry
 from ps_accordion.codecs.base import Coding, FloatVector, Payload
 from ps_accordion.codecs.registry import Codecs
-from ps_accordion.ledger import NOTHING, Probe, Tally, added
+from ps_accordion.layout import Slice
+from ps_accordion.ledger import NOTHING, SILENCE, Probe, Tally, added
 
 from .record import KeyRecord
 
@@ -25,6 +26,7 @@ def counted(
     residuals: tuple[FloatVector | None, FloatVector | None],
     *,
     codecs: Codecs,
+    unused: Sequence[Slice],
     lost: float,
 ) -> Tally:
     """Return a key's account after one more round.
@@ -37,18 +39,31 @@ def counted(
         result: What came out; None where all of it stayed in the residual.
         residuals: Before and after the fold, float32[elements]; None is zero.
         codecs: Codecs by name.
-        lost: Norm of what a switch of level threw away. Where it threw something away, its mass is what the round lacks.
+        unused: Slices that nobody used: they were not encoded.
+        lost: Norm of what a switch of level threw away. Where it threw something away, its mass is what the round lacks, and
+            what the result's codec may have rounded off is in it.
     """
     if not probe.counts:
         return tally
-    scale = float(np.float32(1.0 / total_weight))
-    seen = [(push.weight, probe.payload(registry.find(codecs, push.coding.codec), push.payload, push.coding)) for push in pushes]
-    came = scale * sum(weight * each.mass for weight, each in seen)
-    went = NOTHING if result is None else probe.payload(registry.find(codecs, result[0].codec), result[1], result[0])
+    scale = np.float32(1.0 / total_weight)
+    parts = [(push.weight, probe.decoded(registry.find(codecs, push.coding.codec), push.payload, push.coding)) for push in pushes]
+    seen = [(weight, probe.stretch(part)) for weight, part in parts]
+    came = float(scale) * sum(weight * each.mass for weight, each in seen)
+    went, noise = NOTHING, SILENCE
+    if result is not None:
+        coding, payload = result
+        codec = registry.find(codecs, coding.codec)
+        went = probe.payload(codec, payload, coding)
+        if codec.noisy(coding.level) and not lost:
+            total = np.zeros(probe.length, np.float32)
+            for weight, part in parts:
+                total += np.float32(weight) * part
+            noise = probe.noise(codec, payload, coding, total * scale + probe.cut(residuals[0], unused))
     after = probe.vector(residuals[1])
     thrown = came + probe.vector(residuals[0]).mass - went.mass - after.mass if lost else 0.0
-    norms = (*(scale * weight * len(pushes) * each.norm for weight, each in seen), went.norm, after.norm)
-    return tally.plus(came=came, went=went.mass, lost=thrown, other=sum(each.mass for _, each in seen), norms=norms)
+    norms = (*(float(scale) * weight * len(pushes) * each.norm for weight, each in seen), went.norm, after.norm)
+    other = sum(each.mass for _, each in seen)
+    return tally.plus(came=came, went=went.mass, lost=thrown, other=other, norms=norms, noise=noise)
 
 
 def closed(records: Iterable[tuple[Probe, KeyRecord]]) -> Tally:

@@ -93,7 +93,7 @@ class ShardMemory:
     def __init__(self, store: ShardStore, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._codecs = registry.suite(values=settings.codec.values)
+        self._codecs = registry.suite(**settings.codec.options)
         self._keys: dict[tuple[int, int], KeyStore] = {}
         self.most: dict[tuple[int, int], int] = {}
         """Bytes of the largest payload that there is room for, by layout and key."""

@@ -87,7 +87,7 @@ class Shard:
         """Number of the last view that was promised: while it is above `epoch`, no round is finished."""
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
-        self._codecs = registry.suite(values=settings.codec.values)
+        self._codecs = registry.suite(**settings.codec.options)
         self._probes: dict[tuple[int, int], Probe] = {}
         self._scratch = np.zeros(0, np.float32)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
@@ -441,7 +441,9 @@ class Shard:
             return None
         crashpoints.reach("s.half")
         probe, tally = self._probes[layout, record.key.number], start.tally
-        tally = accounts.counted(probe, tally, pushes, total_weight, None, (residual, target), codecs=self._codecs, lost=0.0)
+        tally = accounts.counted(
+            probe, tally, pushes, total_weight, None, (residual, target), codecs=self._codecs, unused=(), lost=0.0,
+        )  # fmt: skip
         record.norm = probe.norm(target)
         return start._replace(kind="UNUSED", used=0, after=1 - start.before, tally=tally)
 
@@ -460,7 +462,7 @@ class Shard:
         folded = fold(
             pushes,
             residual,
-            record.target(start.before) if residual is not None or not codec.exact(reply[1]) else None,
+            record.target(start.before) if residual is not None or codec.keeps(reply[1]) else None,
             elements=key.elements,
             total_weight=total_weight,
             seed_reply=seed_for(self.settings.seed, layout, key.number, record.round + 1, SERVER),
@@ -482,7 +484,8 @@ class Shard:
         if probe is not None:
             left = residual if after == start.before else record.halves[after]
             tally = accounts.counted(
-                probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
+                probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left),
+                codecs=codecs, unused=key.elements_of(start.used), lost=folded.lost,
             )  # fmt: skip
             if not record.norm or record.round % LOOK_EVERY == 0:
                 record.norm = probe.norm(left)

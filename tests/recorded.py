@@ -32,6 +32,10 @@ ROUNDS = 20
 CODECS = {
     "dense32": {"codec.name": "dense", "codec.light": 32, "codec.heavy": 16},
     "dense16": {"codec.name": "dense", "codec.light": 16, "codec.heavy": 16},
+    "int": {"codec.name": "int"},
+    "natural": {"codec.name": "natural"},
+    "qsgd": {"codec.name": "qsgd"},
+    "terngrad": {"codec.name": "terngrad"},
     "topk": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01},
     "topk32": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "fp32"},
     "onebit": {"codec.name": "onebit", "codec.light": 64, "codec.heavy": 1024},

@@ -79,6 +79,7 @@ def test_every_setting_can_be_given_as_text(name: str) -> None:
     """What `str` shows of a value sets that value, from the environment and from a flag."""
     other = {bool: True, int: 3, float: 0.25, str: "fp32"}[type(LEAVES[name])]
     other = {
+        "codec.bucket": 1024,
         "codec.small_bits": 32,
         "codec.residual_at_switch": "reset",
         "regime.signal": "released",
@@ -148,6 +149,7 @@ def test_an_unknown_flag_is_refused_with_a_suggestion() -> None:
         ("seed", str(1 << 63)),
         ("insecure", "perhaps"),
         ("codec.values", "fp8"),
+        ("codec.bucket", "500"),
         ("codec.small_bits", "8"),
         ("codec.light", "nan"),
         ("codec.heavy", "inf"),

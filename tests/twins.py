@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import quantised
 
 from ps_accordion.codecs import Coding
 from ps_accordion.seeds import mix64
@@ -41,7 +42,7 @@ class Folded:
 
 def entries(codec, level, n):
     """Return how many entries a payload has at most."""
-    if codec in ("dense", "onebit"):
+    if codec in ("dense", "onebit") or codec in quantised.NAMES:
         return n
     if codec == "topk":
         return min(n, max(1, math.ceil(level * n)))
@@ -50,6 +51,8 @@ def entries(codec, level, n):
 
 def payload_bound(codec, level, n, values="fp16"):
     """Return the largest payload in bytes."""
+    if codec in quantised.NAMES:
+        return quantised.payload_bound(level, n)
     count = entries(codec, level, n)
     if codec == "dense":
         return 4 * n if level == 32 else 4 + 2 * n
@@ -106,6 +109,9 @@ def pack(codec, level, v, seed=0, values="fp16"):
     if not np.isfinite(v).all():
         return None
     n = v.size
+    if codec in quantised.NAMES:
+        payload, rest = quantised.pack(codec, level, v, seed)
+        return Packed(payload, n, rest)
     count = entries(codec, level, n)
     peak = float(np.abs(v).max())
     if codec == "dense" and level == 32:
@@ -151,6 +157,8 @@ def decode(coding, payload):
     """Return D(payload)."""
     codec, level, n, count, seed = coding
     payload = bytes(payload)
+    if codec in quantised.NAMES:
+        return quantised.decode(codec, level, n, payload)
     if codec == "dense":
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
     if codec == "onebit":

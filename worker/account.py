@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ps_accordion.codecs.base import Codec, Coding, FloatVector, Payload
 from ps_accordion.layout import Key, Slice
-from ps_accordion.ledger import LOOK_EVERY, NO_TALLY, NOTHING, Probe, Tally
+from ps_accordion.ledger import LOOK_EVERY, NO_TALLY, NOTHING, SILENCE, Probe, Tally
 
 __all__ = ["Account"]
 
@@ -51,6 +51,7 @@ class Account:
         coding: Coding,
         gradient: FloatVector | None,
         unused: Sequence[Slice] = (),
+        before: FloatVector | None = None,
         residual: FloatVector | None = None,
         thrown: float = 0.0,
     ) -> None:
@@ -62,6 +63,7 @@ class Account:
             coding: What its header says.
             gradient: float32[key.elements], what it was made from.
             unused: Slices of it that do not count.
+            before: The residual that went with it, where the level is noisy; None is zero.
             residual: What it left behind; looked at only where that is `due`.
             thrown: Mass that a switch of level threw away before.
         """
@@ -72,9 +74,13 @@ class Account:
         if not self.probe.counts:
             return
         came, went = self.probe.vector(gradient, unused), self.probe.payload(codec, payload, coding)
+        noise = SILENCE
+        if gradient is not None and codec.noisy(coding.level):
+            encoded = self.probe.cut(gradient, unused) + self.probe.cut(before, unused)
+            noise = self.probe.noise(codec, payload, coding, encoded)
         self._went = went
         norms = (came.norm, went.norm, self._seen)
-        self.tally = self.tally.plus(came=came.mass, went=went.mass, lost=thrown, norms=norms)
+        self.tally = self.tally.plus(came=came.mass, went=went.mass, lost=thrown, norms=norms, noise=noise)
 
     def taken_back(self, codec: Codec, payload: Payload, coding: Coding) -> None:
         """Note that a push does not count, and is in the residual again."""

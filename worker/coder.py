@@ -62,7 +62,7 @@ class KeyCoder:
         self._begun = False
         """Whether there is a residual; it takes no memory while it is zero."""
         self._settings = settings
-        self._codecs = registry.suite(values=settings.codec.values)
+        self._codecs = registry.suite(**settings.codec.options)
         self.incarnation = incarnation
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot
@@ -102,9 +102,9 @@ class KeyCoder:
         key, settings = self.key, self._settings
         codec = registry.find(self._codecs, choice.codec)
         bound = codec.payload_bound(key.elements, choice.level)
-        exact = codec.exact(choice.level)
+        keeps = codec.keeps(choice.level)
         self._begun = True
-        if not exact and self._residual is None:
+        if keeps and self._residual is None:
             self._residual = np.zeros(key.elements, np.float32)
         loss, before, thrown = 0.0, None, 0.0
         if self._residual is not None and 0 < self.bound < bound:
@@ -122,14 +122,14 @@ class KeyCoder:
         if old is not None and rest is not None:
             if encoded is not None:
                 self._residual, rest = rest, old
-            workspace.give(rest)
+            workspace.give(rest)  # `old` keeps its contents as long as nothing else is encoded
         if encoded is None:
             if self._residual is not None and before is not None:
                 self._residual[:] = before
             push = self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped, weight=weight)
             return Pushed(push, None, 0.0)
         self.bound = bound
-        if exact and not unused:
+        if not keeps and not unused:
             self._residual = None  # all of it is on its way, and zeros need not be added in the next round
         payload = out[: encoded.nbytes]
         message = m.Push(
@@ -137,7 +137,10 @@ class KeyCoder:
             codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
         )  # fmt: skip
         if not key.buffer:
-            self._account.pushed(codec, payload, coding_of(message), gradient, key.elements_of(used), self._residual, thrown)
+            self._account.pushed(
+                codec, payload, coding_of(message), gradient, key.elements_of(used),
+                before=old, residual=self._residual, thrown=thrown,
+            )  # fmt: skip
         return Pushed(message, payload, loss)
 
     def _room(self, nbytes: int) -> Payload:

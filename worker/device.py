@@ -107,7 +107,7 @@ class DeviceCoder:
         self.key = key
         self.residual: torch.Tensor | None = None
         self._settings = settings
-        self._codecs = registry.suite(values=settings.codec.values)
+        self._codecs = registry.suite(**settings.codec.options)
         self._slot = slot
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
         """For pushes without a payload, and the last one. It never has a residual."""
@@ -163,7 +163,7 @@ class DeviceCoder:
         held: Held = [(part.offset, part.length) for part in self.key.elements_of(used)]
         gathered, watched = _gathered(gradients), self.account.probe.counts and not self.key.buffer
         stretches = {"gradient": self._stretch(gathered)} if watched else {}
-        if watched and rule != "keep":
+        if watched and (rule != "keep" or codec.noisy(choice.level)):
             stretches["before"] = self._stretch(residual).clone()
         parcel = encode(twin, gathered, residual, level=choice.level, seed=seed, held=held, rule=rule)
         if "before" in stretches or self.account.due:
@@ -194,7 +194,7 @@ class DeviceCoder:
         if loss and "before" in seen:
             came = account.probe.vector(gradient, unused).mass - account.probe.payload(codec, payload, coding).mass
             thrown = came + account.mass(seen["before"]) - account.mass(after)
-        account.pushed(codec, payload, coding, gradient, unused, residual=after, thrown=thrown)
+        account.pushed(codec, payload, coding, gradient, unused, before=seen.get("before"), residual=after, thrown=thrown)
 
     @torch.no_grad()
     def decode(self, result: m.Result, payload: Payload, out: Sequence[Part]) -> None:

@@ -14,7 +14,8 @@ Both sides call `decode` on what the server answers, and get the same bits.
 
 Promises that every codec keeps (the shared test suite checks them):
 
-* `D(payload) + new_residual == v`, bit for bit where the arithmetic is exact, else to a few ulp;
+* `D(payload) + new_residual == v`, bit for bit where the arithmetic is exact, else to a few ulp; or, where nothing is kept,
+  D(payload) is v in the mean over seeds;
 * the same bytes for the same input, level and seed, on every host and with any number of threads: reductions have a fixed
   order, no reassociation, no contraction, and no randomness but the counter seed that is handed in;
 * not finite in, nothing changed: `encode` returns None and leaves the residual as it was;
@@ -120,6 +121,17 @@ class Codec(ABC):
         """Return whether D(C(v)) == v at `level`, so that no residual needs to be kept."""
         return not self.feedback
 
+    def keeps(self, level: float) -> bool:
+        """Return whether what the payload does not carry must be kept: not where it is nothing, nor where it is zero in the mean.
+
+        Where it need not, a residual that is handed in all the same goes with the vector, and zeros are left.
+        """
+        return not self.exact(level)
+
+    def noisy(self, level: float) -> bool:
+        """Return whether D(C(v)) is v in the mean only: what is lost is noise, which nobody keeps."""
+        return not self.keeps(level) and not self.exact(level)
+
     @abstractmethod
     def encode(
         self,
@@ -137,7 +149,7 @@ class Codec(ABC):
         Args:
             gradient: float32[n], contiguous, only read.
             residual: float32[n], contiguous; None means zero, and that nothing is to be kept
-                (allowed where `exact(level)`, and for dense).
+                (allowed where not `keeps(level)`, and for dense).
             level: The codec's setting.
             seed: 64-bit counter seed of this (job, layout, key, round, member or all).
             out: uint8[>= payload_bound(n, level)], owned by the caller, 4-byte aligned; the payload is written to its front.
@@ -167,6 +179,22 @@ class Codec(ABC):
 
         The same bits as `decode` has there. For the ledger, which watches a stretch of every vector.
         """
+
+    def rounding(self, payload: Payload, coding: Coding, start: int, vector: FloatVector) -> NDArray[np.float64]:
+        """Return how far apart the two numbers are to one of which each element of a stretch was rounded. Noisy levels only.
+
+        For the ledger, which has what was encoded and what was sent, and takes what lies between for noise up to this distance.
+
+        Args:
+            payload: It has been validated.
+            coding: What its header says.
+            start: First element of the stretch.
+            vector: float32[m], what was encoded there; it is clipped, in place, as the codec clips.
+
+        Returns:
+            float64[m], at least `|vector - D(payload)|` in exact arithmetic.
+        """
+        raise NotImplementedError(f"{self.name} does not round at random")
 
     @abstractmethod
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
@@ -208,7 +236,7 @@ class Codec(ABC):
             scale: One over the sum of the weights.
             residual: float32[n], only read; None means zero.
             new_residual: float32[n], written in full, never the same memory as `residual`;
-                None only where `exact(level)` and `residual` is None.
+                None only where not `keeps(level)` and `residual` is None.
             level: The codec's setting.
             seed: 64-bit counter seed of this (job, layout, key, round, all).
             out: uint8[>= payload_bound(n, level)], owned by the caller, 4-byte aligned.

@@ -103,5 +103,5 @@ class PackingCodec(Codec):
         return self.pack(total, peak, new_residual, level=level, seed=seed, out=out)
 
     def _need_rest(self, rest: FloatVector | None, level: float) -> None:
-        if not self.exact(level):
+        if self.keeps(level):
             need_rest(self, rest, level)

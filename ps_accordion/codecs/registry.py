@@ -11,8 +11,12 @@ from typing import Any
 from ..errors import CodecError
 from .base import Codec
 from .dense import Dense
+from .int import Int
+from .natural import Natural
 from .onebit import OneBit
+from .qsgd import Qsgd
 from .random_block import RandomBlock
+from .terngrad import TernGrad
 from .topk import TopK
 
 __all__ = ["DEFAULT", "Choice", "Codecs", "effective", "find", "get", "lightest", "names", "suite"]
@@ -21,7 +25,9 @@ Codecs = Mapping[str, Codec]
 Choice = tuple[str, float]
 """A codec's name and a level."""
 
-_CLASSES: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, OneBit, RandomBlock, TopK)}
+_CLASSES: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, TopK)
+}
 
 
 def names() -> list[str]:

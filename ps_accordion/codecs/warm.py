@@ -12,7 +12,16 @@ from .switch import settle
 
 __all__ = ["warm"]
 
-_LEVELS = {"dense": (32.0, 16.0), "onebit": (64.0,), "topk": (0.5,), "random_block": (0.5,)}
+_LEVELS = {
+    "dense": (32.0, 16.0),
+    "int": (8.0, 4.0),
+    "natural": (8.0,),
+    "onebit": (64.0,),
+    "qsgd": (8.0, 4.0),
+    "random_block": (0.5,),
+    "terngrad": (2.0,),
+    "topk": (0.5,),
+}
 
 
 def warm() -> None:

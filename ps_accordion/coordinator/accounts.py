@@ -57,6 +57,14 @@ class Verdict:
         if abs(difference) >= self.difference:
             self.difference, self.slack = abs(difference), slack
 
+    def account(self, what: str, of: str, tally: Tally) -> None:
+        """Compare the sums of one side's account, and see that its rounding at random is even."""
+        self.compare(f"{what} {of}", tally.difference, tally.slack)
+        if not tally.even:  # NaN too
+            self.wrong.append(
+                f"rounding {of} adds up to {tally.noise:.3g} and drifts by {tally.drift:.3g}, chance explains {tally.chance:.1g}"
+            )
+
     @property
     def fields(self) -> dict[str, Any]:
         """What goes into the event log."""
@@ -78,11 +86,9 @@ class Verdict:
         if self.wrong:
             parts.append(f"DOES NOT BALANCE: {'; '.join(self.wrong[:3])}{'; ...' * (len(self.wrong) > 3)}")
         if self.workers is not None:
-            came, went, kept, lost, *_ = self.workers
-            parts.append(f"gradients {came:.5g} = pushed {went:.5g} + residuals {kept:.5g} + lost {lost:.5g}")
+            parts.append(_sums("gradients", "pushed", self.workers))
         if self.servers is not None:
-            came, went, kept, lost, *_ = self.servers
-            parts.append(f"means {came:.5g} = applied {went:.5g} + residuals {kept:.5g} + lost {lost:.5g}")
+            parts.append(_sums("means", "applied", self.servers))
         if not self.wrong:
             parts.append(f"{self.compared} sums compared, at most {self.difference:.1g} apart: ok")
         if self.lost:
@@ -200,7 +206,7 @@ class Accounts:
             found.open.append(f"shards {', '.join(map(str, missing))} gave no account")
         for shard in known:
             tally = self._shards[shard]
-            found.compare(f"means and results of shard {shard}", tally.difference, tally.slack)
+            found.account("means and results", f"of shard {shard}", tally)
         if known:
             found.servers = added(self._shards[shard] for shard in known)
         if ended:
@@ -229,8 +235,7 @@ class Accounts:
                 continue
             for shard, *sums in account.entries:
                 tally = Tally(*sums)
-                what = f"gradients and pushes of worker {account.slot} to shard {shard}"
-                found.compare(what, tally.difference, tally.slack)
+                found.account("gradients and pushes", f"of worker {account.slot} to shard {shard}", tally)
                 if account.incarnation in self._settled:
                     found.compare(f"nothing and the residual with which worker {account.slot} has left", tally.kept, 0.0)
         measured = [Tally(*sums) for account in finals.values() if account.measured for _, *sums in account.entries]
@@ -248,6 +253,11 @@ class Accounts:
         if whole and theirs:
             total = added(theirs.values())
             found.compare(f"pushes that shard {shard} counts and those that workers do", mine.other - total.went, total.slack)
+
+
+def _sums(came: str, went: str, tally: Tally) -> str:
+    noise = f" + rounding {tally.noise:.5g} (spread {tally.spread:.2g})" if tally.spread else ""
+    return f"{came} {tally.came:.5g} = {went} {tally.went:.5g} + residuals {tally.kept:.5g} + lost {tally.lost:.5g}{noise}"
 
 
 def _last_words(slot: int, incarnation: int, last: m.Account | None, why: str) -> Lost:

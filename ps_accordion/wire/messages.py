@@ -83,7 +83,7 @@ Address = Annotated[str, Meta(max_length=256)]
 Terms = Annotated[dict[Name, Text | int | float | bool], Meta(max_length=MAX_TERMS)]
 File = Annotated[str, Meta(max_length=64, pattern=r"^[a-z]+(-[0-9]+)?\.[a-z]+$")]
 Member = tuple[Slot, Count]
-Entries = Annotated[list[tuple[Slot, float, float, float, float, float, float]], Meta(max_length=65536)]
+Entries = Annotated[list[tuple[Slot, float, float, float, float, float, float, float, float, float]], Meta(max_length=65536)]
 Standings = Annotated[list[tuple[Count, Round, bool]], Meta(max_length=MAX_LAYOUTS)]
 Keys = Annotated[list[Count], Meta(max_length=MAX_ASKED)]
 
@@ -184,7 +184,7 @@ class Account(Message, tag="account", frozen=True):
         final: Whether its rounds have ended. Only then there are entries.
         whole: Whether it has seen the results of all rounds.
         measured: Whether it knows what its gradients came to.
-        entries: By shard: gradients, pushes that count, residuals, lost, results, slack.
+        entries: By shard: gradients, pushes that count, residuals, lost, results, slack, noise, drift, spread.
     """
 
     slot: Slot
@@ -203,7 +203,7 @@ class Books(Message, tag="books", frozen=True):
 
     Attributes:
         server: Sender.
-        entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack.
+        entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack, noise, drift, spread.
         norms: (shard, round, about the L2 norm of what its residuals hold after it), said once a second, without entries.
         whole: (shard, boot) of shards that lack nothing which a former self of theirs has had.
     """

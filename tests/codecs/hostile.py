@@ -13,6 +13,15 @@ from ps_accordion.codecs.kernels import sparse
 from ps_accordion.errors import PayloadError
 
 LEVELS = (0.0, -1.0, 1e-320, 0.5, 1.0, 2.0, 16.0, 32.0, 1e300, float("nan"), float("inf"))
+LEVELS_OF = {
+    "dense": (32, 16),
+    "int": (8, 2),
+    "natural": (8,),
+    "qsgd": (4,),
+    "random_block": (0.1,),
+    "terngrad": (2,),
+    "topk": (0.02, 0.5),
+}
 COUNTS = (-1, 0, 1, 2, 3, 65_535, 65_536, 1 << 31, 1 << 63)
 
 
@@ -81,7 +90,7 @@ def main():
     tries = int(sys.argv[1])
     assert bounds_are_checked()
     results = {}
-    for name, levels in (("dense", (32, 16)), ("topk", (0.02, 0.5)), ("onebit", (64, 1024)), ("random_block", (0.1,))):
+    for name, levels in LEVELS_OF.items():
         done = [attack(name, level, n, tries // len(levels) // 4, rng) for level in levels for n in (1, 5, 1000, 70_000)]
         results[name] = [sum(column) for column in zip(*done, strict=True)]
     print(json.dumps(results))

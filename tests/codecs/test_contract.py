@@ -54,20 +54,25 @@ def test_a_server_writes_the_bytes_and_the_residual_that_the_numpy_twin_writes(c
 
 
 def test_payload_and_residual_add_up_to_the_vector(case):
-    """D(payload) + residual == v for every element, from denormals to the largest float; exactly, but for rounded differences."""
+    """D(payload) + residual == v for every element, denormals too, but for rounded differences; or nothing is kept."""
     for n in (1, 1000, 32_769):
         for name, v in vectors(n).items():
             residual = np.zeros(n, np.float32)
             coding, payload = encode(case, v, residual)
+            if not case.build().keeps(case.level):
+                assert not residual.any(), name
+                continue
             assert adds_up(case, decode(case, coding, payload) + residual, v), name
 
 
 def test_taking_a_push_back_restores_the_vector(case):
-    """Adding a payload to the residual with weight one gives v again: that is how a skipped round is undone."""
+    """Adding a payload to the residual with weight one gives v again, or D(payload): that is how a skipped round is undone."""
     v = gaussian(5000)
     residual = gaussian(5000, 3)
     expected = v + residual
     coding, payload = encode(case, v, residual)
+    if not case.build().keeps(case.level):
+        expected = twins.decode(coding, payload)
     case.build().accumulate(payload, coding, np.float32(1), residual)
     assert adds_up(case, residual, expected)
 
@@ -153,7 +158,7 @@ def test_a_payload_may_lie_anywhere_in_memory(case):
         assert np.array_equal(total, twins.decode(coding, payload))
 
 
-@pytest.mark.parametrize("level", [0, -1, 1.5, float("nan"), float("inf"), 8])
+@pytest.mark.parametrize("level", [0, -1, 1.5, float("nan"), float("inf"), 5])
 def test_a_level_outside_the_legal_range_is_refused(case, level):
     """The message names the codec and the level."""
     with pytest.raises(CodecError, match=rf"{case.codec}: expected .* got {level!r}"):
@@ -161,10 +166,10 @@ def test_a_level_outside_the_legal_range_is_refused(case, level):
 
 
 def test_a_codec_that_loses_something_asks_for_a_residual(case):
-    """Only what is exact, and dense, work without one."""
+    """Only what keeps nothing, and dense, work without one."""
     codec = case.build()
     call = lambda: codec.encode(gaussian(10), None, level=case.level, seed=SEED, out=buffer(codec, case.level, 10))  # noqa: E731
-    if codec.exact(case.level) or case.codec == "dense":
+    if not codec.keeps(case.level) or case.codec == "dense":
         assert call() is not None
     else:
         with pytest.raises(CodecError, match="expected a residual"):

@@ -47,6 +47,10 @@ MIXES = {
     "onebit of two levels, and topk": [Case("onebit", 512), Case("onebit", 16384), Case("topk", 0.01)],
     "onebit of two levels": [Case("onebit", 16384), Case("onebit", 512)],
     "random blocks": [Case("random_block", 0.1)] * 3,
+    "int of different widths": [Case("int", 2), Case("int", 8), Case("int", 4)],
+    "qsgd": [Case("qsgd", 4)] * 3,
+    "natural and terngrad": [Case("natural", 8), Case("terngrad", 2)],
+    "qsgd and lighter int": [Case("qsgd", 2), Case("int", 4)],
     "a random block and topk": [Case("random_block", 0.1), Case("topk", 0.01)],
     "topk and a heavier random block": [Case("topk", 0.2), Case("random_block", 0.01)],
 }

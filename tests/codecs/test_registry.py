@@ -8,15 +8,18 @@ from ps_accordion.errors import CodecError
 
 def test_names_are_the_wire_names_and_get_finds_each():
     """What stands in a header finds the codec that wrote the payload."""
-    assert names() == ["dense", "onebit", "random_block", "topk"]
+    assert names() == ["dense", "int", "natural", "onebit", "qsgd", "random_block", "terngrad", "topk"]
     assert [get(name).name for name in names()] == names()
 
 
 def test_an_unknown_codec_is_refused_with_the_legal_names_and_the_nearest():
     """The message is enough to correct the configuration."""
-    with pytest.raises(CodecError, match=r"among dense, onebit, random_block, topk, got 'topkk'; did you mean 'topk'\?"):
+    with pytest.raises(
+        CodecError,
+        match=r"among dense, int, natural, onebit, qsgd, random_block, terngrad, topk, got 'topkk'; did you mean 'topk'\?",
+    ):
         get("topkk")
-    with pytest.raises(CodecError, match=r"among dense, onebit, random_block, topk, got 'zzz'$"):
+    with pytest.raises(CodecError, match=r"among dense, int, natural, onebit, qsgd, random_block, terngrad, topk, got 'zzz'$"):
         effective("zzz", 0.1, 10)
 
 
@@ -26,7 +29,7 @@ def test_an_unknown_option_is_refused_with_the_legal_ones():
         get("topk", value="fp32")
     with pytest.raises(CodecError, match=r"codec dense: expected options among \(none\), got 'values'"):
         get("dense", values="fp32")
-    with pytest.raises(CodecError, match=r"expected codec options among values, got 'level'"):
+    with pytest.raises(CodecError, match=r"expected codec options among bucket, values, got 'level'"):
         suite(level=1)
     with pytest.raises(CodecError, match=r"expected values to be 'fp16' or 'fp32', got 'fp8'"):
         suite(values="fp8")

@@ -55,6 +55,17 @@ def test_servers_that_lose_their_disks_break_no_promise():
     assert happened["lost runs"] + happened["lost starts"] + happened["lost results"] < DISK_SEEDS / 8
 
 
+QUANTISED = [("int", 8, 2), ("qsgd", 8, 4), ("natural", 8, 8), ("terngrad", 2, 2)]
+
+
+@pytest.mark.parametrize(("name", "light", "heavy"), QUANTISED)
+def test_quantised_runs_break_no_promise(name, light, heavy):
+    """With residuals, and with noise that nobody keeps: results are those of the replay, and the ledger balances."""
+    options = {"codec_name": name, "codec_light": light, "codec_heavy": heavy}
+    happened = sum((World(seed, Faults.rough(), options=options).run() for seed in range(4)), Counter())
+    assert happened["sums compared"] > 0
+
+
 REPLAY_SEEDS = 8
 
 

@@ -137,20 +137,20 @@ class World:
         self.seed, self.rng = seed, random.Random(seed)
         self.faults = faults if faults is not None else Faults.drawn(self.rng, POINTS, kinds)
         self.roles = ROLES | (roles or {})
-        self.settings = settings_of(
-            workers_count=workers,
-            workers_maximum=workers + self.faults.grows,
-            servers_count=servers,
-            layout_partition_elements=1024,
-            servers_state_directory="simulated",  # what a server that dies leaves is there when it is started again
-            codec_light=0.2,
-            codec_heavy=0.02,
-            regime_window="2 steps",
-            regime_interval=1,
-            codec_residual_at_switch=self.rng.choice(["keep", "keep", "clip"]),
-            seed=seed,
-            **(options or {}),
-        )
+        every = {
+            "workers_count": workers,
+            "workers_maximum": workers + self.faults.grows,
+            "servers_count": servers,
+            "layout_partition_elements": 1024,
+            "servers_state_directory": "simulated",  # what a server that dies leaves is there when it is started again
+            "codec_light": 0.2,
+            "codec_heavy": 0.02,
+            "regime_window": "2 steps",
+            "regime_interval": 1,
+            "codec_residual_at_switch": self.rng.choice(["keep", "keep", "clip"]),
+            "seed": seed,
+        }
+        self.settings = settings_of(**(every | (options or {})))
         self.terms = self.settings.terms()
         self.layout = layout_of(self.settings, TABLE)
         self.finish = rounds or [self.rng.randint(6, 12) for _ in range(workers)]

@@ -1,6 +1,7 @@
 """The product's first promise: every replica holds the same bits, and they are the bits that a replay in numpy gives."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from ps_accordion.layout import Tensor
 
 THROUGH_AND_THROUGH = ("dense32", "dense16", "topk", "topk32", "random_block")
 """Codecs that run with every number of workers and servers; of the others, that is as good as all of them."""
+ONCE = ("int", "natural", "qsgd", "terngrad")
+"""Codecs that share their rounds with others: one number of workers and servers is enough."""
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,18 @@ def test_replicas_results_and_residuals_have_the_bits_of_a_replay(tmp_path, work
     results, settings = run(tmp_path, workers, servers, codec)
     assert_replicas_agree(results)
     assert_replay_agrees(tmp_path, settings, results[0][0])
+
+
+@pytest.mark.parametrize("codec", ONCE)
+def test_quantised_runs_have_the_bits_of_a_replay(tmp_path, codec):
+    """Two ways, with residuals at both ends or with noise at both, which the ledger then has as an item."""
+    results, settings = run(tmp_path, 2, 2, codec)
+    assert_replicas_agree(results)
+    assert_replay_agrees(tmp_path, settings, results[0][0])
+    events = [json.loads(line) for line in (tmp_path / "events-coordinator.jsonl").read_text().splitlines()]
+    (ledger,) = [event for event in events if event["event"] == "ledger"]
+    assert ledger["balanced"], ledger["text"]
+    assert all((ledger[side]["spread"] > 0) == (codec != "int") for side in ("workers", "servers"))
 
 
 def test_the_exactness_runs_do_change_levels(tmp_path):

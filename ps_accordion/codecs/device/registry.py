@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...errors import CodecError
 from ..base import Codec
 from .base import DeviceCodec
+from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
 from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
@@ -12,7 +13,9 @@ from .topk import TopKTwin
 
 __all__ = ["twin_of"]
 
-_CLASSES: dict[str, type[DeviceCodec]] = {twin.name: twin for twin in (DenseTwin, OneBitTwin, RandomBlockTwin, TopKTwin)}
+_CLASSES: dict[str, type[DeviceCodec]] = {
+    twin.name: twin for twin in (DenseTwin, IntTwin, NaturalTwin, OneBitTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
+}
 
 
 def twin_of(codec: Codec) -> DeviceCodec:

@@ -18,13 +18,15 @@ Options of the compilation, and why:
 object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
 """
 
-from .intrinsics import add_signs64, bits, count_bits, lowest_bit, mask64, masses64, mix64, real, take_signs64
+from .intrinsics import add_signs64, bits, count_bits, fetch, lowest_bit, mask64, masses64, mix64, real, take_signs64
 from .library import helper, kernel, load
 from .signature import (
     F32,
     F32_IN,
     F64,
     I32,
+    U8,
+    U8_IN,
     U16,
     U16_IN,
     U32,
@@ -46,6 +48,8 @@ __all__ = [
     "F32_IN",
     "F64",
     "I32",
+    "U8",
+    "U8_IN",
     "U16",
     "U16_IN",
     "U32",
@@ -58,6 +62,7 @@ __all__ = [
     "boolean",
     "cache_directory",
     "count_bits",
+    "fetch",
     "float32",
     "float64",
     "helper",

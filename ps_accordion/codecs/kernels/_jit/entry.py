@@ -23,7 +23,6 @@ _HEAD = object.__basicsize__
 _DATA, _DIMENSIONS, _LENGTHS, _DTYPE, _FLAGS = _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 40, _HEAD + 48
 # struct PyArray_Descr, likewise.
 _BYTE_ORDER, _NUMBER = _HEAD + 10, _HEAD + 12
-_NATIVE = ord("=")
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x0001, 0x0100, 0x0400
 
 _populate: Any = populate_array  # without hints
@@ -133,7 +132,7 @@ class _Entry:
             (self._field(given, _DIMENSIONS, _INT), 1),
             (builder.and_(self._field(given, _FLAGS, _INT), ir.Constant(_INT, flags)), flags),
             (self._field(dtype, _NUMBER, _INT), np.dtype(kind.element).num),
-            (self._field(dtype, _BYTE_ORDER, _BYTE), _NATIVE),
+            (self._field(dtype, _BYTE_ORDER, _BYTE), ord(np.dtype(kind.element).byteorder)),  # "=", or "|" for single bytes
         ):
             self._require(builder.icmp_unsigned("==", found, ir.Constant(found.type, expected)))
         length = builder.load(self._field(given, _LENGTHS, _LONG.as_pointer()))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["add_signs64", "bits", "count_bits", "lowest_bit", "mask64", "masses64", "mix64", "real", "take_signs64"]
+__all__ = ["add_signs64", "bits", "count_bits", "fetch", "lowest_bit", "mask64", "masses64", "mix64", "real", "take_signs64"]
 
 
 def bits(x: Any) -> Any:
@@ -21,6 +21,10 @@ def bits(x: Any) -> Any:
 def real(x: Any) -> Any:
     """`real(int32) -> float32`: the same 32 bits, read as a float."""
     return np.int32(x).view(np.float32)
+
+
+def fetch(array: Any, place: Any) -> None:
+    """`fetch(array, place)`: start to bring the line of the cache that this element lies in. Changes nothing but the time."""
 
 
 def lowest_bit(mask: Any) -> Any:

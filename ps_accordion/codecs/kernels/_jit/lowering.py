@@ -65,6 +65,26 @@ def _count_bits(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     return builder.ctpop(arguments[0])
 
 
+@_typed(intrinsics.fetch)  # type: ignore[untyped-decorator]  # as above
+def _type_fetch(context: Any) -> Any:
+    def answer(array: Any, place: Any) -> Any:
+        return _call(types.none, array, types.int64)
+
+    return answer
+
+
+@_lower(intrinsics.fetch, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
+def _fetch(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    array, place = arguments
+    data = context.make_array(signature.args[0])(context, builder, value=array).data
+    at = builder.bitcast(builder.gep(data, [place]), ir.IntType(8).as_pointer())
+    shape = ir.FunctionType(ir.VoidType(), [at.type, _WORD, _WORD, _WORD])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [at.type], shape)
+    to_read, to_stay, data_not_code = (ir.Constant(_WORD, number) for number in (0, 3, 1))
+    builder.call(prefetch, [at, to_read, to_stay, data_not_code])
+    return context.get_dummy_value()
+
+
 @_typed(intrinsics.mix64)  # type: ignore[untyped-decorator]  # as above
 def _type_mix64(context: Any) -> Any:
     def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:

@@ -12,6 +12,8 @@ __all__ = [
     "F32_IN",
     "F64",
     "I32",
+    "U8",
+    "U8_IN",
     "U16",
     "U16_IN",
     "U32",
@@ -78,8 +80,10 @@ float64 = Scalar("float64")
 F32 = Vector("float32", writable=True)
 F64 = Vector("float64", writable=True)
 I32 = Vector("int32", writable=True)
+U8 = Vector("uint8", writable=True)
 U16 = Vector("uint16", writable=True)
 U32 = Vector("uint32", writable=True)
 F32_IN = Vector("float32", writable=False)
+U8_IN = Vector("uint8", writable=False)
 U16_IN = Vector("uint16", writable=False)
 U32_IN = Vector("uint32", writable=False)

@@ -1,0 +1,361 @@
+"""Quantise bucket by bucket: each has a scale of its own, and each of its elements a code of 8, 4 or 2 bits.
+
+A bucket stays in the first-level cache from the sum that makes it to the codes and the residual that it becomes, so that encoding
+with feedback reads and writes every vector once.
+
+*Linear* codes stand for (code - half) * scale, with half = 2^(bits - 1). Code 0 is never written.
+*Natural* codes, of 8 bits, are a sign and a 7-bit exponent: 2^(exponent - 127) * scale, and 0 where the exponent is 0.
+
+Codes of 4 and 2 bits share bytes in halves and quarters, never side by side: with w bytes a bucket, byte j holds elements j,
+j + w, and so on, from the lowest bits up. So neighbours are packed together, without shuffles.
+
+Rounding is by addition. Near `_MAGIC` float32 counts in steps of one, so the sum rounds to a whole number, ties to even, and its
+lowest bits are the code.
+From 256 to 512 it counts in steps of 2^-15, so the sum with `_FIXED` is a number with 15 binary places, and its bits those of
+an integer: stochastic rounding adds 15 bits of noise to it and cuts the places off. What lies a fraction f above a whole number
+goes up with probability f, to 2^-16. The largest number that is rounded, `limit` scaled down and up again, is at most
+limit (1 + 2^-23), which the steps round to `limit`: no code overflows, and none has to be checked.
+Noise is a hash of an element's place and a 64-bit key, the same wherever it is computed. A hash costs as much as the rest, so it
+serves two elements, one in either half of a bucket.
+
+While a bucket is rounded, the next one is fetched from memory: computing and waiting would otherwise take turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._jit import F32, F32_IN, F64, U8, bits, fetch, float32, helper, int32, int64, kernel, real
+
+__all__ = ["DEVIATIONS", "LANES", "LARGEST", "SMALLEST", "dither", "natural", "nearest"]
+
+_LINE = 16
+"""Elements in a line of the cache."""
+
+SMALLEST = np.float32(2.0**-126)
+"""Scales are normal numbers, and so are their inverses."""
+LARGEST = np.float32(2.0**120)
+"""Any code of 8 bits stands for something finite. Buckets that need more are clipped."""
+DEVIATIONS = 2.5
+"""TernGrad clips at so many standard deviations."""
+LANES = 64
+
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_MANTISSA = np.int32(0x007FFFFF)
+_INFINITE = np.int32(0x7F800000)
+_SMALLEST_BITS = np.int32(1 << 23)
+_LARGEST_BITS = np.int32(247 << 23)
+_ZERO = np.float32(0.0)
+_ONE = np.float32(1.0)
+_MAGIC = np.float32(1.5 * 2.0**23)
+_FIXED = np.float32(256.0)
+_STEEPEST = np.float32(2.0**126)
+_UNIFORM = np.int32(0x7FFF)
+_NOISE = np.int32(0x007FFF80)
+_MIDDLE = np.int32(0x40)
+_CODE = np.int32(0xFF)
+_SIGN = np.int32(0x80)
+_EXPONENT = np.int32(0x7F)
+
+
+@helper
+def _peak(a: Any) -> Any:
+    """Return the bits of the largest magnitude."""
+    top = np.int32(0)
+    for j in range(a.shape[0]):
+        top = max(top, np.int32(bits(a[j]) & _MAGNITUDE))
+    return top
+
+
+@helper
+def _clip(v: Any, largest: Any) -> None:
+    for j in range(v.shape[0]):
+        v[j] = min(max(v[j], -largest), largest)
+
+
+@helper
+def _ahead(x: Any, start: Any, count: Any) -> None:
+    """Fetch `count` elements, or as many as there are from `start` on."""
+    for at in range(start, min(start + count, x.shape[0]), _LINE):
+        fetch(x, at)
+
+
+@helper
+def _sum(a: Any, scale: Any, b: Any, out: Any) -> Any:
+    """Write `a * scale + b` (two roundings) to `out`; return the bits of its largest magnitude. An empty `b` is zero."""
+    top = np.int32(0)
+    if b.shape[0] == 0:
+        for j in range(out.shape[0]):
+            v = a[j] * scale + _ZERO
+            out[j] = v
+            top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    else:
+        for j in range(out.shape[0]):
+            v = a[j] * scale + b[j]
+            out[j] = v
+            top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@helper
+def _noise(place: Any, low: Any, high: Any) -> Any:
+    """Return 32 bits that follow from a place and a key of two words."""
+    # 32 bits wide at every step, or it is computed in 64, at half the speed.
+    x = np.uint32(place ^ low)
+    x = np.uint32(x ^ np.uint32(x >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x7FEB352D))
+    x = np.uint32(x ^ np.uint32(x >> np.uint32(15)))
+    x = np.uint32(np.uint32(x ^ high) * np.uint32(0x846CA68B))
+    return np.uint32(x ^ np.uint32(x >> np.uint32(16)))
+
+
+@helper
+def _round(rest: Any, inverse: Any, scale: Any, magic: Any, codes: Any) -> None:
+    """Write codes of `rest` to `codes`, and what they do not carry to `rest`."""
+    for j in range(rest.shape[0]):
+        v = rest[j]
+        shifted = v * inverse + magic
+        codes[j] = np.uint8(bits(shifted) & _CODE)
+        rest[j] = v - (shifted - magic) * scale
+
+
+@helper
+def _round_clipped(rest: Any, inverse: Any, scale: Any, limit: Any, magic: Any, codes: Any) -> None:
+    """Do what `_round` does where some codes would be too large."""
+    for j in range(rest.shape[0]):
+        v = rest[j]
+        shifted = min(max(v * inverse, -limit), limit) + magic
+        codes[j] = np.uint8(bits(shifted) & _CODE)
+        rest[j] = v - (shifted - magic) * scale
+
+
+@helper
+def _code(v: Any, inverse: Any, noise: Any, magic: Any) -> Any:
+    """Return the linear code of `v`, rounded by a noise of 15 bits."""
+    return np.uint8(np.int32(np.int32(bits(v * inverse + magic) + noise) >> 15) & _CODE)
+
+
+@helper
+def _dither(v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any, codes: Any) -> None:
+    """Write stochastically rounded codes of `v` to `codes`."""
+    middle = (v.shape[0] + 1) // 2
+    front, back, front_codes, back_codes = v[:middle], v[middle:], codes[:middle], codes[middle : v.shape[0]]
+    for j in range(back.shape[0]):
+        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
+        back_codes[j] = _code(back[j], inverse, np.int32(word & _UNIFORM), magic)
+    for j in range(back.shape[0], middle):
+        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
+
+
+@helper
+def _power_code(v: Any, inverse: Any, noise: Any) -> Any:
+    """Return the natural code of `v`, rounded by a noise of 23 bits."""
+    # The mantissa is how far it is to the next power of two; below the smallest normal number it is how far from zero.
+    # One is the largest, and nothing but noise in its mantissa: the exponent is 127 at most, and the sign stays what it is.
+    word = np.int32(bits((v + _ZERO) * inverse) + noise)
+    return np.uint8(np.int32(np.int32(word >> 23) & _EXPONENT) | np.int32(np.int32(word >> 24) & _SIGN))
+
+
+@helper
+def _to_powers(v: Any, inverse: Any, first: Any, low: Any, high: Any, codes: Any) -> None:
+    """Write natural codes of `v`, rounded to a power of two below or above in proportion, to `codes`."""
+    middle = (v.shape[0] + 1) // 2
+    front, back, front_codes, back_codes = v[:middle], v[middle:], codes[:middle], codes[middle : v.shape[0]]
+    for j in range(back.shape[0]):
+        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        front_codes[j] = _power_code(front[j], inverse, np.int32(np.int32(np.int32(word >> 9) & _NOISE) | _MIDDLE))
+        back_codes[j] = _power_code(back[j], inverse, np.int32(np.int32(np.int32(word << 7) & _NOISE) | _MIDDLE))
+    for j in range(back.shape[0], middle):
+        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        front_codes[j] = _power_code(front[j], inverse, np.int32(np.int32(np.int32(word >> 9) & _NOISE) | _MIDDLE))
+
+
+@helper
+def _pack(wide: Any, width: Any, elements: Any, out: Any) -> None:
+    """Put codes of 4 or 2 bits, a byte each in `wide`, into `out`; overwrites `wide` behind the elements."""
+    count = out.shape[0]
+    wide[elements : count * (8 // width)] = 0
+    if width == 4:
+        one, two = wide[:count], wide[count : 2 * count]
+        for j in range(count):
+            out[j] = np.uint8(one[j] | np.uint8(two[j] << 4))
+    else:
+        one, two, three, four = wide[:count], wide[count : 2 * count], wide[2 * count : 3 * count], wide[3 * count : 4 * count]
+        for j in range(count):
+            out[j] = np.uint8(
+                np.uint8(one[j] | np.uint8(two[j] << 2)) | np.uint8(np.uint8(three[j] << 4) | np.uint8(four[j] << 6))
+            )
+
+
+@helper
+def _squares(v: Any, lanes: Any) -> Any:
+    """Return the sum of squares in the order of `vector.py`."""
+    lanes[:] = 0.0
+    for start in range(0, v.shape[0], LANES):
+        row = v[start : min(start + LANES, v.shape[0])]
+        for j in range(row.shape[0]):
+            x = np.float64(row[j])
+            lanes[j] += x * x
+    half = LANES // 2
+    while half > 0:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    return lanes[0]
+
+
+@helper
+def _limited(scale: Any) -> Any:
+    return min(max(scale, SMALLEST), LARGEST)
+
+
+@kernel(int32(F32_IN, float32, F32_IN, F32, int64, int64, F32, U8, U8))
+def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scales: Any, codes: Any, wide: Any) -> Any:
+    """Encode `v = a * scale + b` in linear codes, rounded to nearest, and write what they do not carry to `rest`.
+
+    Args:
+        a: float32[n].
+        scale: A factor.
+        b: float32[n], or empty for zero.
+        rest: float32[n]; may be `a`.
+        width: Bits of a code: 8, 4 or 2.
+        bucket: Elements of a bucket.
+        scales: float32[buckets], written.
+        codes: uint8[bytes of all codes], written.
+        wide: uint8[bucket + 3], scratch.
+
+    Returns:
+        The bits of a largest magnitude in `v`. Where it is not finite, the rest is undefined.
+    """
+    n, per_byte = rest.shape[0], 8 // width
+    limit, half = np.float32((1 << (width - 1)) - 1), np.float32(1 << (width - 1))
+    magic = np.float32(_MAGIC + half)
+    peak = np.int32(0)
+    for i in range(scales.shape[0]):
+        start, end = i * bucket, min(n, (i + 1) * bucket)
+        row = rest[start:end]
+        top = _sum(a[start:end], scale, b[start:end], row)
+        peak = max(peak, top)
+        if top >= _INFINITE:
+            return top
+        unit = _limited(real(top) / limit)
+        scales[i] = unit
+        at = start // per_byte
+        out = codes[at : at + (end - start + per_byte - 1) // per_byte]
+        _ahead(a, end, bucket)
+        _ahead(b, end, bucket)
+        rounded = out if width == 8 else wide
+        if unit < LARGEST:
+            _round(row, _ONE / unit, unit, magic, rounded)
+        else:
+            _round_clipped(row, _ONE / unit, unit, limit, magic, rounded)
+        if width != 8:
+            _pack(wide, width, end - start, out)
+    return peak
+
+
+@kernel(int32(F32_IN, float32, F32_IN, F32, int64, int64, int64, int64, int64, F32, U8, U8, F64))
+def dither(
+    a: Any,
+    scale: Any,
+    b: Any,
+    v: Any,
+    width: Any,
+    bucket: Any,
+    clipped: Any,
+    low: Any,
+    high: Any,
+    scales: Any,
+    codes: Any,
+    wide: Any,
+    lanes: Any,
+) -> Any:
+    """Encode `v = a * scale + b` in linear codes, rounded stochastically.
+
+    Args:
+        a: float32[n].
+        scale: A factor.
+        b: float32[n], or empty for zero.
+        v: float32[bucket], scratch.
+        width: Bits of a code: 8, 4 or 2.
+        bucket: Elements of a bucket.
+        clipped: 1 to clip at `DEVIATIONS` times the root of the mean square of a bucket, else 0.
+        low: Lower word of the key of the noise.
+        high: Upper word of it.
+        scales: float32[buckets], written.
+        codes: uint8[bytes of all codes], written.
+        wide: uint8[bucket + 3], scratch.
+        lanes: float64[LANES], scratch.
+
+    Returns:
+        The bits of a largest magnitude in `v`. Where it is not finite, the rest is undefined.
+    """
+    n, per_byte = a.shape[0], 8 // width
+    limit, half = np.float32((1 << (width - 1)) - 1), np.float32(1 << (width - 1))
+    magic = np.float32(_FIXED + half)
+    key, more = np.uint32(low), np.uint32(high)
+    # There is nothing to add up: `a` is what is to be encoded, and needs no copy.
+    bare = b.shape[0] == 0 and scale == _ONE and clipped == 0
+    peak = np.int32(0)
+    for i in range(scales.shape[0]):
+        start, end = i * bucket, min(n, (i + 1) * bucket)
+        row = v[: end - start]
+        top = _peak(a[start:end]) if bare else _sum(a[start:end], scale, b[start:end], row)
+        peak = max(peak, top)
+        if top >= _INFINITE:
+            return top
+        largest = min(real(top), limit * LARGEST)
+        if clipped != 0:
+            largest = min(largest, np.float32(DEVIATIONS * np.sqrt(_squares(row, lanes) / (end - start))))
+        scales[i] = max(largest / limit, SMALLEST)
+        inverse = min(limit / largest, _STEEPEST)
+        at = start // per_byte
+        out = codes[at : at + (end - start + per_byte - 1) // per_byte]
+        _ahead(a, end, bucket)
+        _ahead(b, end, bucket)
+        rounded = out if width == 8 else wide
+        if bare and largest == real(top):
+            _dither(a[start:end], inverse, magic, np.uint32(start), key, more, rounded)
+        else:
+            if bare:
+                _sum(a[start:end], scale, b[start:end], row)
+            if largest < real(top):
+                _clip(row, largest)
+            _dither(row, inverse, magic, np.uint32(start), key, more, rounded)
+        if width != 8:
+            _pack(wide, width, end - start, out)
+    return peak
+
+
+@kernel(int32(F32_IN, float32, F32_IN, F32, int64, int64, int64, F32, U8))
+def natural(a: Any, scale: Any, b: Any, v: Any, bucket: Any, low: Any, high: Any, scales: Any, codes: Any) -> Any:
+    """Encode `v = a * scale + b` in natural codes; see `dither`."""
+    n = a.shape[0]
+    key, more = np.uint32(low), np.uint32(high)
+    bare = b.shape[0] == 0 and scale == _ONE
+    peak = np.int32(0)
+    for i in range(scales.shape[0]):
+        start, end = i * bucket, min(n, (i + 1) * bucket)
+        row = v[: end - start]
+        top = _peak(a[start:end]) if bare else _sum(a[start:end], scale, b[start:end], row)
+        peak = max(peak, top)
+        if top >= _INFINITE:
+            return top
+        # The power of two that is no smaller than the largest.
+        unit = real(np.int32(min(max(np.int32(np.int32(top + _MANTISSA) & ~_MANTISSA), _SMALLEST_BITS), _LARGEST_BITS)))
+        scales[i] = unit
+        _ahead(a, end, bucket)
+        _ahead(b, end, bucket)
+        if bare and real(top) <= unit:
+            _to_powers(a[start:end], _ONE / unit, np.uint32(start), key, more, codes[start:end])
+        else:
+            if bare:
+                _sum(a[start:end], scale, b[start:end], row)
+            if real(top) > unit:
+                _clip(row, unit)
+            _to_powers(row, _ONE / unit, np.uint32(start), key, more, codes[start:end])
+    return peak
