@@ -105,6 +105,8 @@ class Replays:
         self._copies: dict[tuple[int, int], Copies] = {}
         self._results: dict[tuple[int, int], Result] = {}
         self._offers: dict[int, dict[int, tuple[Peer, m.Offer]]] = {}
+        self._asked: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        """Key and round of what was asked for, by layout and slot, since the last offer from there."""
         self._pushes: dict[tuple[int, int], dict[tuple[int, int, int], _Pushed]] = {}
         self._bases: dict[tuple[int, int], list[Base]] = {}
         self._notes: list[Note] = []
@@ -146,15 +148,16 @@ class Replays:
 
     def forget(self) -> None:
         """Note that there is another view, for which all is said again. Pushes stay: they are what they were."""
-        self._results, self._offers, self._bases = {}, {}, {}
+        self._results, self._offers, self._asked, self._bases = {}, {}, {}, {}
 
     def result(self, layout: int, key: int, result: Result) -> None:
         """Take in the last result of a key."""
         self._results.setdefault((layout, key), result)
 
     def offer(self, peer: Peer, offer: m.Offer) -> None:
-        """Take in which rounds a worker has kept."""
+        """Take in which rounds a worker has kept. What it has been asked for and has not come may be lost: it is asked again."""
         self._offers.setdefault(offer.layout, {})[offer.slot] = (peer, offer)
+        self._asked.pop((offer.layout, offer.slot), None)
 
     def push(self, peer: Peer, replay: m.Replay, payload: Payload | None) -> None:
         """Take in a push of a round that is over; it has been validated."""
@@ -206,7 +209,7 @@ class Replays:
         return notes
 
     def recalls(self, layout: int, blank: Iterable[KeyRecord], cut: int, members: Mapping[int, int]) -> list[Send]:
-        """Return what to ask workers for; the arguments are those of `ready`."""
+        """Return what to ask workers for that has not been asked since they offered; the arguments are those of `ready`."""
         reach = self._reach(layout, cut, members)
         if reach is None:
             return []
@@ -215,7 +218,10 @@ class Replays:
             base = next(iter(self._candidates(layout, record.key, cut, reach)), None)
             if base is not None:
                 for round_, slot in self._missing((layout, record.key.number), base, cut, reach):
-                    wanted.setdefault(slot, []).append((record.key.number, round_))
+                    asked, push = self._asked.setdefault((layout, slot), set()), (record.key.number, round_)
+                    if push not in asked:
+                        asked.add(push)
+                        wanted.setdefault(slot, []).append(push)
         offers = self._offers.get(layout, {})
         return [
             Send((offers[slot][0],), m.Recall(layout, pushes[start : start + m.MAX_ASKED]))

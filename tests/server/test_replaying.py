@@ -89,20 +89,28 @@ class Job:
         """Lose the shard's memory, and have the workers say what they have; return what was logged."""
         self.start()
         actions = list(self.view(restore=True, **view))
-        links = {0: "server 0"}
-        for slot, incarnation in self.seen.members:
-            who = (slot, incarnation)
-            for send in self.kept[slot].restores(self.seen, self.done, 0, who=who, server_of=links):
-                actions += self.shard.on_restore(send.message, send.payload)
-            for send in self.kept[slot].offers(self.seen, {}, who=who, server_of=links):
-                actions += self.shard.on_offer(b"%d" % slot, send.message)
-        for send in (queue := sends(actions, m.Recall)):
-            (peer,) = send.peers
-            for again in self.kept[int(peer)].replays(send.message.wanted, {}, boot=self.shard.boot, link=""):
-                more = self.shard.on_replay(peer, again.message, again.payload)
-                actions += more
-                queue += sends(more, m.Recall)
+        for slot, _ in self.seen.members:
+            for handle, arguments in self.said(slot):
+                actions += getattr(self.shard, handle)(*arguments)
+        queue = wanted(actions)
+        for slot, key, round_ in queue:
+            more = self.replayed(slot, key, round_)
+            actions += more
+            queue += wanted(more)
         return actions
+
+    def said(self, slot):
+        """Yield what a worker says to the blank shard of the last view: the method that takes it in, and with what."""
+        who, kept, links = (slot, dict(self.seen.members)[slot]), self.kept[slot], {0: "server 0"}
+        for send in kept.restores(self.seen, self.done, 0, who=who, server_of=links):
+            yield "on_restore", (send.message, send.payload)
+        for send in kept.offers(self.seen, {}, who=who, server_of=links):
+            yield "on_offer", (b"%d" % slot, send.message)
+
+    def replayed(self, slot, key, round_):
+        """Have a worker push again what it pushed in a round that is over."""
+        (send,) = self.kept[slot].replays([(key, round_)], {}, boot=self.shard.boot, link="")
+        return self.shard.on_replay(b"%d" % slot, send.message, send.payload)
 
     def state(self):
         """Return all that a fold starts from, of each key."""
@@ -218,6 +226,34 @@ def test_a_result_that_differs_from_what_workers_had_is_no_replay(monkeypatch):
     assert {note["round"] for note in notes(actions, "replay differs")} == {4}
     assert len(notes(actions, "begins anew")) == len(job.layout.keys)
     assert not job.shard.whole
+
+
+def test_a_push_is_asked_for_once_and_again_when_its_worker_offers_again():
+    """Whatever else happens meanwhile: others offer, results come, keys go on. On a slow link answers take a while."""
+    job = Job()
+    job.rounds(5)
+    before = job.state()
+    job.start()
+    job.view(restore=True)
+    said = {slot: list(job.said(slot)) for slot in job.slots}
+    restores = [actions for part in said.values() for handle, actions in part if handle == "on_restore"]
+    offers = {slot: next(arguments for handle, arguments in part if handle == "on_offer") for slot, part in said.items()}
+    asked = [push for slot in (0, 1, 2) for push in wanted(job.shard.on_offer(*offers[slot]))]
+    assert len(asked) == len(set(asked)) == 3 * 2 * len(job.layout.keys)  # rounds 3 and 4, since the newest copy
+    first, *rest = asked
+    for arguments in restores:
+        assert wanted(job.shard.on_restore(*arguments)) == []
+    for slot, key, round_ in rest:
+        assert wanted(job.replayed(slot, key, round_)) == []
+    assert wanted(job.shard.on_offer(*offers[(first[0] + 1) % 3])) == []
+    assert wanted(job.shard.on_offer(*offers[first[0]])) == [first]
+    job.replayed(*first)
+    assert job.state() == before
+
+
+def wanted(actions):
+    """Return slot, key and round of every push that is asked for."""
+    return [(int(send.peers[0]), key, round_) for send in sends(actions, m.Recall) for key, round_ in send.message.wanted]
 
 
 def test_what_does_not_fit_is_refused():
