@@ -8,11 +8,14 @@ are more than workers have kept, there is no replay, and the residual is lost.
 
 A copy is of a residual *as the start of a fold*: whoever pushed for that round had decided the one before, so no view undoes it.
 There are two, `servers.replay_rounds` / 2 rounds apart: where the newer one is of the very round with which all go on, the state
-before that, which a view may still ask for, comes from the older one.
+before that, which a view may still ask for, comes from the older one. A round that a view takes back is made again from the same
+residual, so its copy stands. Only where all who had decided the round before are gone is that made again, too: then a copy of
+less than the newest one's round is due at once, and one of more, behind it, is of what has been taken back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -103,6 +106,8 @@ class Replays:
         self._begins = begins
         self._folding = folding
         self._copies: dict[tuple[int, int], Copies] = {}
+        self._newest: dict[tuple[int, int], int] = {}
+        """Round of the newest copy of each key that has one."""
         self._results: dict[tuple[int, int], Result] = {}
         self._offers: dict[int, dict[int, tuple[Peer, m.Offer]]] = {}
         self._asked: dict[tuple[int, int], set[tuple[int, int]]] = {}
@@ -127,22 +132,31 @@ class Replays:
         """
         if self._snapshots is not None and keys:
             copies = self._snapshots.hold(layout, [key.elements for key in keys])
-            self._copies.update({(layout, key.number): each for key, each in zip(keys, copies, strict=True)})
+            for key, each in zip(keys, copies, strict=True):
+                self._copies[layout, key.number] = each
+                for base in _bases(each)[:1]:
+                    self._newest[layout, key.number] = base.round
 
     def finished(self, layout: int, record: KeyRecord) -> None:
         """Keep a copy of what the round started from that was just finished, if one is due."""
-        copies = self._copies.get((layout, record.key.number))
-        if copies is not None and (record.round % self._every == 0 or copies.empty):
+        where = (layout, record.key.number)
+        copies, newest = self._copies.get(where), self._newest.get(where, math.inf)
+        if copies is None or record.round == newest:
+            return
+        if record.round % self._every == 0 or record.round < newest:
             half = record.halves[record.before]
             base = Base(record.round, record.bound_before, record.tally_before)
             copies.keep(base.header(), b"" if half is None else half.data)
+            self._newest[where] = base.round
 
     def begun_anew(self, layout: int, record: KeyRecord) -> None:
         """Note that what a key had is lost: copies of it are of no use any more."""
-        copies = self._copies.get((layout, record.key.number))
+        where = (layout, record.key.number)
+        copies, base = self._copies.get(where), Base(record.round + 1, record.bound, anew=True)
         if copies is not None:
             for _ in range(2):
-                copies.keep(Base(record.round + 1, record.bound, anew=True).header())
+                copies.keep(base.header())
+            self._newest[where] = base.round
 
     # ------------------------------------------------------------ what workers say to a blank shard
 
@@ -197,7 +211,7 @@ class Replays:
                     self._pushes.pop(where, None)
                     yield record, result, again
                     break
-                self._bases[where].remove(base)
+                self._bases[where] = [each for each in self._bases[where] if each is not base]
             else:
                 self._pushes.pop(where, None)
                 self._notes.append(_note("begins anew", layout, record.key, why=reach.why))
@@ -255,8 +269,7 @@ class Replays:
         where = (layout, key.number)
         if where not in self._bases:
             copies = self._copies.get(where)
-            found = [] if copies is None else [_base(*each) for each in copies.found()]
-            self._bases[where] = found or [self._begins(layout, key)]
+            self._bases[where] = ([] if copies is None else _bases(copies)) or [self._begins(layout, key)]
         for base in self._bases[where]:
             if reach.first <= base.round and (base.round < cut or (base.round == cut and base.anew)):
                 yield base
@@ -302,6 +315,11 @@ def _digest_of(frames: Iterable[memoryview]) -> int:
     return digest.intdigest() if length else 0
 
 
-def _base(header: bytes, vector: bytes) -> Base:
-    round_, bound, tally, anew = msgspec.msgpack.decode(header, type=tuple[int, int, Tally, bool])
-    return Base(round_, bound, tally, anew, np.frombuffer(vector, np.float32) if vector else None)
+def _bases(copies: Copies) -> list[Base]:
+    """Return what a key's copies are of, the newest first, without what has been taken back."""
+    bases: list[Base] = []
+    for header, vector in copies.found():
+        round_, bound, tally, anew = msgspec.msgpack.decode(header, type=tuple[int, int, Tally, bool])
+        if not bases or round_ <= bases[0].round:
+            bases.append(Base(round_, bound, tally, anew, np.frombuffer(vector, np.float32) if vector else None))
+    return bases

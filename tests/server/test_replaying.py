@@ -6,6 +6,7 @@ from machines import Member, gaussian, layout_of, notes, sends, settings_of, vie
 
 from ps_accordion.regimes import Choice
 from ps_accordion.server.durable import ShardStore, Snapshots
+from ps_accordion.server.replaying import Base, _bases
 from ps_accordion.server.restoring import Restored
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
@@ -61,17 +62,23 @@ class Job:
         """Have the workers push some rounds; in those of `skip` one of them has a gradient for key 1 that is not finite."""
         for round_ in range(self.done, self.done + count):
             pushes = {slot: self.made(slot, round_, round_ in skip) for slot in self.slots}
-            for key in self.layout.keys:
-                actions = []
-                for slot in self.slots:
-                    push, payload = pushes[slot][key.number]
-                    actions += self.shard.on_push(b"%d" % slot, push, [] if payload is None else [payload.data])
-                (send,) = sends(actions, m.Result)
+            for send in self.pushed(pushes):
                 for kept in self.kept.values():
                     kept.note(send.message, [bytes(frame) for frame in send.payload])
             for slot in self.slots:
                 self.kept[slot].decided(round_, pushes[slot])
             self.done, self.epoch, self.skipped = round_ + 1, self.p, round_ in skip
+
+    def pushed(self, pushes):
+        """Have all push, by slot and key; return the results."""
+        actions = []
+        for key in self.layout.keys:
+            for slot in self.slots:
+                push, payload = pushes[slot][key.number]
+                actions += self.shard.on_push(b"%d" % slot, push, [] if payload is None else [payload.data])
+        results = sends(actions, m.Result)
+        assert len(results) == len(self.layout.keys)
+        return results
 
     def made(self, slot, round_, skip):
         made = {}
@@ -212,6 +219,49 @@ def test_a_member_that_is_gone_takes_its_pushes_with_it():
     assert job.state() == before
 
 
+def test_a_round_that_is_taken_back_and_made_again_leaves_its_copy_as_it_is():
+    """Also where it is lost with the shard in between: what lies below it must not give way to a second copy of the same."""
+    job = Job()
+    job.rounds(6)
+    before = job.state()
+    pushes = {slot: job.made(slot, 6, skip=False) for slot in job.slots}
+    for _ in range(2):
+        job.pushed(pushes)
+        job.view()
+    job.lose()
+    assert job.state() == before
+    job.pushed(pushes)
+    job.lose()
+    assert job.state() == before
+    assert job.shard.whole
+
+
+def test_what_only_workers_that_are_gone_had_decided_leaves_no_copy():
+    """Their round is made again by the others, from another residual: a copy of the next round is none of that."""
+    job = Job()
+    job.rounds(5)
+    begun_anew(job, incarnations={1: 9})
+    for coder in job.members[1].coders:
+        coder.incarnation = 9
+    job.kept[1].forget()
+    job.kept[2]._past.pop()
+    job.done, job.epoch = 4, 1
+    job.view(slots=(1, 2), incarnations={1: 9})
+    job.rounds(1)
+    before = job.state()
+    assert before[0, 1][0][1] is not None
+    job.lose(slots=(1, 2), incarnations={1: 9})
+    assert job.state() == before
+
+
+def test_behind_a_copy_of_a_lower_round_lies_what_has_been_taken_back():
+    """It counts no more, until the next copy takes its place."""
+    (copies,) = Snapshots(None, shard=0, job="").hold(0, [3])
+    for round_, left in [(3, [3]), (6, [6, 3]), (4, [4]), (6, [6, 4])]:
+        copies.keep(Base(round_).header())
+        assert [base.round for base in _bases(copies)] == left
+
+
 def test_a_result_that_differs_from_what_workers_had_is_no_replay(monkeypatch):
     """It is said, and the shard begins anew: all replicas stay alike."""
     job = Job()
@@ -273,7 +323,7 @@ def test_copies_outlive_the_process_and_their_damage_is_said(tmp_path):
     """The last two of each key; one that is not whole is none, and a file of another job is left alone."""
     copies = Snapshots(tmp_path, shard=0, job="job")
     (first, second) = copies.hold(0, [3, 2000])
-    assert first.empty
+    assert first.found() == []
     for number in range(3):
         first.keep(b"header %d" % number, np.full(3, number, np.float32).data)
     second.keep(b"zeros")
@@ -289,7 +339,7 @@ def test_copies_outlive_the_process_and_their_damage_is_said(tmp_path):
     again.close()
     path.write_bytes(path.read_bytes()[:-8])
     damaged = Snapshots(tmp_path, shard=0, job="job")
-    assert [copy.empty for copy in damaged.hold(0, [3, 2000])] == [True, True]
+    assert [copy.found() for copy in damaged.hold(0, [3, 2000])] == [[], []]
     assert "holds copies of other keys" in damaged.lost
     damaged.discard()
     assert not tmp_path.exists()
