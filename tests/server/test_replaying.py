@@ -306,6 +306,33 @@ def wanted(actions):
     return [(int(send.peers[0]), key, round_) for send in sends(actions, m.Recall) for key, round_ in send.message.wanted]
 
 
+def test_whoever_asks_while_a_loss_is_noted_does_not_hear_that_nothing_is_lost():
+    """It is another thread that asks, between any two steps of the shard's own: here before it looks at the keys."""
+    job = Job()
+    job.rounds(5)
+    job.start()
+    job.view(restore=True, incarnations={1: 9})
+    *others, last = [each for slot in job.slots for each in job.said(slot)]
+
+    def hear(handle, arguments):
+        getattr(job.shard, handle)(*arguments)
+
+    class Records(dict):
+        def items(self):
+            job.shard.records = dict(self)
+            hear(*last)
+            return job.shard.records.items()
+
+    for each in others:
+        hear(*each)
+    assert not job.shard._state.anew
+    job.shard.records = Records(job.shard.records)
+    assert not job.shard.whole
+    assert job.shard._state.anew
+    assert not any(job.shard._state.is_blank(layout, record) for (layout, _), record in job.shard.records.items())
+    assert not job.shard.whole
+
+
 def test_what_does_not_fit_is_refused():
     """A replay is checked as a push is; one for another boot, or of a key that is not blank, is late."""
     job = Job()
