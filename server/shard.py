@@ -132,6 +132,7 @@ class Shard:
         for (of, _), record in self.records.items():
             state.apply(of, record)
             self._memory.save(of, record)
+            self._look(of, record)
 
     # ------------------------------------------------------------ what the coordinator says
 
@@ -170,8 +171,15 @@ class Shard:
             record.tally = record.tally_before = base.tally
             record.plan = record.plan_before = restored.plan
             self._memory.save(layout, record)
+            self._look(layout, record)
             if restored.waiting_plan:
                 self.on_plan(layout, restored.waiting, restored.waiting_plan)
+
+    def _look(self, layout: int, record: KeyRecord) -> None:
+        """Note about how long the residual is with which a key goes on."""
+        probe = self._probes.get((layout, record.key.number))
+        if probe is not None:
+            record.norm = probe.norm(record.halves[record.after])
 
     def _begins(self, layout: int, key: Key) -> Base:
         """Return what a key has before its first round."""
@@ -345,6 +353,7 @@ class Shard:
         if again is None:
             self._replays.begun_anew(layout, record)
         self._memory.save(layout, record)
+        self._look(layout, record)
 
     def _is_member(self, push: m.Push) -> bool:
         return self.members.get(push.slot) == push.incarnation
@@ -486,6 +495,6 @@ class Shard:
             tally = accounts.counted(
                 probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left), codecs=codecs, lost=folded.lost,
             )  # fmt: skip
-            if not record.norm or record.round % LOOK_EVERY == 0:
+            if not record.norm or record.round % LOOK_EVERY == 0 or any(each.message.kind == "FLUSH" for each in held):
                 record.norm = probe.norm(left)
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)

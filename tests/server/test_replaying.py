@@ -146,6 +146,8 @@ def test_what_was_lost_is_there_again_bit_for_bit(codec, done):
     job.lose()
     assert job.state() == before
     assert job.shard.whole
+    residuals = [record.residual() for record in job.shard.records.values()]
+    assert job.shard.norm() == pytest.approx((done - 1, np.linalg.norm(np.concatenate(residuals))))
     job.rounds(3)
     after = job.state()
     other = Job(codec, slots=(0, 2))
