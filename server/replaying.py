@@ -114,6 +114,8 @@ class Replays:
         """Key and round of what was asked for, by layout and slot, since the last offer from there."""
         self._pushes: dict[tuple[int, int], dict[tuple[int, int, int], _Pushed]] = {}
         self._bases: dict[tuple[int, int], list[Base]] = {}
+        self._differing: set[tuple[int, int]] = set()
+        """Keys of which a replay came to another result than workers had."""
         self._notes: list[Note] = []
 
     @property
@@ -163,6 +165,7 @@ class Replays:
     def forget(self) -> None:
         """Note that there is another view, for which all is said again. Pushes stay: they are what they were."""
         self._results, self._offers, self._asked, self._bases = {}, {}, {}, {}
+        self._differing = set()
 
     def result(self, layout: int, key: int, result: Result) -> None:
         """Take in the last result of a key."""
@@ -193,7 +196,10 @@ class Replays:
             members: Of the view.
         """
         if not self.wanted:
-            yield from ((record, found, None) for record in blank if (found := self._results.get((layout, record.key.number))))
+            for record in blank:
+                result = self._results.pop((layout, record.key.number), None)
+                if result is not None:
+                    yield record, result, None
             return
         reach = self._reach(layout, cut, members)
         if reach is None:
@@ -208,13 +214,14 @@ class Replays:
                     break
                 again = self._replayed(layout, record.key, base, cut, reach)
                 if again is not None:
-                    self._pushes.pop(where, None)
+                    self._drop(where)
                     yield record, result, again
                     break
                 self._bases[where] = [each for each in self._bases[where] if each is not base]
+                self._differing.add(where)
             else:
-                self._pushes.pop(where, None)
-                self._notes.append(_note("begins anew", layout, record.key, why=reach.why))
+                self._notes.append(_note("begins anew", layout, record.key, why=self._why(where, cut, reach)))
+                self._drop(where)
                 yield record, result, None
 
     def notes(self) -> list[Note]:
@@ -242,6 +249,21 @@ class Replays:
             for slot, pushes in sorted(wanted.items())
             for start in range(0, len(pushes), m.MAX_ASKED)
         ]
+
+    def _drop(self, where: tuple[int, int]) -> None:
+        """Let go of what is known of a key that goes on."""
+        self._results.pop(where, None)
+        self._pushes.pop(where, None)
+        self._bases.pop(where, None)
+        self._differing.discard(where)
+
+    def _why(self, where: tuple[int, int], cut: int, reach: _Reach) -> str:
+        """Return why there is no replay of a key."""
+        if where in self._differing:
+            return "a replay comes to another result than workers had"
+        if reach.first == cut:
+            return reach.why
+        return f"there is no copy of round {reach.first} to {cut - 1}, and {reach.why}"
 
     def _reach(self, layout: int, cut: int, members: Mapping[int, int]) -> _Reach | None:
         """Return which rounds can be folded again; None as long as some member has not said what it has kept."""

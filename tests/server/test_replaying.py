@@ -146,6 +146,8 @@ def test_what_was_lost_is_there_again_bit_for_bit(codec, done):
     job.lose()
     assert job.state() == before
     assert job.shard.whole
+    replays = job.shard._replays
+    assert [replays._results, replays._pushes, replays._bases] == [{}, {}, {}], "memory that nobody needs"
     residuals = [record.residual() for record in job.shard.records.values()]
     assert job.shard.norm() == pytest.approx((done - 1, np.linalg.norm(np.concatenate(residuals))))
     job.rounds(3)
@@ -181,7 +183,17 @@ def test_without_copies_a_replay_reaches_back_to_the_beginning_only():
     job.lose()
     assert job.state() == before
     job.rounds(1)
-    assert notes(job.lose(), "begins anew")[0]["why"] == "nobody has kept round 0"
+    why = f"there is no copy of round 1 to {ROUNDS}, and nobody has kept round 0"
+    assert notes(job.lose(), "begins anew")[0]["why"] == why
+
+
+def test_where_no_pushes_are_kept_nothing_stays_of_what_workers_gave_back():
+    """The shard goes on after each result as it comes, and lets go of it."""
+    job = Job(rounds=0)
+    job.rounds(2)
+    job.lose()
+    assert all(record.round == 1 for record in job.shard.records.values())
+    assert not job.shard._replays._results
 
 
 @pytest.mark.parametrize("copies", [True, False])
@@ -276,7 +288,8 @@ def test_a_result_that_differs_from_what_workers_had_is_no_replay(monkeypatch):
     monkeypatch.setattr(m, "Replay", replay)
     actions = job.lose()
     assert {note["round"] for note in notes(actions, "replay differs")} == {4}
-    assert len(notes(actions, "begins anew")) == len(job.layout.keys)
+    whys = [note["why"] for note in notes(actions, "begins anew")]
+    assert whys == ["a replay comes to another result than workers had"] * len(job.layout.keys)
     assert not job.shard.whole
 
 
