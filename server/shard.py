@@ -207,8 +207,7 @@ class Shard:
             last = min(((record.round, record.epoch) for (of, _), record in self.records.items() if of == layout), default=None)
             if last is not None:
                 done.append((layout, *last))
-        blank = any(self._state.is_blank(layout, record) for (layout, _), record in self.records.items())
-        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done, blank))]
+        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done, self._blank))]
 
     def on_view(self, view: m.View) -> list[Action]:
         """Obey a view that is newer than ours, no older than what was promised, and names our boot."""
@@ -230,6 +229,14 @@ class Shard:
         for (layout, _), record in list(self.records.items()):
             actions += self._try_finish(layout, record)
         return actions
+
+    def lacks(self, layouts: Sequence[int]) -> bool:
+        """Whether it has yet to hear of the run, or of some of these layouts, or has yet to get back what it has had of a key."""
+        return self.epoch < 0 or not self._layouts.keys() >= set(layouts) or self._blank
+
+    @property
+    def _blank(self) -> bool:
+        return any(self._state.is_blank(layout, record) for (layout, _), record in self.records.items())
 
     def _write(self, state: ShardState) -> None:
         self._memory.write(state)
@@ -341,7 +348,7 @@ class Shard:
         actions: list[Action] = [*self._replays.notes()]
         if ask or moved or actions:
             actions += self._replays.recalls(layout, blank, cut, self.members)
-        if moved and not any(state.is_blank(of, record) for (of, _), record in self.records.items()):
+        if moved and not self._blank:
             fields = {"shard": self.number, "layout": layout, "round": cut - 1, "whole": not self._state.anew}
             actions.append(Note("restored", fields))
         return actions
