@@ -229,6 +229,18 @@ class Replays:
         notes, self._notes = self._notes, []
         return notes
 
+    def news(self, layout: int, cut: int, keys: Sequence[int]) -> list[Send]:
+        """Return what tells workers that keys go on: they ask seldom after a key that has been silent for long.
+
+        Args:
+            layout: Number of the layout.
+            cut: The round with which they go on, of which their pushes are missing.
+            keys: Their numbers; none where nothing has changed.
+        """
+        peers = tuple(peer for peer, _ in self._offers.get(layout, {}).values())
+        parts = [list(keys[start : start + m.MAX_ASKED]) for start in range(0, len(keys), m.MAX_ASKED)] if peers else []
+        return [Send(peers, m.Missing(layout, cut, part)) for part in parts]
+
     def recalls(self, layout: int, blank: Iterable[KeyRecord], cut: int, members: Mapping[int, int]) -> list[Send]:
         """Return what to ask workers for that has not been asked since they offered; the arguments are those of `ready`."""
         reach = self._reach(layout, cut, members)

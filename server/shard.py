@@ -337,16 +337,16 @@ class Shard:
 
     def _go_on(self, layout: int, *, ask: bool = True) -> list[Action]:
         """Have blank keys go on for which all is there, with or without their residuals; ask for what is missing."""
-        state, moved = self._state, False
+        state, moved = self._state, list[int]()
         cut, _ = state.cut_of(layout)
         blank = [record for record in self.records_of(layout) if state.is_blank(layout, record)]
         while ready := list(self._replays.ready(layout, blank, cut, self.members)):
             for record, kept, again in ready:
                 self._restored(layout, record, kept, again)
                 blank.remove(record)
-            moved = True
-        actions: list[Action] = [*self._replays.notes()]
-        if ask or moved or actions:
+                moved.append(record.key.number)
+        actions: list[Action] = [*self._replays.notes(), *self._replays.news(layout, cut, moved)]
+        if ask or actions:
             actions += self._replays.recalls(layout, blank, cut, self.members)
         if moved and not self._blank:
             fields = {"shard": self.number, "layout": layout, "round": cut - 1, "whole": not self._state.anew}

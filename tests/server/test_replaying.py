@@ -316,6 +316,16 @@ def test_a_push_is_asked_for_once_and_again_when_its_worker_offers_again():
     assert job.state() == before
 
 
+def test_workers_hear_of_each_key_that_goes_on():
+    """They ask less and less often after pushes that a shard does not answer, and these were of no use to it."""
+    job = Job()
+    job.rounds(5)
+    said = sends(job.lose(), m.Missing)
+    assert {(send.message.layout, send.message.round) for send in said} == {(0, 5)}
+    assert sorted(key for send in said for key in send.message.keys) == [key.number for key in job.layout.keys]
+    assert {send.peers for send in said} == {(b"0", b"1", b"2")}
+
+
 def wanted(actions):
     """Return slot, key and round of every push that is asked for."""
     return [(int(send.peers[0]), key, round_) for send in sends(actions, m.Recall) for key, round_ in send.message.wanted]
