@@ -29,12 +29,15 @@ __all__ = ["Residuals", "save"]
 VALUES = "values"
 
 
-def save(shard: Shard, request: m.Save, directory: Path) -> m.Saved:
+def save(shard: Shard, request: m.Save, directory: Path) -> m.Saved | None:
     """Write what a shard keeps between the rounds that the workers stand at.
 
     Returns:
-        What to answer, also where it cannot be written.
+        What to answer, also where it cannot be written; None, no answer, as long as the shard lacks what it has had: it may have
+        it when it is asked again.
     """
+    if shard.lacks([layout for layout, _, _ in request.layouts]):
+        return None
     said = m.Saved(True, shard.number, 0, request.step, request.layouts, attempt=request.attempt)
     arrays: dict[str, NDArray[Any]] = {}
     bounds: dict[str, int] = {}

@@ -314,7 +314,7 @@ class Server:
                 if owner is not None:
                     owner.submit(lambda shard: shard.on_plan(message.layout, message.version, plan))
             case m.Save():
-                self._to_all(lambda shard: [Send((COORDINATOR,), self._saved(shard, message))])
+                self._to_all(lambda shard: self._saved(shard, message))
             case m.Refused():
                 raise JoinRefused(f"the coordinator at {self.settings.coordinator.address} refused: {message.reason}")
             case m.Ended() | m.Abort():
@@ -322,13 +322,15 @@ class Server:
             case _:
                 pass
 
-    def _saved(self, shard: Shard, request: m.Save) -> m.Saved:
+    def _saved(self, shard: Shard, request: m.Save) -> list[Action]:
         """Write a shard's part of a checkpoint, on its thread; who asks again gets the same answer."""
-        known = self._said_saved.get(shard.number)
-        if known is None or (known.step, known.attempt) != (request.step, request.attempt) or known.error:
-            root = Path(self.settings.checkpoint_directory)
-            known = self._said_saved[shard.number] = save(shard, request, checkpoint.partial(root, request.step))
-        return known
+        said = self._said_saved.get(shard.number)
+        if said is None or (said.step, said.attempt) != (request.step, request.attempt) or said.error:
+            said = save(shard, request, checkpoint.partial(Path(self.settings.checkpoint_directory), request.step))
+            if said is None:
+                return []
+            self._said_saved[shard.number] = said
+        return [Send((COORDINATOR,), said)]
 
     def _from_worker(self, peer: Peer, message: m.Message, payload: Sequence[Buffer]) -> None:
         actions: list[Action] = []

@@ -8,11 +8,14 @@ are more than workers have kept, there is no replay, and the residual is lost.
 
 A copy is of a residual *as the start of a fold*: whoever pushed for that round had decided the one before, so no view undoes it.
 There are two, `servers.replay_rounds` / 2 rounds apart: where the newer one is of the very round with which all go on, the state
-before that, which a view may still ask for, comes from the older one.
+before that, which a view may still ask for, comes from the older one. A round that a view takes back is made again from the same
+residual, so its copy stands. Only where all who had decided the round before are gone is that made again, too: then a copy of
+less than the newest one's round is due at once, and one of more, behind it, is of what has been taken back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -103,10 +106,16 @@ class Replays:
         self._begins = begins
         self._folding = folding
         self._copies: dict[tuple[int, int], Copies] = {}
+        self._newest: dict[tuple[int, int], int] = {}
+        """Round of the newest copy of each key that has one."""
         self._results: dict[tuple[int, int], Result] = {}
         self._offers: dict[int, dict[int, tuple[Peer, m.Offer]]] = {}
+        self._asked: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        """Key and round of what was asked for, by layout and slot, since the last offer from there."""
         self._pushes: dict[tuple[int, int], dict[tuple[int, int, int], _Pushed]] = {}
         self._bases: dict[tuple[int, int], list[Base]] = {}
+        self._differing: set[tuple[int, int]] = set()
+        """Keys of which a replay came to another result than workers had."""
         self._notes: list[Note] = []
 
     @property
@@ -125,36 +134,47 @@ class Replays:
         """
         if self._snapshots is not None and keys:
             copies = self._snapshots.hold(layout, [key.elements for key in keys])
-            self._copies.update({(layout, key.number): each for key, each in zip(keys, copies, strict=True)})
+            for key, each in zip(keys, copies, strict=True):
+                self._copies[layout, key.number] = each
+                for base in _bases(each)[:1]:
+                    self._newest[layout, key.number] = base.round
 
     def finished(self, layout: int, record: KeyRecord) -> None:
         """Keep a copy of what the round started from that was just finished, if one is due."""
-        copies = self._copies.get((layout, record.key.number))
-        if copies is not None and (record.round % self._every == 0 or copies.empty):
+        where = (layout, record.key.number)
+        copies, newest = self._copies.get(where), self._newest.get(where, math.inf)
+        if copies is None or record.round == newest:
+            return
+        if record.round % self._every == 0 or record.round < newest:
             half = record.halves[record.before]
             base = Base(record.round, record.bound_before, record.tally_before)
             copies.keep(base.header(), b"" if half is None else half.data)
+            self._newest[where] = base.round
 
     def begun_anew(self, layout: int, record: KeyRecord) -> None:
         """Note that what a key had is lost: copies of it are of no use any more."""
-        copies = self._copies.get((layout, record.key.number))
+        where = (layout, record.key.number)
+        copies, base = self._copies.get(where), Base(record.round + 1, record.bound, anew=True)
         if copies is not None:
             for _ in range(2):
-                copies.keep(Base(record.round + 1, record.bound, anew=True).header())
+                copies.keep(base.header())
+            self._newest[where] = base.round
 
     # ------------------------------------------------------------ what workers say to a blank shard
 
     def forget(self) -> None:
         """Note that there is another view, for which all is said again. Pushes stay: they are what they were."""
-        self._results, self._offers, self._bases = {}, {}, {}
+        self._results, self._offers, self._asked, self._bases = {}, {}, {}, {}
+        self._differing = set()
 
     def result(self, layout: int, key: int, result: Result) -> None:
         """Take in the last result of a key."""
         self._results.setdefault((layout, key), result)
 
     def offer(self, peer: Peer, offer: m.Offer) -> None:
-        """Take in which rounds a worker has kept."""
+        """Take in which rounds a worker has kept. What it has been asked for and has not come may be lost: it is asked again."""
         self._offers.setdefault(offer.layout, {})[offer.slot] = (peer, offer)
+        self._asked.pop((offer.layout, offer.slot), None)
 
     def push(self, peer: Peer, replay: m.Replay, payload: Payload | None) -> None:
         """Take in a push of a round that is over; it has been validated."""
@@ -176,7 +196,10 @@ class Replays:
             members: Of the view.
         """
         if not self.wanted:
-            yield from ((record, found, None) for record in blank if (found := self._results.get((layout, record.key.number))))
+            for record in blank:
+                result = self._results.pop((layout, record.key.number), None)
+                if result is not None:
+                    yield record, result, None
             return
         reach = self._reach(layout, cut, members)
         if reach is None:
@@ -191,13 +214,14 @@ class Replays:
                     break
                 again = self._replayed(layout, record.key, base, cut, reach)
                 if again is not None:
-                    self._pushes.pop(where, None)
+                    self._drop(where)
                     yield record, result, again
                     break
-                self._bases[where].remove(base)
+                self._bases[where] = [each for each in self._bases[where] if each is not base]
+                self._differing.add(where)
             else:
-                self._pushes.pop(where, None)
-                self._notes.append(_note("begins anew", layout, record.key, why=reach.why))
+                self._notes.append(_note("begins anew", layout, record.key, why=self._why(where, cut, reach)))
+                self._drop(where)
                 yield record, result, None
 
     def notes(self) -> list[Note]:
@@ -205,8 +229,20 @@ class Replays:
         notes, self._notes = self._notes, []
         return notes
 
+    def news(self, layout: int, cut: int, keys: Sequence[int]) -> list[Send]:
+        """Return what tells workers that keys go on: they ask seldom after a key that has been silent for long.
+
+        Args:
+            layout: Number of the layout.
+            cut: The round with which they go on, of which their pushes are missing.
+            keys: Their numbers; none where nothing has changed.
+        """
+        peers = tuple(peer for peer, _ in self._offers.get(layout, {}).values())
+        parts = [list(keys[start : start + m.MAX_ASKED]) for start in range(0, len(keys), m.MAX_ASKED)] if peers else []
+        return [Send(peers, m.Missing(layout, cut, part)) for part in parts]
+
     def recalls(self, layout: int, blank: Iterable[KeyRecord], cut: int, members: Mapping[int, int]) -> list[Send]:
-        """Return what to ask workers for; the arguments are those of `ready`."""
+        """Return what to ask workers for that has not been asked since they offered; the arguments are those of `ready`."""
         reach = self._reach(layout, cut, members)
         if reach is None:
             return []
@@ -215,13 +251,31 @@ class Replays:
             base = next(iter(self._candidates(layout, record.key, cut, reach)), None)
             if base is not None:
                 for round_, slot in self._missing((layout, record.key.number), base, cut, reach):
-                    wanted.setdefault(slot, []).append((record.key.number, round_))
+                    asked, push = self._asked.setdefault((layout, slot), set()), (record.key.number, round_)
+                    if push not in asked:
+                        asked.add(push)
+                        wanted.setdefault(slot, []).append(push)
         offers = self._offers.get(layout, {})
         return [
             Send((offers[slot][0],), m.Recall(layout, pushes[start : start + m.MAX_ASKED]))
             for slot, pushes in sorted(wanted.items())
             for start in range(0, len(pushes), m.MAX_ASKED)
         ]
+
+    def _drop(self, where: tuple[int, int]) -> None:
+        """Let go of what is known of a key that goes on."""
+        self._results.pop(where, None)
+        self._pushes.pop(where, None)
+        self._bases.pop(where, None)
+        self._differing.discard(where)
+
+    def _why(self, where: tuple[int, int], cut: int, reach: _Reach) -> str:
+        """Return why there is no replay of a key."""
+        if where in self._differing:
+            return "a replay comes to another result than workers had"
+        if reach.first == cut:
+            return reach.why
+        return f"there is no copy of round {reach.first} to {cut - 1}, and {reach.why}"
 
     def _reach(self, layout: int, cut: int, members: Mapping[int, int]) -> _Reach | None:
         """Return which rounds can be folded again; None as long as some member has not said what it has kept."""
@@ -249,8 +303,7 @@ class Replays:
         where = (layout, key.number)
         if where not in self._bases:
             copies = self._copies.get(where)
-            found = [] if copies is None else [_base(*each) for each in copies.found()]
-            self._bases[where] = found or [self._begins(layout, key)]
+            self._bases[where] = ([] if copies is None else _bases(copies)) or [self._begins(layout, key)]
         for base in self._bases[where]:
             if reach.first <= base.round and (base.round < cut or (base.round == cut and base.anew)):
                 yield base
@@ -296,6 +349,11 @@ def _digest_of(frames: Iterable[memoryview]) -> int:
     return digest.intdigest() if length else 0
 
 
-def _base(header: bytes, vector: bytes) -> Base:
-    round_, bound, tally, anew = msgspec.msgpack.decode(header, type=tuple[int, int, Tally, bool])
-    return Base(round_, bound, tally, anew, np.frombuffer(vector, np.float32) if vector else None)
+def _bases(copies: Copies) -> list[Base]:
+    """Return what a key's copies are of, the newest first, without what has been taken back."""
+    bases: list[Base] = []
+    for header, vector in copies.found():
+        round_, bound, tally, anew = msgspec.msgpack.decode(header, type=tuple[int, int, Tally, bool])
+        if not bases or round_ <= bases[0].round:
+            bases.append(Base(round_, bound, tally, anew, np.frombuffer(vector, np.float32) if vector else None))
+    return bases

@@ -114,7 +114,9 @@ class Shard:
         """Whether its keys lack nothing that a former self of it has had. From any thread."""
         state, layouts = self._state, self._layouts
         known = state.epoch >= 0 and not state.anew and all(layout in layouts for layout, cut, _ in state.cuts if cut)
-        return known and not any(state.is_blank(layout, record) for (layout, _), record in list(self.records.items()))
+        blank = any(state.is_blank(layout, record) for (layout, _), record in list(self.records.items()))
+        # That a residual is lost is written before its key goes on, so what was not written until now is not so.
+        return known and not blank and self._state is state
 
     def close(self) -> None:
         """Let go of the store's memory."""
@@ -130,6 +132,7 @@ class Shard:
         for (of, _), record in self.records.items():
             state.apply(of, record)
             self._memory.save(of, record)
+            self._look(of, record)
 
     # ------------------------------------------------------------ what the coordinator says
 
@@ -168,8 +171,15 @@ class Shard:
             record.tally = record.tally_before = base.tally
             record.plan = record.plan_before = restored.plan
             self._memory.save(layout, record)
+            self._look(layout, record)
             if restored.waiting_plan:
                 self.on_plan(layout, restored.waiting, restored.waiting_plan)
+
+    def _look(self, layout: int, record: KeyRecord) -> None:
+        """Note about how long the residual is with which a key goes on."""
+        probe = self._probes.get((layout, record.key.number))
+        if probe is not None:
+            record.norm = probe.norm(record.halves[record.after])
 
     def _begins(self, layout: int, key: Key) -> Base:
         """Return what a key has before its first round."""
@@ -197,8 +207,7 @@ class Shard:
             last = min(((record.round, record.epoch) for (of, _), record in self.records.items() if of == layout), default=None)
             if last is not None:
                 done.append((layout, *last))
-        blank = any(self._state.is_blank(layout, record) for (layout, _), record in self.records.items())
-        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done, blank))]
+        return [Send((COORDINATOR,), m.Frozen(freeze.p, self.number, self.boot, self.epoch, done, self._blank))]
 
     def on_view(self, view: m.View) -> list[Action]:
         """Obey a view that is newer than ours, no older than what was promised, and names our boot."""
@@ -220,6 +229,14 @@ class Shard:
         for (layout, _), record in list(self.records.items()):
             actions += self._try_finish(layout, record)
         return actions
+
+    def lacks(self, layouts: Sequence[int]) -> bool:
+        """Whether it has yet to hear of the run, or of some of these layouts, or has yet to get back what it has had of a key."""
+        return self.epoch < 0 or not self._layouts.keys() >= set(layouts) or self._blank
+
+    @property
+    def _blank(self) -> bool:
+        return any(self._state.is_blank(layout, record) for (layout, _), record in self.records.items())
 
     def _write(self, state: ShardState) -> None:
         self._memory.write(state)
@@ -320,18 +337,18 @@ class Shard:
 
     def _go_on(self, layout: int, *, ask: bool = True) -> list[Action]:
         """Have blank keys go on for which all is there, with or without their residuals; ask for what is missing."""
-        state, moved = self._state, False
+        state, moved = self._state, list[int]()
         cut, _ = state.cut_of(layout)
         blank = [record for record in self.records_of(layout) if state.is_blank(layout, record)]
         while ready := list(self._replays.ready(layout, blank, cut, self.members)):
             for record, kept, again in ready:
                 self._restored(layout, record, kept, again)
                 blank.remove(record)
-            moved = True
-        actions: list[Action] = [*self._replays.notes()]
-        if ask or moved or actions:
+                moved.append(record.key.number)
+        actions: list[Action] = [*self._replays.notes(), *self._replays.news(layout, cut, moved)]
+        if ask or actions:
             actions += self._replays.recalls(layout, blank, cut, self.members)
-        if moved and not any(state.is_blank(of, record) for (of, _), record in self.records.items()):
+        if moved and not self._blank:
             fields = {"shard": self.number, "layout": layout, "round": cut - 1, "whole": not self._state.anew}
             actions.append(Note("restored", fields))
         return actions
@@ -343,6 +360,7 @@ class Shard:
         if again is None:
             self._replays.begun_anew(layout, record)
         self._memory.save(layout, record)
+        self._look(layout, record)
 
     def _is_member(self, push: m.Push) -> bool:
         return self.members.get(push.slot) == push.incarnation
@@ -487,6 +505,6 @@ class Shard:
                 probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left),
                 codecs=codecs, unused=key.elements_of(start.used), lost=folded.lost,
             )  # fmt: skip
-            if not record.norm or record.round % LOOK_EVERY == 0:
+            if not record.norm or record.round % LOOK_EVERY == 0 or any(each.message.kind == "FLUSH" for each in held):
                 record.norm = probe.norm(left)
         return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)

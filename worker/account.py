@@ -97,17 +97,18 @@ class Account:
         """Note a result of the open round, in the place of one that a view has taken back."""
         self._result = self.probe.payload(codec, payload, coding).mass
 
-    def decided(self, *, applied: bool, out: bool = False) -> None:
+    def decided(self, *, counted: bool, applied: bool, out: bool = False) -> None:
         """Note that the open round is decided.
 
         Args:
-            applied: Whether its results count.
+            counted: Whether its pushes count.
+            applied: Whether its results do, too: where nobody has a gradient, what is handed over stays in the residual there.
             out: Whether it is over for this worker alone, which was taken out of the run in the middle of it.
         """
         if applied:
             self.applied += self._result
         if not out:
-            self._counted = self._went if applied else NOTHING
+            self._counted = self._went if counted else NOTHING
         self._result, self._went = 0.0, NOTHING
 
     def uncounted(self) -> float:

@@ -290,7 +290,7 @@ class Client:
             case m.Freeze():
                 self.carry(self.restoring.on_freeze(message))
             case m.Recall() if isinstance(arrival.peer, str):
-                self.carry(self.restoring.on_recall(arrival.peer, message))
+                self.carry(self.restoring.on_recall(arrival.peer, message, now))
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)

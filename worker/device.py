@@ -169,7 +169,7 @@ class DeviceCoder:
         if "before" in stretches or self.account.due:
             stretches["after"] = self._stretch(residual)
         memory, self._ready = streams.fetch(torch.cat([parcel, *stretches.values()]) if stretches else parcel)
-        rows = memory[len(parcel) :].view(np.float32).reshape(len(stretches), -1)
+        rows = memory[len(parcel) :].view(np.float32).reshape(len(stretches), self.account.probe.length)
         looks = dict(zip(stretches, rows, strict=True))
         made = _Parcel(twin, memory[: len(parcel)], self._ready, used, choice.level, seed, bound, looks)
         return Pending(self, made, header)

@@ -283,8 +283,9 @@ class Exchange(ABC):
         self._open = None
         for coder in self.coders:
             # A result that a view took back may have become none: in the round that counts, nobody used the key.
-            applied = decision.kind == "DATA" and decision.used[coder.key.number] > 0
-            coder.account.decided(applied=applied, out=decision.out)
+            counted = decision.kind == "DATA"
+            applied = counted and decision.used[coder.key.number] > 0
+            coder.account.decided(counted=counted, applied=applied, out=decision.out)
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
         if self.rounds.idle == "FLUSH" and decision.out:

@@ -54,14 +54,15 @@ class Retained:
         """Note who is in a view."""
         if view is not None and self._past.maxlen:
             self._views[view.p] = view.members
-            needed = {past.epoch for past in self._past}
-            self._views = {p: members for p, members in self._views.items() if p in needed or p >= view.p - 1}
 
     def decided(self, round_: int, pushes: Pushes) -> None:
         """Note that the open round, in which this worker has pushed this, is the last one now."""
         if self._past.maxlen:
             results = {key: (result.kind, _digest(result, frames)) for key, (result, frames) in self._open.items()}
-            self._past.append(_Past(round_, self._open[0][0].epoch, dict(pushes), results))
+            epoch = self._open[0][0].epoch
+            self._past.append(_Past(round_, epoch, dict(pushes), results))
+            needed = {past.epoch for past in self._past}
+            self._views = {p: members for p, members in self._views.items() if p in needed or p > epoch}
         self._last, self._open = self._open, {}
 
     def forget(self) -> None:

@@ -7,7 +7,8 @@ Choices, each with its reason (measured, or the way ZeroMQ fails):
 * one listening ROUTER, a connecting DEALER for each peer: a poll costs 63 us with 64 sockets and 5 us with 2;
 * a message to a listener's peer that is gone is dropped, as on a lost link: the protocol asks again for what it needs;
 * `IMMEDIATE`: nothing is queued for a peer that is not there, else stale copies pile up and arrive later;
-* no send limit: what may be in flight is bounded by the protocol (one push and one result a key), and results share memory;
+* no send limit: what may be in flight is bounded by the protocol (one push and one result a key; for a shard without its state
+  what it has asked for, which is repeated less and less often), and results share memory;
 * frames of 64 KiB and more are sent without a copy: their memory must not change until the round is answered;
 * `LINGER` is bounded: 0 would lose the last words of a process, -1 would hang its exit.
 """

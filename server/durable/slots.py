@@ -95,11 +95,6 @@ class Slots:
         _seal(slot, self._last + 1, lengths)
         self._last += 1
 
-    @property
-    def written(self) -> bool:
-        """Whether there was a write."""
-        return self._last > 0
-
     def read(self) -> list[bytes] | None:
         """Return copies of the parts as last written; None if there was no write."""
         return None if self._last == 0 else _parts(self._slots[self._last & 1])

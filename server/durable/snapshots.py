@@ -40,11 +40,6 @@ class Copies:
         """
         self._slots.write(header, vector)
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is none."""
-        return not self._slots.written
-
     def found(self) -> list[tuple[bytes, bytes]]:
         """Return header and vector of each copy, the newest first."""
         return [(parts[0], parts[1]) for parts in (self._slots.read(), self._slots.before()) if parts is not None]

@@ -93,3 +93,14 @@ def test_a_shard_that_stands_elsewhere_writes_nothing(tmp_path):
     answer = save(first.shards[0], m.Save(3, [(0, 3, False)]), tmp_path)
     assert "finished round 0 of layout 0, and the workers 2" in answer.error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_has_lost_what_it_had_says_nothing_until_it_has_it_again(tmp_path):
+    """It is asked again every second; an answer would be that the workers stand elsewhere, and end the attempt."""
+    first = Shards(1)
+    shard, request = Shard(0, BOOT, first.settings), m.Save(3, [(0, 3, False)])
+    view = view_of(first.settings, cuts=[(0, 3, 1)])
+    for happens in (lambda: None, lambda: shard.on_view(view), lambda: shard.on_layout(0, first.layout)):
+        happens()
+        assert save(shard, request, tmp_path) is None
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from machines import BUFFERED
+from machines import BUFFERED, gaussian
 
 from ps_accordion.codecs import Coding, get
 from ps_accordion.regimes import Choice
@@ -38,6 +38,15 @@ def test_a_residual_is_summed_beside_compressed_pushes_and_the_reply_stays_compr
     assert (message.kind, message.codec, message.level, message.lead) == ("DATA", "topk", 0.1, 1)
     expected = (mine + other) * np.float32(0.5) + theirs
     assert np.array_equal(decoded(actions) + job.residual(HALF), expected)
+
+
+def test_a_shard_that_takes_over_a_large_residual_says_how_much_it_has_now():
+    """At once, also in a round in which it would not have looked: whoever reads of its loss reads that norm."""
+    job = started()
+    job.members[0].coders[HALF].set_residual(gaussian(job.layout.keys[HALF].elements, 1) * np.float32(1000))
+    job.push(0, flush(job, 0, HALF, 1))
+    job.push(1, job.members[1].data(HALF, 1))
+    assert job.shard.norm() == pytest.approx((1, np.linalg.norm(job.residual(HALF))))
 
 
 def test_where_nobody_trains_it_stays_in_the_residual_of_the_shard():

@@ -229,6 +229,15 @@ def test_a_round_finished_under_the_last_view_is_not_undone_at_a_start(job):
     assert (record.round, record.epoch, record.result.message.epoch) == (1, 2, 2)
 
 
+def test_the_norm_of_the_residuals_is_known_at_once(job):
+    """Before there is another round: whoever reads of a loss reads what was in them."""
+    job.round(1, 0)
+    _, before = job.shard.norm()
+    job.kill()
+    assert job.shard.norm()[1] == pytest.approx(before)
+    assert before > 0
+
+
 def test_pushes_of_the_open_round_are_asked_for_again(job):
     """They are not written: a worker keeps them until the round is answered."""
     job.round(0, 0)

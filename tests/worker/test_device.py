@@ -15,6 +15,7 @@ from nosync import DEVICES, NoSync, Seen, Synchronised, watched_by_torch
 
 from ps_accordion.codecs import get
 from ps_accordion.errors import UsageError
+from ps_accordion.layout import Tensor
 from ps_accordion.regimes import Choice
 from ps_accordion.wire import messages as m
 from ps_accordion.worker import device
@@ -39,9 +40,12 @@ def _one_thread() -> Iterator[None]:
 class Pair:
     """The coders of one key at one worker, on the host and on a device, fed with the same rounds."""
 
-    def __init__(self, where: str, key: int = LARGE, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+    def __init__(
+        self, where: str, key: int = LARGE, dtype: torch.dtype = torch.float32, tensors: int = 0, **options: Any
+    ) -> None:
         settings_ = settings_of(**options)
-        self.key = layout_of(settings_).keys[key]
+        table = [Tensor(f"weight {number}", (64, 32), "float32") for number in range(tensors)]
+        self.key = layout_of(settings_, table or None).keys[key]
         self.host = KeyCoder(0, self.key, settings_, slot=1, incarnation=2)
         self.device = DeviceCoder(0, self.key, settings_, slot=1, incarnation=2)
         self._where, self._dtype = where, dtype
@@ -138,6 +142,15 @@ def test_rounds_go_as_on_the_host(where, steps, rule, values):
             if event == "skipped":
                 pair.take_back(pushed)
     pair.check()
+
+
+@devices
+def test_a_key_outside_the_account_is_pushed_too(where):
+    """Also in the rounds in which nobody looks at its residual, and in those in which a switch would be accounted for."""
+    pair = Pair(where, key=8, tensors=9, codec_residual_at_switch="clip")
+    assert not pair.device.account.probe.counts
+    for round_, choice in enumerate([CHOICES[0], CHOICES[0], CHOICES[1]]):
+        pair.push(gaussian(2048, round_), choice=choice)
 
 
 @devices
