@@ -132,7 +132,7 @@ class Membership:
         if math.isinf(self._short_since):
             self._short_since, self._noted = now, -math.inf
         since = now - self._short_since
-        missing = ", ".join(gone) or "all"
+        missing = ", ".join(gone) or "all workers that have trained"
         if since > limits.join:
             reason = f"{missing} gone for {since:.0f} s, and {why}"
             return self._ending.abort(gone[0] if gone else "coordinator", reason, now)
