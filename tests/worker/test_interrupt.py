@@ -69,7 +69,7 @@ def test_forked_children_end_with_sigterm_and_their_parent_goes_on(interrupts, k
     for child in children:
         child.start()
     try:
-        for child in children:
+        for _ in children:
             assert up.acquire(timeout=20)
         for child in children:
             child.terminate()
