@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from ps_accordion.worker.interrupt import Interrupts
 @pytest.fixture
 def killed(monkeypatch):
     """Return what this process is killed with, which it survives here."""
-    kill, signals = os.kill, []
-    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number) if pid == os.getpid() else kill(pid, number))
+    kill, signals = os.kill, queue.SimpleQueue()
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.put(number) if pid == os.getpid() else kill(pid, number))
     return signals
 
 
@@ -36,8 +37,7 @@ def test_the_second_sigterm_kills(interrupts, killed):
     signal.raise_signal(signal.SIGTERM)
     assert interrupts.asked
     signal.raise_signal(signal.SIGTERM)
-    interrupts.close()
-    assert killed == [signal.SIGKILL]
+    assert killed.get(timeout=20) == signal.SIGKILL
 
 
 def test_a_handler_that_the_script_sets_later_decides_alone(interrupts, killed):
@@ -47,7 +47,7 @@ def test_a_handler_that_the_script_sets_later_decides_alone(interrupts, killed):
     for _ in range(2):
         signal.raise_signal(signal.SIGTERM)
     interrupts.close()
-    assert (seen, killed, interrupts.asked) == ([signal.SIGTERM] * 2, [], False)
+    assert (seen, killed.qsize(), interrupts.asked) == ([signal.SIGTERM] * 2, 0, False)
 
 
 def test_nobody_to_read_what_it_says_is_no_error(interrupts, monkeypatch):
@@ -79,7 +79,7 @@ def test_forked_children_end_with_sigterm_and_their_parent_goes_on(interrupts, k
         for child in children:
             child.kill()
     interrupts.close()
-    assert (killed, interrupts.asked) == ([], False)
+    assert (killed.qsize(), interrupts.asked) == (0, False)
 
 
 def _sleep(up):
