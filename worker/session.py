@@ -450,6 +450,11 @@ class Session(BaseSession):
             return
         if self.local is not None:
             raise UsageError("leave() does not know local groups yet: start one process a worker")
+        if not self._exchanges:
+            raise UsageError(
+                "leave() was called before a model was wrapped: the others wait until this worker has one as they do; wrap it "
+                "first, or end with an error, which ends the run"
+            )
         self._refuse_open_rounds("leave() was called")
         if hand_over(self, [tracked.exchange for tracked in self._exchanges]):
             atexit.unregister(self._at_exit)

@@ -64,6 +64,8 @@ def test_who_has_left_waits_for_nobody_and_is_told_where_it_would():
     """The end of a join block, and whatever the others would have to take part in."""
 
     def work(session):
+        with pytest.raises(UsageError, match=r"leave\(\) was called before a model was wrapped"):
+            session.leave()
         model = DistributedModel(network(), session=session)
         with session.join():
             for step in range(3):
