@@ -29,6 +29,7 @@ def resumed(settings: Settings, path: Path, *, screen: Screen) -> Settings:
         screen.say(line)
     manifest = checkpoint.read(found)
     manifest.refuse_other_terms(settings.terms(), where=found)
+    manifest.refuse_other_workers(settings.workers.count, where=found)
     screen.say(f"going on from {found}: step {manifest.step}, {manifest.nbytes / 1e6:.1f} MB")
     values = {"checkpoint.resume": str(found)}
     if not settings.checkpoint.directory:

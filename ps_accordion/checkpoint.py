@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,13 @@ __all__ = [
     "complete",
     "find",
     "folder",
+    "lacking",
     "part_named",
     "partial",
     "parts_named",
     "read",
     "read_part",
+    "worker_file",
     "write_part",
 ]
 
@@ -114,6 +116,41 @@ class Manifest(msgspec.Struct, frozen=True):
                     f"checkpoint {str(where)!r} was made with {name} = {self.terms.get(name)!r}, and this job has {here!r}{why}; "
                     "set it as it was, or start without checkpoint.resume"
                 )
+
+    def refuse_other_workers(self, count: int, *, where: Path) -> None:
+        """Refuse to go on with workers of which some have no part in it, or whose parts are not those of all that had one.
+
+        Raises:
+            ConfigError: It was made after a worker had left or died, or beside one that came in addition.
+        """
+        there = {part.file for part in parts_named(self, "worker-")}
+        if there != {worker_file(slot) for slot in range(count)}:
+            raise ConfigError(
+                f"checkpoint {str(where)!r} has {', '.join(sorted(there)) or 'no part of a worker'}, and this job begins with "
+                f"workers 0 to {count - 1}; each worker's residual is its own, and none may be dropped: go on from a checkpoint "
+                "that was made while exactly these were in the run"
+            )
+
+
+def lacking(members: Collection[int], count: int) -> str:
+    """Say why no job could go on from a checkpoint of these workers; empty where one can.
+
+    Args:
+        members: Slots of the workers in the run.
+        count: `workers.count`: slots 0 to `count` - 1 begin a job, each with a residual of its own.
+    """
+    if sorted(members) == list(range(count)):
+        return ""
+    here = ", ".join(str(slot) for slot in sorted(members))
+    return (
+        f"the run has workers {here}, and a job can only go on from one of workers 0 to {count - 1}, with which it began: each "
+        "worker's residual is its own, and none may be dropped. The checkpoints before are still there"
+    )
+
+
+def worker_file(slot: int) -> str:
+    """Return the name of the part with what one worker has for itself."""
+    return f"worker-{slot}.safetensors"
 
 
 def folder(root: Path, step: int) -> Path:

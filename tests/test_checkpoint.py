@@ -91,6 +91,19 @@ def test_other_terms_are_refused_with_both_values(tmp_path, name, here):
         manifest.refuse_other_terms(TERMS | {name: here}, where=tmp_path)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_of_other_workers_than_those_that_begin_are_refused(tmp_path, count):
+    """One that was made after worker 0 had left, or beside one in addition: the terms do not say so."""
+    parts = [checkpoint.Part(f"worker-{slot}.safetensors", 9, "0" * 32) for slot in (0, 2)]
+    manifest = Manifest(10, TERMS, [], parts)
+    said = rf"has worker-0\.safetensors, worker-2\.safetensors, and this job begins with workers 0 to {count - 1}"
+    with pytest.raises(ConfigError, match=said):
+        manifest.refuse_other_workers(count, where=tmp_path)
+    Manifest(10, TERMS, [], [checkpoint.Part("shard-0.safetensors", 9, "0" * 32), parts[0]]).refuse_other_workers(
+        1, where=tmp_path
+    )
+
+
 def test_other_servers_are_no_other_terms(tmp_path):
     """A checkpoint goes on with any number of servers, and at other intervals."""
     checkpoint.read(made(tmp_path, 10)).refuse_other_terms(TERMS | {"servers.count": 3, "checkpoint.resume": "x"}, where=tmp_path)

@@ -30,11 +30,13 @@ class Accumulation:
     Attributes:
         used: Parameters that were reached since the last round; None where every round reaches all.
         bases: Means of earlier rounds that were set aside, by parameter.
+        holds: Whether a backward under `no_sync` has left gradients here since the last round, which the next one takes along.
     """
 
     def __init__(self, ddp: DistributedDataParallel, parameters: Sequence[nn.Parameter], over: Callable[[], bool]) -> None:
         self.used: set[int] | None = set() if ddp.find_unused_parameters or ddp.static_graph else None
         self.bases: dict[int, torch.Tensor] = {}
+        self.holds = False
         self._parameters = parameters
         self._over = over
         self._handed_out: set[int] = set()
@@ -69,6 +71,8 @@ class Accumulation:
                 "this worker. Run the wrapped model again before each backward, or add up the losses and call backward once; to "
                 "accumulate gradients, run forward and backward under no_sync()"
             )
+        if self._forward == "local":
+            self.holds = True
         if self.used is not None:
             self.used.add(index)
         if index in self._handed_out:
@@ -109,7 +113,7 @@ class Accumulation:
         used, bases = None if self.used is None else self.used.copy(), self.bases
         if self.used is not None:
             self.used.clear()
-        self.bases = {}
+        self.bases, self.holds = {}, False
         self._handed_out.clear()
         self._forward = "none"
         return used, bases

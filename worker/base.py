@@ -106,7 +106,7 @@ class BaseSession(ABC):
 
     Attributes:
         rank: This worker's rank, 0 to world_size - 1; one that came in addition may have a higher one.
-        world_size: Number of workers that the run began with.
+        world_size: Number of workers that the run began with, also where more have come since or some have left.
         slot: This worker's place among those that push.
         training: What the script steps with.
     """
@@ -426,7 +426,8 @@ class BaseSession(ABC):
         ledger. SIGTERM does this when the step is done, and ends the process with 0.
 
         Raises:
-            UsageError: A round is open, or this process is one of several that act as one worker.
+            UsageError: A round is open, there is no model yet, this process is one of several that act as one worker, or others
+                wait in `join` for the state that this worker alone has.
             PsAccordionError: The run has failed.
         """
         self.close()

@@ -77,9 +77,9 @@ class Checkpoints:
         client.wait(lambda: all(each.all_heard for each in tracked), "the coordinator to hear what was measured")
         standings = [(each.exchange.number, each.last_round + 1, each.exchange.rounds.previous_skipped) for each in tracked]
         parts: list[tuple[str, int, str]] = []
-        error = ""
+        error = checkpoint.lacking(session.members, settings.workers.count)
         try:
-            for file, data in self._parts(tracked):
+            for file, data in self._parts(tracked) if not error else []:
                 part = checkpoint.write_part(checkpoint.partial(Path(settings.checkpoint_directory), step), file, data)
                 parts.append((part.file, part.nbytes, part.digest))
         except StorageError as failure:
@@ -120,7 +120,7 @@ class Checkpoints:
 
     def _parts(self, tracked: list[Tracked]) -> list[tuple[str, bytes]]:
         session = self._session
-        parts = [(f"worker-{session.slot}.safetensors", _own_state(tracked))]
+        parts = [(checkpoint.worker_file(session.slot), _own_state(tracked))]
         view = session.client.membership.view
         if view is None or view.members[0][0] != session.slot:
             return parts
@@ -179,7 +179,7 @@ class Checkpoints:
             tracked.apply(save(model | {name.removeprefix(prefix): each for name, each in training if name.startswith(prefix)}))
 
     def _apply_own(self, tracked: Tracked, number: int) -> None:
-        mine = self._file(f"worker-{self._session.slot}.safetensors")
+        mine = self._file(checkpoint.worker_file(self._session.slot))
         values = json.loads(bytes(mine[VALUES].tolist()))[str(number)]
         prefix = f"residual.{number}."
         exchange = tracked.exchange

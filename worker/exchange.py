@@ -276,8 +276,8 @@ class Exchange(ABC):
         return self.current and not (self.behind or self.starting)
 
     def _end(self, decision: Decide) -> None:
-        if self._open is None and decision.kind == "DATA":
-            self.current = False  # it looks on, and does not apply
+        if self._open is None and decision.kind == "DATA" and any(decision.used):
+            self.current = False  # it looks on, and does not apply what others do
         elif decision.kind == "JOIN":
             self.current = True  # it takes over the state that it lacks before it goes on
         self._open = None
@@ -373,7 +373,7 @@ class Exchange(ABC):
         That has happened when `flushed` says so. If the worker is taken out of the run first, it may come in and do it again.
         """
         if self.rounds.idle is None and not self.behind:
-            self.rounds.idle, self.whole = "FLUSH", False
+            self.rounds.idle, self.rounds.leaving, self.whole = "FLUSH", True, False
             self._push_idle()
 
     def join(self, weight: float) -> None:

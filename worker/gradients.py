@@ -130,6 +130,11 @@ class Gradients:
             snapshot.apply(state, self.module, self._session.training)
             self.agree()
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients lie here that the last backward of this step is to take along."""
+        return self._accumulation.holds
+
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which backward keeps its gradients here."""
         ddp = self._ddp()

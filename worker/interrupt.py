@@ -9,9 +9,11 @@ what it has not sent, and ends with 0 (`leaving.py`). A second one, or one when 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -58,6 +60,7 @@ class Interrupts:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_sigterm)
             self._handles = True
+        _WATCHING.add(self)
         self._thread = threading.Thread(target=self._watch, name="ps-accordion-interrupts", daemon=True)
         self._thread.start()
 
@@ -67,27 +70,52 @@ class Interrupts:
             os.kill(os.getpid(), number)
             return
         self.asked = True
-        os.write(2, ASKED)  # print may be what was interrupted
+        with contextlib.suppress(OSError):  # whoever reads it may be gone: no reason to fail in the middle of a step
+            os.write(2, ASKED)  # print may be what was interrupted
 
     def _watch(self) -> None:
         while number := os.read(self._read, 1):
-            # Who has set a handler of their own wants to decide what Ctrl-C means.
+            # Who has set a handler of their own, also after us, wants to decide what it means.
             if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._client.fail(KeyboardInterrupt())
-            if number[0] == signal.SIGTERM and self._handles:
+            if number[0] == signal.SIGTERM and self._ours:
                 self._terms += 1
                 if self._terms > 1:  # the main thread may never come to look
                     os.kill(os.getpid(), signal.SIGKILL)
+
+    @property
+    def _ours(self) -> bool:
+        """Whether SIGTERM still means what it does here."""
+        return self._handles and signal.getsignal(signal.SIGTERM) == self._on_sigterm
+
+    def forked(self) -> None:
+        """In a child of this process: let SIGTERM end it, and keep its signals out of the pipe that it shares with its parent."""
+        if self._thread is None:
+            return
+        if self._ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
 
     def close(self) -> None:
         """Stop watching. Closing twice is harmless."""
         if self._thread is None:
             return
         if threading.current_thread() is threading.main_thread():
-            if self._handles and signal.getsignal(signal.SIGTERM) == self._on_sigterm:
+            if self._ours:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)  # Python allows it nowhere else; elsewhere the descriptor just dies
         os.close(self._write)
         self._thread.join()
         os.close(self._read)
         self._thread = None
+
+
+_WATCHING: weakref.WeakSet[Interrupts] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for interrupts in list(_WATCHING):
+        interrupts.forked()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -31,6 +31,8 @@ def joined(
         exchanges: Layouts that take part; those of the models among them.
         divide_by_initial_world_size: Whether this worker's missing gradients count as zero in the mean.
     """
+    if session.closed:
+        return  # this worker has left the run within the block
     for exchange in exchanges:
         exchange.join(divide_by_initial_world_size=divide_by_initial_world_size)
     for model in models:

@@ -124,6 +124,8 @@ class Rounds:
         self.skipped_in_a_row = 0
         self.idle: Literal["JOINED", "FLUSH", "EMPTY"] | None = None
         """What this worker pushes in every round from now on, because it has no gradients; None while it trains."""
+        self.leaving = False
+        """Whether that is so because it leaves the run while the others go on."""
         self.ended = False
         self.out = False
         """Whether this worker has been taken out of the run, and has not been let in again."""
@@ -359,7 +361,7 @@ class Rounds:
 
         Raises:
             TooManySkips: More rounds in a row were skipped than `skip.limit` allows.
-            UsageError: Others wait for the state that only this worker has, and it has left its session.
+            UsageError: Others wait for the state that only this worker has, and it has left its session, or is about to.
         """
         if self.out:
             return self._step_out()
@@ -381,8 +383,14 @@ class Rounds:
         kind = "SKIP" if skip else "JOIN" if "JOIN" in kinds else "DATA"
         mine = self._sent[0].push
         if kind == "JOIN" and mine.kind == "EMPTY" and mine.slot == self._lead:
+            waiting = "and others wait in join() for the steps that it made without them"
+            if self.leaving:
+                raise UsageError(
+                    f"worker {mine.slot} is leaving, by leave() or SIGTERM, {waiting}: nobody else has the state after those, "
+                    "and it does not stay to hand it out. Let the last one with data come to the end of its join() block first"
+                )
             raise UsageError(
-                f"worker {mine.slot} has left its session, and others wait in join() for the steps that it made without them; "
+                f"worker {mine.slot} has left its session, {waiting}; "
                 "put the training loop of every worker into `with session.join():`"
             )
         decision = Decide(self.round, kind, used, take_back, self._plan_in_force())

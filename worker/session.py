@@ -226,6 +226,7 @@ class Session(BaseSession):
             CodecError: The codec of the job has no form for the device.
             JoinRefused: Another worker declared other tensors.
         """
+        self.refuse_closed("a model or a push_pull name was added")
         settings = self.settings
         if len(self._exchanges) >= m.MAX_LAYOUTS:
             raise UsageError(f"expected at most {m.MAX_LAYOUTS} models and push_pull names in a session; reuse names")
@@ -313,10 +314,8 @@ class Session(BaseSession):
         """Come into the run's rounds where they stand, if this worker came late or was taken out; see `BaseSession.take_part`."""
         if self.closed:
             return
-        if self._interrupts.asked and not self._round_is_open():
-            self._interrupts.asked = False
-            self.leave()
-            print("ps-accordion: this worker has left the run, and the others go on", file=sys.stderr, flush=True)
+        # Between two batches of one step there are gradients that have not been sent: the step is finished first.
+        if not any(model.accumulates for model in self.models) and self._leave_if_asked():
             raise SystemExit(0)
         if self._client.behind:
             with over_is_fine(self._restarted):
@@ -331,6 +330,7 @@ class Session(BaseSession):
                 "checkpoint() does not know local groups yet: start one process a worker, or save the model by itself"
             )
         self.take_part()
+        self.refuse_closed("checkpoint() was called")
         self._refuse_open_rounds("checkpoint() was called")
         self._client.codecs.drain()
         self.on_socket(lambda: None)  # what the last round has left to do there is done
@@ -450,12 +450,27 @@ class Session(BaseSession):
             return
         if self.local is not None:
             raise UsageError("leave() does not know local groups yet: start one process a worker")
+        if not self._exchanges:
+            raise UsageError(
+                "leave() was called before a model was wrapped: the others wait until this worker has one as they do; wrap it "
+                "first, or end with an error, which ends the run"
+            )
         self._refuse_open_rounds("leave() was called")
         if hand_over(self, [tracked.exchange for tracked in self._exchanges]):
             atexit.unregister(self._at_exit)
             self._end(None)
         else:
             self.close()
+
+    def _leave_if_asked(self) -> bool:
+        """Leave the run if SIGTERM has asked for it and no round is open; return whether it has."""
+        if not self._interrupts.asked or self._client.error is not None or self._round_is_open():
+            return False
+        self._interrupts.asked = False
+        self.leave()
+        with contextlib.suppress(OSError):  # whoever reads that may have been ended first
+            print("ps-accordion: this worker has left the run, and the others go on", file=sys.stderr, flush=True)
+        return True
 
     def _may_leave(self) -> bool:
         client = self._client
@@ -471,6 +486,8 @@ class Session(BaseSession):
         """
         if self.closed:
             return
+        if error is None and self._leave_if_asked():
+            return  # there is no further step, and no time to wait for those of the others
         atexit.unregister(self._at_exit)
         client = self._client
         try:
@@ -494,6 +511,15 @@ class Session(BaseSession):
             raise
         finally:
             self._end(error)
+
+    def refuse_closed(self, what: str) -> None:
+        """Refuse what nobody would answer any more.
+
+        Raises:
+            UsageError: This worker has left its session.
+        """
+        if self.closed and self._client.error is None:
+            raise UsageError(f"{what} after this worker had left its session; end the loop then, as session.steps does")
 
     def _round_is_open(self) -> bool:
         return any(tracked.exchange.is_open or not tracked.settled() for tracked in self._exchanges)

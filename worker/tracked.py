@@ -123,6 +123,7 @@ class Tracked:
         self.exchange.add(tensor, gradient, used=used)
 
     def _begin_round(self) -> None:
+        self._session.refuse_closed("a gradient was to be sent")
         self._begun = True
         self.done.clear()
         self._session.meter.start()

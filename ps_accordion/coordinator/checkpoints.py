@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from .. import checkpoint
 from ..checkpoint import LayoutAt, Manifest, Part
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
@@ -107,14 +108,16 @@ class Checkpoints:
         if rounds[layout] < stand.get(layout, rounds[layout] + 1):
             return []
         return self._give_up(
-            f"worker {slot} waits in round {rounds[layout]}, which the others have not begun: a checkpoint is made where all "
-            "workers stand between the same two steps, and none waits in join()"
+            f"worker {slot} waits in round {rounds[layout]}, which the others have not begun: it waits in join(), is leaving, "
+            "or has none to make at this step; a checkpoint is made where all workers stand between the same two steps"
         )
 
     def _go_on(self, now: float) -> list[Action]:
         if len({saved.step for saved in self._workers.values()}) > 1:
             steps = ", ".join(f"worker {slot} at {saved.step}" for slot, saved in sorted(self._workers.items()))
             return self._give_up(f"the workers are at different steps: {steps}; call session.checkpoint() at the same in each")
+        if self._workers and (lacking := checkpoint.lacking(self._run.views.members, self._run.settings.workers.count)):
+            return self._give_up(lacking)
         if self.due is not None or not self._workers or set(self._workers) != set(self._run.views.members):
             return []
         first = self._workers[min(self._workers)]

@@ -66,8 +66,11 @@ class Progress:
         ]
 
     def deadlock(self, members: Iterable[Worker], now: float) -> str:
-        """Say how the members wait for each other, if all do and nothing has moved for too long; empty if not."""
-        members = list(members)
+        """Say how the members wait for each other, if all do and nothing has moved for too long; empty if not.
+
+        Those that have left or are gone do not count: what they said last does not change, and a view without them follows.
+        """
+        members = [worker for worker in members if not (worker.left or worker.gone)]
         if not members or any(worker.waits < 0 or worker.busy or now - worker.since <= self.limit(worker) for worker in members):
             return ""
         if len({(worker.waits, worker.rounds.get(worker.waits, 0)) for worker in members}) == 1:

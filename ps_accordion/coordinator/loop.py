@@ -117,6 +117,7 @@ def _resume(settings: Settings) -> Resume | None:
     path = Path(settings.checkpoint.resume)
     manifest = checkpoint.read(path)
     manifest.refuse_other_terms(settings.terms(), where=path)
+    manifest.refuse_other_workers(settings.workers.count, where=path)
     planners = checkpoint.read_part(path, checkpoint.part_named(manifest, PLANNERS, where=path))
     return Resume(manifest, msgspec.msgpack.decode(planners, type=dict[int, dict[str, Any]]))
 

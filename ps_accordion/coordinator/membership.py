@@ -102,7 +102,8 @@ class Membership:
             # All may have promised while somebody was taken for dead who is heard again: then nobody will say so once more.
             return enough + ((self._freeze(now) or self._commit(now)) if views.proposal is not None else [])
         gone = [worker.name for worker in run.members() if worker.gone or worker.left]
-        if all(worker.left for worker in run.members()):
+        # Not only those that nobody has replaced: who was killed and started again may be none of them, and has not finished.
+        if all(who in run.left for who in views.members.items()):
             return self._ending.all_left(now)
         if not any(worker.synced and wanted.get(worker.slot) == worker.incarnation for worker in run.members()):
             return self._wait_for_more("nobody else has the model's state", gone, now)
@@ -131,7 +132,7 @@ class Membership:
         if math.isinf(self._short_since):
             self._short_since, self._noted = now, -math.inf
         since = now - self._short_since
-        missing = ", ".join(gone) or "all"
+        missing = ", ".join(gone) or "all workers that have trained"
         if since > limits.join:
             reason = f"{missing} gone for {since:.0f} s, and {why}"
             return self._ending.abort(gone[0] if gone else "coordinator", reason, now)

@@ -3,6 +3,7 @@
 import numpy as np
 from coordinating import Job, answers
 from machines import sends
+from msgspec import structs
 
 from ps_accordion.checkpoint import LayoutAt, Manifest
 from ps_accordion.coordinator.layouts import Resume
@@ -122,6 +123,17 @@ def test_a_worker_that_waits_in_the_next_round_ends_it():
     waiting = m.Alive(1, 2, 1, [(0, 10, 0)], True, False, waits=0)
     (kept,) = said(run.say(b"w1", waiting), 0)
     assert "worker 1 waits in round 10" in kept.error
+    assert "is leaving" in kept.error
+
+
+def test_none_is_made_that_no_job_could_go_on_from():
+    """A worker has left, or one has come in addition: those that began have parts in the checkpoints before, which stay."""
+    for members in ([(0, 1)], [(0, 1), (1, 2), (2, 3)]):
+        run = job()
+        run.machine.views.view = structs.replace(run.machine.view, members=members)
+        actions = run.say(b"w0", worker(0))
+        assert "a job can only go on from one of workers 0 to 1" in said(actions, 0)[0].error
+        assert (sends(actions, m.Save), run.machine.checkpoints.due, run.machine.phase) == ([], None, "running")
 
 
 def test_a_run_that_goes_on_begins_its_rounds_where_they_were():

@@ -148,3 +148,43 @@ def test_who_came_back_and_has_finished_ends_the_rounds_for_the_next_coordinator
     job.say(b"w1", m.Alive(1, 4, 2, [(0, 5, 0)], True, True, "", False))
     assert records(job.say(b"w1", goodbye)) == ["ending"]
     assert notes(job.live(6), "proposal") == []
+
+
+@pytest.mark.parametrize("leaver", [False, True])
+def test_a_run_whose_workers_were_all_replaced_has_not_ended(leaver):
+    """Nobody has finished: it waits for one that has the state, and then says why it cannot go on."""
+    job = leaving(workers_minimum=3) if leaver else Running()
+    replaced = (0, 2) if leaver else (0, 1, 2)
+    for slot in replaced:
+        job.quiet.add(b"w%d" % slot)
+        assert isinstance(answers(job.say(b"x%d" % slot, m.Join(f"again {slot}", slot, {}, 1)), b"x%d" % slot)[0], m.Welcome)
+    actions = job.live(3)
+    assert (named(actions).count("Ended"), job.machine.phase) == (0, "running")
+    actions += job.live(10)
+    assert notes(actions, "waiting")[-1]["missing"].endswith("(nobody else has the model's state)")
+    for slot in replaced:
+        job.machine.run.workers[slot].seen = job.now + 1000  # they live, and wait
+    (abort,) = sends(job.live(job.settings.timeouts.join + 1), m.Abort)[:1]
+    assert "nobody else has the model's state" in abort.message.reason
+
+
+def test_those_that_leave_all_at_once_end_the_run_though_one_was_replaced():
+    """Nothing is left to do, and nothing is lost."""
+    job = leaving(workers_count=2, workers_minimum=2)
+    job.say(b"x", join(1, token="another"))
+    job.say(b"w0", m.Account(0, 1, [], 4, 0.5, final=True, whole=False))
+    assert "Ended" in named(job.say(b"w0", m.Leave(0, 1, "", 0, early=True, flushed=[(0, 4)])))
+
+
+def test_what_a_leaver_said_last_is_no_deadlock():
+    """Below the minimum it stays in the view, and its last sign of life may name an older round than the others'."""
+    job = Running(workers_minimum=3)
+    job.fields = {slot: {"round": 4, "waits": 0} for slot in range(3)}
+    job.live(0.5)
+    job.say(b"w1", ACCOUNT)
+    job.say(b"w1", GOODBYE)
+    job.quiet.add(b"w1")
+    job.fields = {slot: {"round": 6, "waits": 0} for slot in (0, 2)}
+    actions = job.live(job.settings.timeouts.join - 5)
+    assert notes(actions, "error") == []
+    assert notes(actions, "waiting")

@@ -397,6 +397,11 @@ def test_a_worker_that_left_with_the_last_state_is_told():
     job.play(theirs=ALL["JOINED"])
     with pytest.raises(UsageError, match=r"worker 0 has left its session, and others wait in join\(\)"):
         job.play(kinds=ALL["EMPTY"], theirs=ALL["JOINED"])
+    leaver = Job()
+    leaver.play(theirs=ALL["JOINED"])
+    leaver.rounds.leaving = True
+    with pytest.raises(UsageError, match=r"worker 0 is leaving, by leave\(\) or SIGTERM, and others wait in join\(\)"):
+        leaver.play(kinds=ALL["EMPTY"], theirs=ALL["JOINED"])
     both = Job()
     both.play()
     assert both.play(kinds=ALL["EMPTY"], theirs=ALL["JOINED"]).kind == "JOIN"  # worker 1 made the same steps
