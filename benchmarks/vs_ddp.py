@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6, help="linear layers of the network (default: 6)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts and processes go away then, too
     try:
         baselines = [_baseline(name) for name in options.baselines.split(",") if name]
         jobs = [Job("alone", "alone"), *baselines, *map(_case, options.cases.split(","))]
