@@ -185,12 +185,12 @@ class Views:
             (layout, *(self._cut_of_workers(layout, proposal) if restore else self._cut(layout, proposal.reports.values())))
             for layout in layouts
         ]
-        for slot, incarnation in old.members:
-            if proposal.members.get(slot) != incarnation:
-                self._removed[slot, incarnation] = {}
-        for removed in self._removed.values():
+        now = {(slot, incarnation) for slot, incarnation in old.members if proposal.members.get(slot) != incarnation}
+        self._removed |= {pair: {} for pair in sorted(now)}
+        for pair, removed in self._removed.items():
             for layout, cut, _ in cuts:
-                removed[layout] = min(removed.get(layout, cut), cut)
+                # Of a layout that began after it was removed, nothing that it pushed counts.
+                removed[layout] = min(removed.get(layout, cut if pair in now else 0), cut)
         while len(self._removed) > MAX_REMOVED:
             del self._removed[next(iter(self._removed))]
         self.view = m.View(
