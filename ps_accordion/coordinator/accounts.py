@@ -194,10 +194,12 @@ class Accounts:
         if not self._workers and not self._shards:
             return None
         found = Verdict()
-        back = {former for account in self._workers.values() for former in account.former}
+        # One that was taken out and had not come in again when the run ended has lost what it had, though it is heard.
+        stayed = (*members.values(), *self._settled)
+        back = {former for who in stayed if who in self._workers for former in self._workers[who].former}
         found.lost = [item for item in self._lost.values() if item.of_shard or item.incarnation not in back]
         began_anew = {item.who for item in found.lost if item.of_shard}
-        finals = {who: self._workers[who] for who in (*members.values(), *self._settled) if self.is_final(who)}
+        finals = {who: self._workers[who] for who in stayed if self.is_final(who)}
         if ended:
             self._look_at_workers(found, members, finals)
         known = sorted(shard for shard in shards if shard in self._shards)

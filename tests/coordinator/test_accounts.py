@@ -86,6 +86,19 @@ def test_what_a_worker_brings_back_is_not_lost():
     assert found.compared == 6
 
 
+@pytest.mark.parametrize("final", [False, True])
+def test_who_has_not_come_in_again_when_the_run_ends_is_an_item(final):
+    """It lives, under another number, but is in no view: its residual goes with it, and of its pushes nobody has the sum."""
+    ledger = Accounts()
+    ledger.worker(account(1, 2, final=False, entries=[]))
+    ledger.gone(1, 2, "has been silent for 3 s")
+    ledger.worker(account(1, 7, former=[2], final=final))
+    found = verdict(account(), shard=SHARD._replace(other=99.0), ledger=ledger)
+    assert not found.wrong
+    assert [(item.who, item.incarnation) for item in found.lost] == [("worker 1", 2)]
+    assert "pushes that workers count" in found.open[0]
+
+
 def test_a_coordinator_that_is_started_again_knows_the_items_and_accounts():
     """They were logged, and come out of the log as they went in."""
     ledger = Accounts()

@@ -278,6 +278,19 @@ def test_the_cut_that_removed_a_worker_falls_with_a_later_lower_one():
     assert views.commit(SHARDS, donor=0, layouts=[0]).removed == [(1, 2, 0, 5)]
 
 
+def test_nothing_counts_of_who_was_removed_before_a_layout_began():
+    """The view after that has a cut of the layout, which is that of the workers who stayed."""
+    views = Views()
+    views.first({0: 1, 1: 2}, SHARDS)
+    for p, layouts, members in ((2, [], {0: 1}), (3, [0], {0: 1, 1: 3})):
+        views.propose(members)
+        for shard in range(2):
+            views.promised(frozen(shard, p, epoch=p - 1, done=[(0, 4, p - 1)]))
+        view = views.commit(SHARDS, donor=0, layouts=layouts)
+    assert view.cut_of(0) == (5, 2)
+    assert view.removed == [(1, 2, 0, 0)]
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(2))))
 def test_promises_for_another_number_are_late(order):
     """A proposal that was overtaken: what was promised for it does not count for the next."""
