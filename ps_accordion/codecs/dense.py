@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CodecError, PayloadError
 from . import kernels, values
 from .base import Coding, Encoded, FloatVector, Hint, Payload
-from .packing import INFINITE, PackingCodec, summed
+from .packing import INFINITE, PackingCodec, check_length, summed
 from .workspace import borrow
 
 __all__ = ["Dense"]
@@ -100,15 +100,7 @@ class Dense(PackingCodec):
     def validate(self, payload: Payload, coding: Coding) -> None:
         """Raise `PayloadError` unless the payload holds exactly the vector, all of it finite."""
         n = coding.elements
-        try:
-            length = self.payload_bound(n, coding.level)
-        except CodecError as error:
-            raise PayloadError(str(error)) from None
-        if coding.count != n or payload.size != length:
-            raise PayloadError(
-                f"dense: expected {n} entries in {length} bytes at level {coding.level!r}, "
-                f"got {coding.count} entries in {payload.size} bytes"
-            )
+        check_length(self, payload, coding)
         if coding.level == 32:
             if kernels.vector.peak(payload.view(np.float32)) >= INFINITE:
                 raise PayloadError("dense: expected finite float32 values, got one that is infinite or not a number")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..errors import CodecError, PayloadError
 from . import kernels
 from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
-from .packing import INFINITE, ONE, need_rest
+from .packing import INFINITE, ONE, check_length, need_rest
 from .workspace import borrow
 
 __all__ = ["OneBit"]
@@ -105,15 +105,7 @@ class OneBit(Codec):
     def validate(self, payload: Payload, coding: Coding) -> None:
         """Raise `PayloadError` unless length, sizes and the bits beyond the end are those of an encoder."""
         n = coding.elements
-        try:
-            length = self.payload_bound(n, coding.level)
-        except CodecError as error:
-            raise PayloadError(str(error)) from None
-        if coding.count != n or payload.size != length:
-            raise PayloadError(
-                f"onebit: expected {n} entries in {length} bytes at level {coding.level!r}, "
-                f"got {coding.count} entries in {payload.size} bytes"
-            )
+        check_length(self, payload, coding)
         sizes, words = self._parts(payload, n, coding.level)
         if int(sizes.view(np.uint32).max()) >= INFINITE:
             raise PayloadError("onebit: expected sizes that are finite and not below zero, got another one")

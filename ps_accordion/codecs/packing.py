@@ -13,12 +13,12 @@ from abc import abstractmethod
 
 import numpy as np
 
-from ..errors import CodecError
+from ..errors import CodecError, PayloadError
 from . import kernels
-from .base import Codec, Encoded, FloatVector, Hint, Payload
+from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .workspace import borrow
 
-__all__ = ["INFINITE", "ONE", "PackingCodec", "combined", "need_rest", "summed"]
+__all__ = ["INFINITE", "ONE", "PackingCodec", "check_length", "combined", "need_rest", "summed"]
 
 INFINITE = 0x7F800000
 """Bits of float32 infinity: a vector is finite if the bits of its largest magnitude are below this."""
@@ -45,6 +45,19 @@ def need_rest(codec: Codec, rest: FloatVector | None, level: float) -> None:
         raise CodecError(
             f"{codec.name} at level {level!r} loses part of what it encodes: expected a residual to keep it in, got None; "
             "hand in float32 zeros of the vector's length"
+        )
+
+
+def check_length(codec: Codec, payload: Payload, coding: Coding) -> None:
+    """Raise `PayloadError` unless a payload has an entry an element, and all the bytes of its bound."""
+    try:
+        length = codec.payload_bound(coding.elements, coding.level)
+    except CodecError as error:
+        raise PayloadError(str(error)) from None
+    if coding.count != coding.elements or payload.size != length:
+        raise PayloadError(
+            f"{codec.name}: expected {coding.elements} entries in {length} bytes at level {coding.level!r}, "
+            f"got {coding.count} entries in {payload.size} bytes"
         )
 
 

@@ -14,7 +14,7 @@ from chaos import RATE, SHAPE, events, replayed
 
 STEPS = 60
 SCRIPT = f"""
-import hashlib, os, signal, sys, time, torch
+import hashlib, os, signal, sys, torch
 from pathlib import Path
 from torch import nn
 from ps_accordion.worker import DistributedModel, connect
@@ -104,8 +104,7 @@ def test_a_worker_that_gets_sigterm_hands_over_all_that_it_has_left_out(tmp_path
 UNTIL_THREE = """
 if step == 20:
     with session.busy("waiting"):
-        while len(session.members) < 3:
-            time.sleep(0.02)
+        session.client.wait(lambda: len(session.members) == 3, "a third worker")
 if rank == 2 and step == 40:
     session.leave()
 """
