@@ -30,13 +30,14 @@ from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
 from ..wire.silence import Silence
 from . import history
+from .admission import Admission
 from .checkpoints import Checkpoints
 from .clocks import Progress
 from .ending import Ending
-from .history import History, Joined
+from .history import History
 from .layouts import Resume
 from .membership import LOST_BEATS, WAITING_NOTE_S, Membership
-from .roster import Server, Worker, disagreement
+from .roster import Server, Worker, forgotten, refused
 from .run import Run
 
 __all__ = ["Coordinator"]
@@ -79,16 +80,17 @@ class Coordinator:
         self.layouts = self.run.layouts
         self.views = self.run.views
         self._ending = Ending(self.run, past, now)
+        self._admission = Admission(self.run, self._ending)
         self._progress = Progress(settings.timeouts)
         self._membership = Membership(self.run, self._ending, self._progress)
         self.checkpoints = Checkpoints(self.run, past.kept)
         self._noted = now
         self._silence = Silence(settings.timeouts.heartbeat)
         self._handlers: dict[type[m.Message], Callable[..., list[Action]]] = {
-            m.Join: self._on_join,
+            m.Join: self._admission.join,
             m.Declare: self._on_declare,
             m.Alive: self._on_alive,
-            m.ServerAlive: self._on_server,
+            m.ServerAlive: self._admission.server,
             m.Frozen: lambda _peer, frozen, _, now: self._membership.frozen(frozen, now),
             m.Promise: lambda _peer, promise, _, now: self._membership.promised(promise, now),
             m.Report: self._on_report,
@@ -201,7 +203,7 @@ class Coordinator:
         for worker in self.workers.values():
             if now - worker.seen > limits.dead:
                 return self._abort(worker.name, f"{worker.name} has been silent for {limits.dead:g} s", now)
-        missing = self._missing()
+        missing = self._admission.missing()
         if now - self.run.born > limits.join:
             return self._abort("coordinator", f"waited {limits.join:g} s for all to join; still missing {missing}", now)
         if now - self._noted > WAITING_NOTE_S:
@@ -209,154 +211,7 @@ class Coordinator:
             return [Note("waiting", {"missing": missing, "since_s": round(now - self.run.born)})]
         return []
 
-    # ------------------------------------------------------------ joining
-
-    def _on_join(self, peer: Peer, join: m.Join, _: Sequence[Buffer], now: float) -> list[Action]:
-        for worker in self.workers.values():
-            if worker.token == join.token:
-                worker.peer, worker.seen, worker.lost = peer, now, math.inf
-                return [Send((peer,), self._welcome(worker))]
-        if self.run.ending:
-            return [Send((peer,), m.Ended())]
-        reason = self._refusal(join)
-        slot = join.slot if join.slot >= 0 else self._free_slot()
-        if not reason and slot is None:
-            reason = f"the run is full: {self._places()}, and all of them are in"
-        if reason:
-            return [Note("refused", {"slot": join.slot, "reason": reason}), _refused(join.token, peer, reason)]
-        assert slot is not None
-        holder = self.workers.get(slot)
-        if holder is not None and self._is_suspect(holder, now) and not self._may_replace(holder, join):
-            return []  # it is silent, and may be dead: that turns out before the joiner gives up
-        if holder is not None and not self._may_replace(holder, join):
-            reason = f"rank {slot} is taken by another process of this run; start each worker with its own rank"
-            return [Note("refused", {"slot": join.slot, "reason": reason}), _refused(join.token, peer, reason)]
-        self.run.incarnations += 1
-        self.layouts.forget(slot)
-        joined = Joined(slot, self.run.incarnations, join.token, join.restart)
-        worker = Worker(slot, joined.incarnation, join.token, peer, now, restart=join.restart, since=now)
-        worker.synced = self.view is None
-        self.workers[slot] = worker
-        self._ending.known.add(worker.name)
-        note = Note("join", {"slot": slot, "incarnation": worker.incarnation, "restart": join.restart})
-        return [joined.record(), note, Send((peer,), self._welcome(worker)), *self._begin(now)]
-
-    def _refusal(self, join: m.Join) -> str:
-        places = self.settings.workers.places
-        who = f"worker {join.slot}" if join.slot >= 0 else "the worker that joins"
-        if reason := disagreement(join.terms, self.settings, who):
-            return reason
-        if join.slot >= places:
-            return f"expected a worker rank of 0 to {places - 1} ({self._places()}), got {join.slot}"
-        return ""
-
-    def _places(self) -> str:
-        workers = self.settings.workers
-        return f"workers.maximum = {workers.maximum}" if workers.maximum else f"workers.count = {workers.count}"
-
-    def _free_slot(self) -> int | None:
-        """Return the lowest slot that nobody holds, or whose holder is out of the run for good."""
-        free = (
-            slot
-            for slot in range(self.settings.workers.places)
-            if (holder := self.workers.get(slot)) is None
-            or self._is_out(holder)
-            or self._has_left(holder)
-            or (holder.gone and not self.run.is_in(holder))
-        )
-        return next(free, None)
-
-    def _is_out(self, worker: Worker) -> bool:
-        return self.views.was_removed(worker.slot, worker.incarnation)
-
-    def _is_suspect(self, worker: Worker, now: float) -> bool:
-        return bool(worker.gone) or worker.lost < now or now - worker.seen > 2 * self.settings.timeouts.heartbeat
-
-    def _may_replace(self, holder: Worker, join: m.Join) -> bool:
-        return self._is_out(holder) or bool(holder.gone) or self._has_left(holder) or join.restart > holder.restart
-
-    def _has_left(self, worker: Worker) -> bool:
-        return (worker.slot, worker.incarnation) in self.run.left
-
-    def _welcome(self, worker: Worker) -> m.Welcome:
-        return m.Welcome(worker.token, worker.slot, worker.incarnation, self.settings.terms())
-
-    def _on_server(self, peer: Peer, alive: m.ServerAlive, _: Sequence[Buffer], now: float) -> list[Action]:
-        per_server = self.settings.servers.shards_per_server
-        expected = [alive.server * per_server + index for index in range(per_server)]
-        known = self.servers.get(alive.server)
-        reason = ""
-        if alive.server >= self.settings.servers.count:
-            reason = f"expected server numbers 0 to {self.settings.servers.count - 1}, got {alive.server}"
-        elif [number for number, _ in alive.shards] != expected:
-            reason = (
-                f"server {alive.server} holds shards {[number for number, _ in alive.shards]}, this job expects {expected}; "
-                "give it the coordinator's shards_per_server"
-            )
-        elif known is not None and known.shards != tuple(alive.shards) and not self._is_away(known):
-            reason = f"server number {alive.server} is taken by another process, at {known.address}"
-        elif alive.view > self.run.number:
-            reason = _forgotten(f"server {alive.server}", alive.view)
-        reason = reason or disagreement(alive.terms, self.settings, f"server {alive.server}")
-        if reason:
-            return [Note("refused", {"server": alive.server, "reason": reason}), _refused("", peer, reason)]
-        actions: list[Action] = [Send((peer,), m.Pulse())]
-        if known is not None and known.shards != tuple(alive.shards):
-            # Where nothing has begun, nothing is lost with the one before.
-            lost = self._lost_memory(known, alive) if self.view is not None else []
-            actions += lost
-            known = None
-        if known is None:
-            known = Server(alive.server, alive.address, tuple(alive.shards), peer, now)
-            self.servers[alive.server] = known
-            self._ending.known.add(known.name)
-            actions.append(Note("server", {"server": alive.server, "address": alive.address}))
-        elif known.gone or known.address != alive.address:
-            actions.append(Note("back", {"server": alive.server, "address": alive.address, "why": ""}))
-            for worker in self.run.members():
-                worker.since = now  # they have waited for it, not for each other
-        known.peer, known.seen, known.address, known.lost, known.gone = peer, now, alive.address, math.inf, ""
-        known.layouts = dict(alive.layouts)
-        actions += self.layouts.missing_at(known)
-        actions += self._begin(now)
-        # A view that does not name it is not for it: it waits for the next.
-        named = self.view is not None and set(alive.shards) <= {(number, boot) for number, boot, _ in self.view.shards}
-        if self.view is not None and alive.view < self.view.p and named:
-            actions.append(Send((peer,), self.view))
-        return actions + self.layouts.open(self.views.members, self.servers.values())
-
-    def _is_away(self, server: Server) -> bool:
-        """Whether a process that claims to be this server may be the one that was started in its place."""
-        return bool(server.gone) or not math.isinf(server.lost) or server.peer is None
-
-    def _lost_memory(self, server: Server, alive: m.ServerAlive) -> list[Action]:
-        """Note what is lost with a server's memory: what was started in its place is not what it was, and begins anew."""
-        why = alive.lost or "nothing of it was found (servers.state_directory, run.directory)"
-        boots = dict(alive.shards)
-        return [
-            action
-            for number, boot in server.shards
-            if boots.get(number) != boot
-            for action in self.run.accounts.shard_lost(number, boot, why, successor=boots.get(number, 0))
-        ]
-
-    def _missing(self) -> str:
-        settings = self.settings
-        workers = [slot for slot in range(settings.workers.count) if slot not in self.workers]
-        servers = [number for number in range(settings.servers.count) if number not in self.servers]
-        return ", ".join(f"{kind} {numbers}" for kind, numbers in (("workers", workers), ("servers", servers)) if numbers)
-
-    def _begin(self, now: float) -> list[Action]:
-        """Make the first view when all are in."""
-        settings = self.settings
-        if self.view is not None or len(self.workers) < settings.workers.count or len(self.servers) < settings.servers.count:
-            return []
-        view = self.views.first(
-            {slot: worker.incarnation for slot, worker in self.workers.items()}, self.run.shards(), self.run.first_rounds
-        )
-        note = Note("view", {"p": 1, "members": view.members, "waited_s": round(now - self.run.born, 3)})
-        tell: list[Action] = [history.viewed(view, []), note, Send(self.run.everybody(), view)]
-        return [*tell, *self.layouts.open(self.views.members, self.servers.values())]
+    # ------------------------------------------------------------ layouts
 
     def _was_removed(self, said: m.Leave) -> bool:
         return self.views.was_removed(said.slot, said.incarnation)
@@ -383,8 +238,8 @@ class Coordinator:
 
     def _on_alive(self, peer: Peer, alive: m.Alive, _: Sequence[Buffer], now: float) -> list[Action]:
         if alive.view > self.run.number:
-            reason = _forgotten(f"worker {alive.slot}", alive.view)
-            return [Note("refused", {"slot": alive.slot, "reason": reason}), _refused("", peer, reason)]
+            reason = forgotten(f"worker {alive.slot}", alive.view)
+            return [Note("refused", {"slot": alive.slot, "reason": reason}), refused("", peer, reason)]
         worker = self.run.member(alive.slot, alive.incarnation)
         if worker is None:
             return self._stranger(peer, alive.slot, alive.incarnation)
@@ -481,16 +336,5 @@ class Coordinator:
         return self._ending.abort(culprit, reason, now)
 
 
-def _forgotten(who: str, view: int) -> str:
-    return (
-        f"{who} is in view {view} of a run that this coordinator does not know: the one before it has left no log; "
-        "name a run directory (run.directory), and start the run anew"
-    )
-
-
 def _residuals(server: Server) -> str:
     return f"the residuals of shard{'s'[: len(server.shards) > 1]} {', '.join(str(number) for number, _ in server.shards)}"
-
-
-def _refused(token: str, peer: Peer, reason: str) -> Send:
-    return Send((peer,), m.Refused(token, reason[: m.MAX_TEXT]))

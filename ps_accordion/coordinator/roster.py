@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Settings
-from ..wire.actions import Peer
+from ..wire import messages as m
+from ..wire.actions import Peer, Send
 
-__all__ = ["Server", "Worker", "disagreement", "peers_of"]
+__all__ = ["Server", "Worker", "disagreement", "forgotten", "peers_of", "refused"]
 
 
 @dataclass
@@ -96,3 +97,16 @@ def disagreement(terms: Mapping[str, Any], settings: Settings, who: str) -> str:
                 "give both the same value (the same config file does), or leave it out at a worker"
             )
     return ""
+
+
+def forgotten(who: str, view: int) -> str:
+    """Say what it means that a process is in a later view than any that the coordinator knows."""
+    return (
+        f"{who} is in view {view} of a run that this coordinator does not know: the one before it has left no log; "
+        "name a run directory (run.directory), and start the run anew"
+    )
+
+
+def refused(token: str, peer: Peer, reason: str) -> Send:
+    """Return the answer to a process that has no place in the run."""
+    return Send((peer,), m.Refused(token, reason[: m.MAX_TEXT]))
