@@ -191,7 +191,7 @@ class Checkpoints:
         tracked.restore(values["tracked"], mine[f"sums.{number}"])
         standing = msgspec.convert(values["standing"], Standing)
         session = self._session
-        session.on_socket(lambda: exchange.admit(standing, session.client.membership.incarnation, missed=False))
+        session.client.run(lambda: exchange.admit(standing, session.client.membership.incarnation, missed=False))
         if number == 0:
             torch.set_rng_state(mine["random.cpu"])
             for name, state in mine.items():

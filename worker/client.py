@@ -105,6 +105,23 @@ class Client:
         """Run `function` on the thread that owns the sockets."""
         self.transport.post(function)
 
+    def run(self, function: Callable[[], None]) -> None:
+        """Run `function` on the thread that owns the sockets, and wait until it has.
+
+        Raises:
+            PsAccordionError: The run has failed meanwhile.
+        """
+
+        def work() -> None:
+            function()
+            done.set()
+
+        done = threading.Event()
+        self.call(work)
+        while not done.wait(1.0):
+            if self.error is not None:
+                raise self.error
+
     def call_soon(self, function: Callable[[], None]) -> None:
         """Do the same from a task of a codec thread, which wakes the other one after some of them."""
         self.transport.post(function, wake=False)

@@ -17,8 +17,9 @@ from ps_accordion.wire.transport import Transport
 from .alone import Alone
 from .base import BaseSession
 from .compute import default_threads
+from .entry import over_is_fine
 from .local import Follower, LocalGroup
-from .session import Session, over_is_fine
+from .session import Session
 from .whereami import Place, place
 
 __all__ = ["connect", "current"]

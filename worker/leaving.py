@@ -9,15 +9,22 @@ loses what it has not handed over, as at any death.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ps_accordion.errors import PsAccordionError
+
+from .client import Client
 from .exchange import Exchange
 
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["hand_over"]
+__all__ = ["hand_over", "leave_with"]
+
+GOODBYE_S = 3.0
+"""How long a worker that failed waits for the coordinator to know."""
 
 
 def hand_over(session: Session, exchanges: Sequence[Exchange]) -> bool:
@@ -37,7 +44,7 @@ def hand_over(session: Session, exchanges: Sequence[Exchange]) -> bool:
     while True:
         session.take_part()
         for exchange in exchanges:
-            session.on_socket(exchange.flush)
+            client.run(exchange.flush)
         client.wait(
             lambda: membership.over or all(exchange.rounds.idle != "FLUSH" for exchange in exchanges),
             "the round with this worker's residual",
@@ -55,3 +62,17 @@ def hand_over(session: Session, exchanges: Sequence[Exchange]) -> bool:
     client.wait(lambda: membership.released or membership.gone, "the coordinator's goodbye")
     client.events.write(event="left", flushed=rounds)
     return True
+
+
+def leave_with(client: Client, error: BaseException) -> None:
+    """Tell the coordinator that this worker has failed, and how; wait a little until it knows."""
+    membership = client.membership
+    code = error.exit_code if isinstance(error, PsAccordionError) else 1
+    text = f"worker {membership.slot} ended with {type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        text = f"worker {membership.slot} ended with exit code {code}"
+    client.call(lambda: membership.leave(text, max(1, code & 0xFF)))
+    deadline = time.monotonic() + GOODBYE_S
+    while not membership.gone and time.monotonic() < deadline:
+        client.notice(0.05)

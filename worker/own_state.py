@@ -5,7 +5,7 @@ A residual is what compression has left out so far. A run that is taken up witho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,30 @@ from ps_accordion.errors import UsageError
 
 from .exchange import Exchange
 
-__all__ = ["load_residuals", "residuals_of"]
+__all__ = ["load_residuals", "load_state", "residuals_of", "state_of"]
+
+
+def state_of(exchanges: Iterable[Exchange]) -> dict[str, torch.Tensor]:
+    """Return the residuals of several layouts, each tensor as `NUMBER.NAME` with its layout's number; see `residuals_of`."""
+    return {f"{exchange.number}.{name}": residual for exchange in exchanges for name, residual in residuals_of(exchange).items()}
+
+
+def load_state(exchanges: Sequence[Exchange], state: Mapping[str, torch.Tensor]) -> None:
+    """Take over what `state_of` returned; see `load_residuals`.
+
+    Raises:
+        UsageError: It is of layouts or tensors that are not there.
+    """
+    parts: dict[int, dict[str, torch.Tensor]] = {exchange.number: {} for exchange in exchanges}
+    for key, residual in state.items():
+        number, _, name = key.partition(".")
+        if not number.isdecimal() or int(number) not in parts:
+            raise UsageError(
+                f"expected residuals of {len(parts)} models, got {key!r}; wrap the models before you load their state"
+            )
+        parts[int(number)][name] = residual
+    for exchange in exchanges:
+        load_residuals(exchange, parts[exchange.number])
 
 
 def residuals_of(exchange: Exchange) -> dict[str, torch.Tensor]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +14,7 @@ import torch
 
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
-from ps_accordion.errors import PsAccordionError, RunAborted, RunOver, StorageError, UsageError
+from ps_accordion.errors import PsAccordionError, RunAborted, StorageError, UsageError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.wire import messages as m
@@ -26,32 +23,18 @@ from ps_accordion.wire.transport import Transport
 from .base import BaseSession, Exchanging
 from .checkpoint import Checkpoints
 from .client import Client
+from .entry import Entry, over_is_fine
 from .handover import packed, unpacked
 from .interrupt import Interrupts
-from .leaving import hand_over
+from .leaving import hand_over, leave_with
 from .meter import Counters, Meter
-from .own_state import load_residuals, residuals_of
+from .own_state import load_state, state_of
 from .record import Record
-from .rounds import Decide, Standing
+from .rounds import Decide
 from .tracked import Tracked
-from .transfer import START, Blob, Donor, Joiner, StateBytes
+from .transfer import START, Blob, Donor, StateBytes
 
-__all__ = ["Session", "over_is_fine"]
-
-GOODBYE_S = 3.0
-"""How long a worker that failed waits for the coordinator to know."""
-
-
-@contextlib.contextmanager
-def over_is_fine(restarted: bool) -> Iterator[None]:
-    """End the process with 0 where the run has ended well, if this one was started again after a death: nothing is left to do."""
-    try:
-        yield
-    except RunOver as over:
-        if not restarted:
-            raise
-        print(f"ps-accordion: started again too late: {over}", file=sys.stderr, flush=True)
-        raise SystemExit(0) from None
+__all__ = ["Session"]
 
 
 class Session(BaseSession):
@@ -83,7 +66,7 @@ class Session(BaseSession):
         self._checkpoints: Checkpoints | None = None
         self._names: dict[str, Tracked] = {}
         self._interrupts = Interrupts(self._client, self._may_leave)
-        self._restarted = restart > 0
+        self._entry = Entry(self._client, restarted=restart > 0)
         try:
             warm()
             membership = self._client.membership
@@ -182,26 +165,13 @@ class Session(BaseSession):
         """Return what this worker keeps beside the model; see `BaseSession.state_dict`."""
         self._refuse_open_rounds("state_dict() was called")
         self._client.codecs.drain()
-        return {
-            f"{tracked.exchange.number}.{name}": residual
-            for tracked in self._exchanges
-            for name, residual in residuals_of(tracked.exchange).items()
-        }
+        return state_of(tracked.exchange for tracked in self._exchanges)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state_dict` returned; see `BaseSession.load_state_dict`."""
         self._refuse_open_rounds("load_state_dict() was called")
         self._client.codecs.drain()
-        parts: dict[int, dict[str, torch.Tensor]] = {tracked.exchange.number: {} for tracked in self._exchanges}
-        for key, residual in state.items():
-            number, _, name = key.partition(".")
-            if not number.isdecimal() or int(number) not in parts:
-                raise UsageError(
-                    f"expected residuals of {len(parts)} models, got {key!r}; wrap the models before you load their state"
-                )
-            parts[int(number)][name] = residual
-        for tracked in self._exchanges:
-            load_residuals(tracked.exchange, parts[tracked.exchange.number])
+        load_state([tracked.exchange for tracked in self._exchanges], state)
 
     # ------------------------------------------------------------ what the wrapper asks
 
@@ -236,16 +206,16 @@ class Session(BaseSession):
         tracked.weigh(self._weight)
         if state is not None and self.is_donor:
             # Before the others can know that the layout is ready, and ask.
-            self._offer(Donor(number, START, state), number)
+            self._entry.offer(Donor(number, START, state), number)
         tracked.exchange.starting = state is not None and not self.is_donor
-        with over_is_fine(self._restarted):
+        with over_is_fine(self._entry.restarted):
             self._client.open(number, layout, tracked.exchange)
         tracked.start = state if tracked.exchange.behind else None
         self._exchanges.append(tracked)
         if state is not None and not self.is_donor and not tracked.exchange.behind:
             view = self._client.membership.view
             assert view is not None
-            self._fetch(number, START, state, view.donor)
+            self._entry.fetch(number, START, state, view.donor)
             state.write_back()
         tracked.exchange.starting = False
         return tracked
@@ -269,46 +239,13 @@ class Session(BaseSession):
         """Keep `blob` for those who ask for the state after the join that was just decided, until the next round is."""
         tracked = self._exchanges[exchange]
         state = Blob(packed(tracked.exchange.rounds.standing, blob))
-        self._offer(Donor(exchange, tracked.last_round, state), exchange)
+        self._entry.offer(Donor(exchange, tracked.last_round, state), exchange)
 
     def fetch(self, exchange: int, donor: int) -> bytes:
         """Return what `donor` handed out after the join that was just decided."""
         blob = Blob()
-        self._fetch(exchange, self._exchanges[exchange].last_round, blob, donor)
+        self._entry.fetch(exchange, self._exchanges[exchange].last_round, blob, donor)
         return unpacked(blob.bytes())[1]
-
-    def _offer(self, donor: Donor, number: int) -> None:
-        self._client.call(lambda: self._client.donors.__setitem__(number, donor))
-
-    def _fetch(self, number: int, round_: int, state: StateBytes | Blob, donor: int, *, anybody: bool = False) -> bool:
-        """Fetch a state; return whether all of it has come, before this worker was taken out of the run.
-
-        Args:
-            number: Of the layout.
-            round_: After which round.
-            state: Where it goes.
-            donor: Slot to ask.
-            anybody: Whether other members may have it, too.
-        """
-        client = self._client
-        membership = client.membership
-        incarnation = membership.incarnation
-        # Where training starts, and after a JOIN, one worker alone has it.
-        view = membership.view
-        others = [slot for slot, _ in view.members] if anybody and view is not None else []
-        joiner = Joiner(number, round_, state, self.settings, (self.slot, incarnation), donor, others)
-        client.call(lambda: client.joiners.__setitem__(number, joiner))
-
-        def stands() -> bool:
-            # A view that restores a shard may begin a round earlier, and then nobody has this state.
-            return membership.member and (not anybody or membership.cut_of(number) > round_)
-
-        while (progress := joiner.progress) and stands():
-            # Every part that comes is a sign of life: a large model over a slow link may take longer in all.
-            moved = functools.partial(_has_moved, joiner, progress, stands)
-            client.wait(moved, f"the next part of worker {donor}'s parameters", self.settings.timeouts.join)
-        client.call(lambda: client.joiners.__delitem__(number))
-        return not joiner.progress
 
     def take_part(self) -> None:
         """Come into the run's rounds where they stand, if this worker came late or was taken out; see `BaseSession.take_part`."""
@@ -317,9 +254,10 @@ class Session(BaseSession):
         # Between two batches of one step there are gradients that have not been sent: the step is finished first.
         if not any(model.accumulates for model in self.models) and self._leave_if_asked():
             raise SystemExit(0)
-        if self._client.behind:
-            with over_is_fine(self._restarted):
-                self._take_part()
+        if self.local is not None and self._client.behind:
+            raise RunAborted("this worker was taken out of the run, and workers of several processes cannot come back yet")
+        came_in = self._entry.take_part(self._exchanges)
+        self.came_in_at = self.came_in_at if came_in is None else came_in
         if self._checkpoints is not None and self._checkpoints.owed:
             self._checkpoints.take_up(self._exchanges)
 
@@ -333,7 +271,7 @@ class Session(BaseSession):
         self.refuse_closed("checkpoint() was called")
         self._refuse_open_rounds("checkpoint() was called")
         self._client.codecs.drain()
-        self.on_socket(lambda: None)  # what the last round has left to do there is done
+        self._client.run(lambda: None)  # what the last round has left to do there is done
         assert self._checkpoints is not None
         return self._checkpoints.save(self._exchanges)
 
@@ -345,72 +283,6 @@ class Session(BaseSession):
             self.checkpoint()
         except StorageError as error:  # training is worth more than one checkpoint, and the one before is still there
             print(f"ps-accordion: {error}; going on without it", file=sys.stderr, flush=True)
-
-    def on_socket(self, function: Callable[[], None]) -> None:
-        """Run `function` on the thread that owns the sockets, and wait until it has."""
-
-        def work() -> None:
-            function()
-            done.set()
-
-        done = threading.Event()
-        self._client.call(work)
-        while not done.wait(1.0):
-            if self._client.error is not None:
-                raise self._client.error
-
-    def _take_part(self) -> None:
-        client = self._client
-        if self.local is not None:
-            raise RunAborted("this worker was taken out of the run, and workers of several processes cannot come back yet")
-        began = time.monotonic()
-        while client.behind:
-            if not client.membership.member:
-                client.ask_in()
-            client.wait(lambda: client.membership.member and client.membership.inside, "a place in the run")
-            for tracked in self._exchanges:
-                if tracked.exchange.behind:
-                    self._catch_up(tracked)
-        rounds = [tracked.exchange.rounds.round for tracked in self._exchanges]
-        self.came_in_at = rounds[0] if rounds else 0
-        waited = round(time.monotonic() - began, 3)
-        where = f"at round {rounds[0]} " if rounds else ""
-        print(f"ps-accordion: this worker came into the run {where}with the state of the others", file=sys.stderr, flush=True)
-        client.events.write(event="took part", incarnation=client.membership.incarnation, rounds=rounds, waited_s=waited)
-
-    def _catch_up(self, tracked: Tracked) -> None:
-        """Take over the state of one layout, and go on in the round with which this worker's view begins.
-
-        Nothing has happened where this worker was taken out of the run again meanwhile.
-        """
-        client, exchange = self._client, tracked.exchange
-        membership = client.membership
-        incarnation, view = membership.incarnation, membership.view
-        assert view is not None
-        if exchange.rounds.held:
-            client.wait(lambda: not exchange.rounds.held or not membership.member, "a view that restores a shard")
-            return
-        cut, _ = view.cut_of(exchange.number)
-        standing = Standing()
-        if cut > 0:
-            blob = Blob()
-            if not self._fetch(exchange.number, cut - 1, blob, view.donor, anybody=True):
-                return
-            standing, model = unpacked(blob.bytes())
-            tracked.apply(model)
-        elif tracked.start is not None:
-            if not self._fetch(exchange.number, START, tracked.start, view.donor):
-                return
-            tracked.start.write_back()
-        tracked.start = None
-
-        def admit() -> None:
-            # The view may have changed while the state came, but who is still in it has missed no round.
-            same = membership.member and membership.incarnation == incarnation
-            if same and not exchange.rounds.held and membership.cut_of(exchange.number) >= cut:
-                exchange.admit(standing, incarnation)
-
-        self.on_socket(admit)
 
     @property
     def first_step(self) -> int:
@@ -536,17 +408,8 @@ class Session(BaseSession):
         self.closed = True
         self.training.close()
         client = self._client
-        membership = client.membership
-        if error is not None and membership.joined and not membership.gone:
-            code = error.exit_code if isinstance(error, PsAccordionError) else 1
-            text = f"worker {membership.slot} ended with {type(error).__name__}: {error}"
-            if isinstance(error, SystemExit):
-                code = error.code if isinstance(error.code, int) else 1
-                text = f"worker {membership.slot} ended with exit code {code}"
-            client.call(lambda: membership.leave(text, max(1, code & 0xFF)))
-            deadline = time.monotonic() + GOODBYE_S
-            while not membership.gone and time.monotonic() < deadline:
-                client.notice(0.05)
+        if error is not None and client.membership.joined and not client.membership.gone:
+            leave_with(client, error)
         self._interrupts.close()
         client.close()
         for tracked in self._exchanges:  # after the codec threads: a last skipped round returns its payloads there
@@ -576,7 +439,3 @@ class Session(BaseSession):
         if self.settings.run.record_gradients:
             self._client.record = Record(Path(directory) / "record" / f"worker-{self.rank}")
         self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)
-
-
-def _has_moved(joiner: Joiner, progress: tuple[int, ...], stands: Callable[[], bool]) -> bool:
-    return joiner.progress != progress or not stands()
