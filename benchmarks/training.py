@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
 from benchmarks import turns
 from ps_accordion.worker import DistributedModel, connect
+from ps_accordion.worker.baselines import BASELINES
 
 __all__ = ["WAYS"]
 
@@ -37,45 +38,19 @@ def _alone(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 
 
 @contextlib.contextmanager
-def _group() -> Iterator[int]:
+def _baseline(wrap: Callable[[nn.Module], nn.Module], module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     # RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them.
     distributed.init_process_group("gloo")
     try:
-        yield distributed.get_rank()
+        yield wrap(module), distributed.get_rank()
     finally:
         distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _ddp(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    with _group() as rank:
-        yield nn.parallel.DistributedDataParallel(module), rank
-
-
-@contextlib.contextmanager
-def _ddp_fp16(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    with _group() as rank:
-        model = nn.parallel.DistributedDataParallel(module)
-        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        yield model, rank
-
-
-@contextlib.contextmanager
-def _ddp_powersgd(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    with _group() as rank:
-        # One bucket for all: with several its callbacks wait on the threads of gloo that they run on, for ever.
-        model = nn.parallel.DistributedDataParallel(module, bucket_cap_mb=1 << 12)
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
-        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-        yield model, rank
 
 
 WAYS: dict[str, Callable[[nn.Module], contextlib.AbstractContextManager[tuple[nn.Module, int]]]] = {
     "ours": _ours,
     "alone": _alone,
-    "ddp": _ddp,
-    "ddp_fp16": _ddp_fp16,
-    "ddp_powersgd": _ddp_powersgd,
+    **{name: functools.partial(_baseline, wrap) for name, wrap in BASELINES.items()},
 }
 
 

@@ -79,6 +79,13 @@ _add(
 )
 _add(
     bench,
+    "step",
+    "bench:step",
+    "Time a whole training step beside DistributedDataParallel, and beside a model that shares nothing.",
+    "ps-accordion bench step --cases topk:0.01 --baselines ddp,ddp_fp16 --json step.json",
+)
+_add(
+    bench,
     "codecs",
     "bench_codecs:codecs",
     "Time what codecs do, as multiples of a plain copy, and say what they lose on six kinds of vectors.",

@@ -1,62 +1,133 @@
-"""The benchmark's worker: time push_pull of one tensor beside gloo all_reduce of the same tensor.
+"""The benchmarks' worker: times what we do beside what people use today, in the same processes.
 
-`ps-accordion bench pushpull` starts it once a worker. Both ways run in the same processes, in turn (A B A B ...), each after
-a barrier, so that a slow moment of the machine hits both. One torch thread a process.
+`ps-accordion bench` starts it once a worker. All ways take turns (A B C A B C ...), each after a barrier, so that a slow moment
+of the machine hits all. One torch thread a process.
+
+    pushpull   push_pull of one tensor beside gloo all_reduce of the same tensor
+    step       a whole training step through our wrapper, beside DistributedDataParallel, and beside a model that shares nothing
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from ps_accordion.worker import connect
+from ps_accordion.worker import DistributedModel, connect
+from ps_accordion.worker.base import BaseSession
+from ps_accordion.worker.baselines import BASELINES
 
 __all__ = ["main"]
 
-WARM_UP_PAIRS = 2
-"""Pairs that are not counted: the first push_pull declares the tensor, and both allocate their buffers."""
+WARM_UP_TURNS = 2
+"""Turns that are not counted: the first declares the tensors, and all ways allocate their buffers."""
 TOLERANCE = 1e-5
-"""Largest difference between an uncompressed push_pull and gloo's mean: both add the same float32 numbers, in another order."""
+"""Largest difference between ours, uncompressed, and the first baseline: both add the same float32 numbers, in another order."""
+RATE, MOMENTUM = 1e-3, 0.9
+
+
+class Contest(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        ways: What is timed, by name; ours first.
+        before: Called before each turn, and not timed.
+        difference: How far ours is from the first of the others at the end.
+    """
+
+    ways: Mapping[str, Callable[[], object]]
+    before: Callable[[], object]
+    difference: Callable[[], float]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the pairs, and write every time to the file named by `--result`."""
-    parser = argparse.ArgumentParser(prog="ps_accordion.worker.bench")
-    parser.add_argument("--elements", type=int, required=True, help="length of the float32 tensor")
-    parser.add_argument("--pairs", type=int, required=True, help="how often each way is timed")
+    """Take the turns, and write every time to the file named by `--result`."""
+    parser = argparse.ArgumentParser(prog="ps_accordion.worker.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, required=True, help="how often each way is timed")
     parser.add_argument("--rendezvous", type=Path, required=True, help="a file that does not exist yet, for gloo")
     parser.add_argument("--result", type=Path, required=True, help="JSON file; {rank} is replaced by the worker's rank")
-    parser.add_argument("--exact", action="store_true", help="nothing is compressed: compare the result with gloo's")
+    parser.add_argument("--exact", action="store_true", help="nothing is compressed: compare the result with the baseline's")
+    what = parser.add_subparsers(dest="what", required=True)
+    tensor = what.add_parser("pushpull", help="push_pull beside gloo all_reduce")
+    tensor.add_argument("--elements", type=int, required=True, help="length of the float32 tensor")
+    step = what.add_parser("step", help="a training step beside DistributedDataParallel")
+    step.add_argument("--layers", type=int, required=True, help="linear layers of the network")
+    step.add_argument("--width", type=int, required=True, help="inputs and outputs of a layer")
+    step.add_argument("--batch", type=int, required=True, help="rows of a batch")
+    step.add_argument("--baselines", nargs="+", choices=list(BASELINES), required=True, help="what to compare with")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with connect() as session:
         rank, world_size = session.rank, session.world_size
         dist.init_process_group("gloo", init_method=f"file://{options.rendezvous}", rank=rank, world_size=world_size)
-        # Two dimensions: tensors with one, such as biases, are never compressed.
-        source = torch.randn(1, options.elements, generator=torch.Generator().manual_seed(rank))
-        ours, theirs = source.clone(), source.clone()
-        times: dict[str, list[float]] = {"ms": [], "baseline_ms": []}
-        for pair in range(-WARM_UP_PAIRS, options.pairs):
-            ours.copy_(source)
-            theirs.copy_(source)
-            ms = _timed(lambda: session.push_pull(ours, name="bench"))
-            baseline_ms = _timed(lambda: dist.all_reduce(theirs))
-            if pair >= 0:
-                times["ms"].append(ms)
-                times["baseline_ms"].append(baseline_ms)
-        difference = float((ours - theirs / world_size).abs().max())
+        contest = _pushpull(session, options) if options.what == "pushpull" else _step(session, options)
+        times: dict[str, list[float]] = {way: [] for way in contest.ways}
+        for turn in range(-WARM_UP_TURNS, options.turns):
+            contest.before()
+            for way, operation in contest.ways.items():
+                ms = _timed(operation)
+                if turn >= 0:
+                    times[way].append(ms)
+        difference = contest.difference()
         if options.exact and difference > TOLERANCE:
-            raise RuntimeError(f"push_pull differs from gloo's mean by {difference:g}, expected at most {TOLERANCE:g}")
+            raise RuntimeError(f"ours differs from the baseline by {difference:g}, expected at most {TOLERANCE:g}")
         dist.barrier()
         dist.destroy_process_group()
     file = str(options.result).replace("{rank}", str(rank))
-    Path(file).write_text(json.dumps(times | {"difference": difference}), encoding="utf-8")
+    Path(file).write_text(json.dumps({"times": times, "difference": difference}), encoding="utf-8")
+
+
+def _pushpull(session: BaseSession, options: argparse.Namespace) -> Contest:
+    # Two dimensions: tensors with one, such as biases, are never compressed.
+    source = torch.randn(1, options.elements, generator=torch.Generator().manual_seed(session.rank))
+    ours, theirs = source.clone(), source.clone()
+
+    def before() -> None:
+        ours.copy_(source)
+        theirs.copy_(source)
+
+    return Contest(
+        {"ours": lambda: session.push_pull(ours, name="bench"), "all_reduce": lambda: dist.all_reduce(theirs)},
+        before,
+        lambda: float((ours - theirs / session.world_size).abs().max()),
+    )
+
+
+def _step(session: BaseSession, options: argparse.Namespace) -> Contest:
+    torch.manual_seed(0)
+    module = nn.Sequential(*[nn.Linear(options.width, options.width) for _ in range(options.layers)])
+    batch = torch.randn(options.batch, options.width, generator=torch.Generator().manual_seed(session.rank))
+    modules = {name: copy.deepcopy(module) for name in ("ours", *options.baselines, "alone")}
+    wrap: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "ours": lambda module: DistributedModel(module, session=session),
+        "alone": lambda module: module,
+    }
+    ways = {name: _trainer((wrap | BASELINES)[name](modules[name]), batch) for name in modules}
+
+    def difference() -> float:
+        pairs = zip(modules["ours"].parameters(), modules[options.baselines[0]].parameters(), strict=True)
+        return max(float((ours - theirs).detach().abs().max()) for ours, theirs in pairs)
+
+    return Contest(ways, lambda: None, difference)
+
+
+def _trainer(model: nn.Module, batch: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+    return step
 
 
 def _timed(operation: Callable[[], object]) -> float:

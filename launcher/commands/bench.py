@@ -1,4 +1,4 @@
-"""`ps-accordion bench pushpull`: push_pull of one large tensor beside gloo all_reduce, through real processes."""
+"""`ps-accordion bench pushpull` and `bench step`: what we do beside what people use today, through real processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,10 +22,11 @@ from ..machine import machine
 from ..progress import Tail, human_bytes
 from ..screen import Screen
 
-__all__ = ["Case", "parse_cases", "pushpull"]
+__all__ = ["Case", "parse_cases", "pushpull", "step"]
 
 MEASURED = ("encode", "wait", "decode")
-"""Parts of a push_pull, as the metrics name them."""
+"""Parts of a round, as the metrics name them."""
+EXACT = ("dense", 32)
 
 
 class Case(NamedTuple):
@@ -32,6 +34,35 @@ class Case(NamedTuple):
 
     codec: str
     level: float
+
+
+class Measured(NamedTuple):
+    """What one case took.
+
+    Attributes:
+        fields: What its rows have in common: the case, the job, the bytes, and the parts of a round.
+        times: Milliseconds of each turn, of the slowest worker, by way.
+    """
+
+    fields: dict[str, Any]
+    times: dict[str, list[float]]
+
+    def rows(self, baselines: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return a row beside each baseline: its way and its name."""
+        ms = statistics.median(self.times["ours"])
+        rows = []
+        for way, name in baselines.items():
+            baseline_ms = statistics.median(self.times[way])
+            pairs = {"ms": self.times["ours"], "baseline_ms": self.times[way]}
+            row = {
+                "ms": round(ms, 3),
+                "baseline": name,
+                "baseline_ms": round(baseline_ms, 3),
+                "ratio": round(ms / baseline_ms, 4),
+            }
+            rounded = {each: [round(value, 3) for value in values] for each, values in pairs.items()}
+            rows.append(self.fields | row | {"pairs": rounded})
+        return rows
 
 
 def pushpull(
@@ -57,33 +88,63 @@ def pushpull(
         link: What carries ours: ipc (Unix sockets) or tcp (loopback). gloo always uses TCP on loopback.
         json_file: Write the rows to this file, too.
     """
-    for name, value in (("elements", elements), ("pairs", pairs)):
-        if value < 1:
-            raise ConfigError(f"command line: --{name} {value}: expected at least 1")
+    _at_least_one(elements=elements, pairs=pairs)
+    job = _Job(workers, servers, shards_per_server, link, pairs, elements)
     rows = []
     for case in parse_cases(cases):
-        with tempfile.TemporaryDirectory(prefix="psa-bench-") as directory, Screen("none") as screen:
-            settings = config.load(
-                overrides={
-                    "workers.count": workers,
-                    "servers.count": servers,
-                    "servers.shards_per_server": shards_per_server,
-                    "codec.name": case.codec,
-                    "codec.light": case.level,
-                    "codec.heavy": case.level,
-                    "regime.policy": "static",
-                    "run.directory": f"{directory}/run",
-                }
-            )
-            command = _command(Path(directory), elements, pairs, exact=case == Case("dense", 32))
-            ending = local.run(settings, command, screen=screen, link=link)
-            if ending.exit_code:
-                return ending.exit_code
-            rows.append(_row(case, Path(directory), settings, link, elements))
-    _show(rows, elements)
-    if json_file is not None:
-        _write(json_file, rows)
-    return 0
+        measured = _measured(case, job, ("pushpull", "--elements", str(elements)))
+        if isinstance(measured, int):
+            return measured
+        rows += measured.rows({"all_reduce": "gloo all_reduce"})
+    _show_pushpull(rows, job)
+    return _written(json_file, rows)
+
+
+def step(
+    *,
+    layers: int = 6,
+    width: int = 2048,
+    batch: int = 8,
+    workers: int = 2,
+    servers: int = 2,
+    shards_per_server: int = 1,
+    pairs: int = 15,
+    cases: str = "topk:0.01,onebit:8192,dense:32",
+    baselines: str = "ddp,ddp_fp16,ddp_powersgd",
+    link: local.Link = "ipc",
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+) -> int:
+    """Time a whole training step beside DistributedDataParallel over gloo, in turn, and beside a model that shares nothing.
+
+    Everything runs on this machine without a limit on the network, where all-reduce is at its best; `python -m benchmarks.vs_ddp`
+    in a checkout measures limited links.
+
+    Args:
+        layers: Linear layers of the network; the default has 25 million parameters.
+        width: Inputs and outputs of a layer.
+        batch: Rows of a worker's batch.
+        workers: How many workers train.
+        servers: How many servers aggregate.
+        shards_per_server: Shards, and so compute threads, in a server.
+        pairs: How often each way is timed.
+        cases: What to measure, as codec:level,codec:level.
+        baselines: What to compare with: some of ddp, ddp_fp16 (its fp16 hook), ddp_powersgd (its PowerSGD hook at rank 4).
+        link: What carries ours: ipc (Unix sockets) or tcp (loopback). gloo always uses TCP on loopback.
+        json_file: Write the rows to this file, too.
+    """
+    _at_least_one(layers=layers, width=width, batch=batch, pairs=pairs)
+    others = _baselines(baselines)
+    job = _Job(workers, servers, shards_per_server, link, pairs, layers * width * (width + 1))
+    sizes = ("--layers", str(layers), "--width", str(width), "--batch", str(batch))
+    rows = []
+    for case in parse_cases(cases):
+        measured = _measured(case, job, ("step", *sizes, "--baselines", *others), exact=others[0] == "ddp")
+        if isinstance(measured, int):
+            return measured
+        alone_ms = round(statistics.median(measured.times["alone"]), 3)
+        rows += [row | {"alone_ms": alone_ms} for row in measured.rows({name: name for name in others})]
+    _show_step(rows, others, f"A step of {layers} layers of {width} x {width}, batch {batch}; {job}")
+    return _written(json_file, rows)
 
 
 def parse_cases(text: str) -> list[Case]:
@@ -104,58 +165,96 @@ def parse_cases(text: str) -> list[Case]:
     return cases
 
 
-def _command(directory: Path, elements: int, pairs: int, *, exact: bool) -> tuple[str, ...]:
-    return (
-        *(sys.executable, "-P", "-m", "ps_accordion.worker.bench"),
-        *("--elements", str(elements), "--pairs", str(pairs)),
-        *("--rendezvous", str(directory / "gloo"), "--result", str(directory / "result-{rank}.json")),
-        *(("--exact",) if exact else ()),
-    )
+class _Job(NamedTuple):
+    """What is the same in all cases."""
+
+    workers: int
+    servers: int
+    shards_per_server: int
+    link: local.Link
+    turns: int
+    elements: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers, {self.servers} servers, {self.link}"
 
 
-def _row(case: Case, directory: Path, settings: config.Settings, link: str, elements: int) -> dict[str, Any]:
-    workers = settings.workers.count
-    results = [json.loads((directory / f"result-{rank}.json").read_text(encoding="utf-8")) for rank in range(workers)]
+def _rounded(times: Sequence[float]) -> list[float]:
+    return [round(time, 3) for time in times]
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"command line: --{name} {value}: expected at least 1")
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    # Not from the worker's module: that imports torch, which takes seconds and may be missing where servers are.
+    known = ("ddp", "ddp_fp16", "ddp_powersgd")
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"command line: --baselines expects some of {', '.join(known)}; got {name!r}")
+    return names
+
+
+def _measured(case: Case, job: _Job, what: Sequence[str], *, exact: bool = True) -> Measured | int:
+    """Run one case; return what it took, or the exit code of what failed."""
+    with tempfile.TemporaryDirectory(prefix="psa-bench-") as name, Screen("none") as screen:
+        directory = Path(name)
+        settings = config.load(
+            overrides={
+                "workers.count": job.workers,
+                "servers.count": job.servers,
+                "servers.shards_per_server": job.shards_per_server,
+                "codec.name": case.codec,
+                "codec.light": case.level,
+                "codec.heavy": case.level,
+                "regime.policy": "static",
+                "run.directory": f"{directory}/run",
+            }
+        )
+        command = (
+            *(sys.executable, "-P", "-m", "ps_accordion.worker.bench", "--turns", str(job.turns)),
+            *("--rendezvous", str(directory / "gloo"), "--result", str(directory / "result-{rank}.json")),
+            *(("--exact",) if exact and case == EXACT else ()),
+            *what,
+        )
+        ending = local.run(settings, command, screen=screen, link=job.link)
+        if ending.exit_code:
+            return ending.exit_code
+        results = [json.loads((directory / f"result-{rank}.json").read_text(encoding="utf-8")) for rank in range(job.workers)]
+        metrics = [row for file in (directory / "run").glob("metrics-worker-*.jsonl") for row in Tail(file).read()]
     # All have come to a barrier before: an operation takes as long as it takes the slowest worker.
-    pairs = {name: [max(times) for times in zip(*(one[name] for one in results), strict=True)] for name in ("ms", "baseline_ms")}
-    metrics = [row for file in (directory / "run").glob("metrics-worker-*.jsonl") for row in Tail(file).read()]
-    counted = [row for row in metrics if row["round"] >= max(row["round"] for row in metrics) + 1 - len(pairs["ms"])]
-    ms, baseline_ms = statistics.median(pairs["ms"]), statistics.median(pairs["baseline_ms"])
+    every = [one["times"] for one in results]
+    times = {way: [max(turn) for turn in zip(*(one[way] for one in every), strict=True)] for way in every[0]}
+    counted = [row for row in metrics if row["round"] >= max(row["round"] for row in metrics) + 1 - job.turns]
     moved = statistics.mean(row["push_bytes"] + row["pull_bytes"] for row in counted)
-    return {
+    fields = {
         "case": f"{case.codec}:{case.level:g}",
         "codec": case.codec,
         "level": case.level,
-        "workers": workers,
-        "servers": settings.servers.count,
-        "shards_per_server": settings.servers.shards_per_server,
-        "link": link,
-        "elements": elements,
-        "ms": round(ms, 3),
-        "baseline": "gloo all_reduce",
-        "baseline_ms": round(baseline_ms, 3),
-        "ratio": round(ms / baseline_ms, 4),
-        "pairs": {name: [round(value, 3) for value in values] for name, values in pairs.items()},
+        "workers": job.workers,
+        "servers": job.servers,
+        "shards_per_server": job.shards_per_server,
+        "link": job.link,
+        "elements": job.elements,
         "bytes_a_worker": round(moved),
-        "fewer_bytes": round(8 * elements / moved, 2),
+        "fewer_bytes": round(8 * job.elements / moved, 2),
         **{f"{name}_ms": round(1000 * statistics.mean(row[f"{name}_s"] for row in counted), 3) for name in MEASURED},
     }
+    return Measured(fields, times)
 
 
-def _show(rows: list[dict[str, Any]], elements: int) -> None:
-    console = Console()
-    first = rows[0]
-    place = f"{first['workers']} workers, {first['servers']} servers, {first['link']}"
-    table = Table(title=f"push_pull of {human_bytes(4 * elements)} float32; {place}", title_justify="left")
-    table.caption = (
+def _show_pushpull(rows: list[dict[str, Any]], job: _Job) -> None:
+    caption = (
         "medians; ratio: ours / gloo all_reduce, so below 1 is faster. bytes: a worker's, both ways.\n"
         "encode and decode: time on a worker's codec threads, within ours, and beside each other"
     )
-    table.caption_justify = "left"
-    for heading in ("case", "ours ms", "gloo ms", "ratio", "encode ms", "decode ms", "bytes", "fewer"):
-        table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+    headings = ("case", "ours ms", "gloo ms", "ratio", "encode ms", "decode ms", "bytes", "fewer")
+    lines = [
+        (
             row["case"],
             f"{row['ms']:.1f}",
             f"{row['baseline_ms']:.1f}",
@@ -165,9 +264,33 @@ def _show(rows: list[dict[str, Any]], elements: int) -> None:
             human_bytes(row["bytes_a_worker"]),
             f"{row['fewer_bytes']:.1f}x",
         )
+        for row in rows
+    ]
+    _print(f"push_pull of {human_bytes(4 * job.elements)} float32; {job}", caption, headings, lines)
+
+
+def _show_step(rows: list[dict[str, Any]], others: Sequence[str], title: str) -> None:
+    caption = "medians in ms, and ours / its, so below 1 is faster. alone: the same step with nothing shared"
+    lines = []
+    for first in range(0, len(rows), len(others)):
+        one = rows[first : first + len(others)]
+        beside = (f"{row['baseline_ms']:.0f} {row['ratio']:.2f}" for row in one)
+        lines.append((one[0]["case"], f"{one[0]['ms']:.0f}", f"{one[0]['alone_ms']:.0f}", *beside))
+    _print(title, caption, ("case", "ours", "alone", *others), lines)
+
+
+def _print(title: str, caption: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    console = Console()
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
     console.print(table)
     console.print("; ".join(f"{name} {value}" for name, value in machine().items()), style="dim", highlight=False)
 
 
-def _write(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+def _written(file: Path | None, rows: list[dict[str, Any]]) -> int:
+    if file is not None:
+        file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    return 0

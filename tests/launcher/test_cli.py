@@ -32,7 +32,7 @@ def test_help_loads_no_numeric_library():
 
 def test_every_commands_help_teaches_with_an_example(capsys):
     """An example can be copied."""
-    for name in (*COMMANDS, "bench codecs", "bench pushpull"):
+    for name in (*COMMANDS, "bench codecs", "bench pushpull", "bench step"):
         app([*name.split(), "--help"], result_action="return_value")
         assert "Example: ps-accordion" in " ".join(capsys.readouterr().out.split())
 

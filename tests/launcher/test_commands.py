@@ -99,3 +99,23 @@ def test_the_benchmark_ends_with_its_rows(command, tmp_path):
     assert [row["case"] for row in rows] == ["topk:0.01", "dense:32"]
     assert [names - set(row) for row in rows] == [set(), set()]
     assert rows[0]["fewer_bytes"] > 50
+
+
+@pytest.mark.full
+def test_the_benchmark_of_a_step_ends_with_its_rows(command, tmp_path):
+    """A row of each case beside each baseline; uncompressed, all parameters have been compared with those of the first."""
+    sizes = ("--layers", "2", "--width", "128", "--pairs", "2", "--cases", "topk:0.01,dense:32", "--baselines", "ddp,ddp_fp16")
+    code, _, error = command("bench", "step", *sizes, "--json", "rows.json")
+    assert code == 0, error
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["case"], row["baseline"]) for row in rows] == [
+        (case, baseline) for case in ("topk:0.01", "dense:32") for baseline in ("ddp", "ddp_fp16")
+    ]
+    assert all(row["elements"] == 2 * 128 * 129 and min(row["ms"], row["baseline_ms"], row["alone_ms"]) > 0 for row in rows)
+
+
+def test_a_baseline_that_nobody_knows_is_refused(command):
+    """The flag is named, with what it knows, before anything starts."""
+    code, output, error = command("bench", "step", "--baselines", "ddp,horovod")
+    assert (code, output, error.count("\n")) == (2, "", 1)
+    assert "--baselines expects some of ddp, ddp_fp16, ddp_powersgd; got 'horovod'" in error
