@@ -1,6 +1,6 @@
 """Is a training step over a slow network faster than with DistributedDataParallel?
 
-    python -m benchmarks.vs_ddp [--links 1gbit,100mbit] [--delay MS] [--pairs 15] [--json FILE]
+    python -m benchmarks.vs_ddp [--links 1gbit,100mbit] [--delay MS] [--pairs 15] [--json FILE] [--plot FILE]
 
 Every worker and server has a host of its own: a network namespace whose link is limited in both directions (`hosts.py`), so this
 needs root. Two workers train six linear layers of 2048 x 2048 (25 M parameters, batch 8, SGD with momentum, a thread a process).
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import hosts, turns
+from benchmarks import hosts, plots, turns
 from benchmarks.training import WAYS
 from ps_accordion import config
 from ps_accordion.errors import ConfigError
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--colocated", action="store_true", help="servers on the workers' hosts, not on hosts of their own")
     parser.add_argument("--layers", type=int, default=6, help="linear layers of the network (default: 6)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    parser.add_argument("--plot", type=Path, help="draw the steps to this file, .svg or .png, too")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts and processes go away then, too
     try:
@@ -99,6 +100,8 @@ def main() -> None:
             raise SystemExit(0) from None
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        plots.save_steps(rows, options.plot)
 
 
 def _baseline(name: str) -> Job:
@@ -126,7 +129,12 @@ def measured(jobs: list[Job], link: str, options: argparse.Namespace) -> list[di
         workers = made[: options.workers]
         place = Place(workers, made[options.workers :] or [workers[n % len(workers)] for n in range(options.servers)])
         _check(place, link)
-        running = {job.name: stack.enter_context(started(job, place, Path(name), options.layers)) for job in jobs}
+        running = {}
+        for job in jobs:  # one after the other: each begins by sending all its parameters over the same links
+            began = time.monotonic()
+            running[job.name] = stack.enter_context(started(job, place, Path(name), options.layers))
+            running[job.name].take(1)
+            print(f"{link} {job.name} has made its first step after {time.monotonic() - began:.0f} s", flush=True)
         times: dict[str, list[float]] = {job: [] for job in running}
         moved: dict[str, list[float]] = {job: [] for job in running}
         for turn in range(WARM_UP + options.pairs):
