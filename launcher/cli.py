@@ -69,6 +69,13 @@ _add(
     "Show all settings, resolved from file, environment and flags, with what they mean.",
     "ps-accordion config --light 0.02 > job.toml",
 )
+_add(
+    app,
+    "trace",
+    "trace:trace",
+    "Draw what all processes of a run did and when, of a run that was made with --trace.",
+    "ps-accordion trace runs/20260101-120000-ab12 --out trace.json",
+)
 bench = App(name="bench", help="Measure this machine.", help_epilogue="Example: ps-accordion bench codecs")
 _add(
     bench,

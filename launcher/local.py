@@ -15,8 +15,9 @@ from typing import Literal
 
 from ps_accordion import checkpoint, config
 from ps_accordion.config import ENVIRONMENT_PREFIX, CoordinatorSettings, ServerSettings, Settings
-from ps_accordion.errors import ConfigError
+from ps_accordion.errors import ConfigError, StorageError
 from ps_accordion.role import CONFIG_VARIABLE
+from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
 
 from .child import Guard, Program
@@ -68,6 +69,8 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
                 progress=_progress(directory).update,
                 accused=lambda: _accused(directory),
             )
+        if settings.run.trace:
+            _draw(directory, screen)
         checkpoints = Path(settings.checkpoint_directory)
         if ending.exit_code and checkpoint.complete(checkpoints):
             screen.say(f"to go on from the last checkpoint: ps-accordion launch --resume {_shown(checkpoints)} ...")
@@ -98,6 +101,16 @@ def worker_environment(rank: int, world_size: int, *, local_rank: int, local_wor
     # As torchrun does: workers that share a machine would otherwise each start a thread a core.
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     return environment
+
+
+def _draw(directory: Path, screen: Screen) -> None:
+    file = directory / "trace.json"
+    try:
+        spans = trace.merge([directory], file)
+    except StorageError as error:  # the run has its own outcome
+        screen.say(str(error))
+    else:
+        screen.say(f"{spans} spans in {_shown(file)}: open it in chrome://tracing or ui.perfetto.dev")
 
 
 def _resolve(command: Sequence[str]) -> str:

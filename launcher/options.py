@@ -40,6 +40,8 @@ class JobOptions:
     """Who chooses between light and heavy: static, accordion."""
     run_directory: str | None = None
     """Where the run leaves its config, events and metrics."""
+    trace: Annotated[bool | None, Parameter(negative=())] = None
+    """Write what every thread does, and when; the picture is trace.json in the run directory."""
     seed: int | None = None
     """Seed of every random choice in compression."""
     set_: Annotated[list[str], Parameter(name="--set", negative=(), show_default=False, metavar="KEY=VALUE")] = field(
@@ -86,6 +88,7 @@ _DOTTED = {
     "heavy": "codec.heavy",
     "policy": "regime.policy",
     "run_directory": "run.directory",
+    "trace": "run.trace",
     "seed": "seed",
 }
 

@@ -222,6 +222,9 @@ class RunSettings(Section):
     """Run directory. Empty: `runs/<date>-<time>-<id>` under the current directory (launch), or none (single roles)."""
     record_gradients: bool = False
     """Write every raw gradient, payload and residual to the run directory, for an exact replay. Large."""
+    trace: bool = False
+    """Write what every thread of workers and servers does, and when, to the run directory. `launch --trace` makes `trace.json`
+    of it, which chrome://tracing and ui.perfetto.dev open; `ps-accordion trace` does, of directories of several machines."""
     restarts: Annotated[int, Meta(ge=0)] = 3
     """How often `launch` starts a process again that was killed by a signal, as the kernel does when memory is short. Each
     process has this many, and has them back once it has lived for a minute; one that ends by itself is never started again."""

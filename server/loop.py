@@ -23,7 +23,9 @@ from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.pace import Pace
+from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.bundle import Part, bundled
@@ -107,6 +109,7 @@ class Server:
         self.view = -1
         self._transport = transport or Transport()
         self._events = JsonLines.of_role(settings.run.directory, "events", "server", number)
+        self._trace = Trace(settings.run.directory if settings.run.trace else "", "server", number)
         self._relay = Relay()
         self._layouts: dict[int, Layout] = {}
         self._garbage: dict[Peer, int] = {}
@@ -148,7 +151,9 @@ class Server:
             restore = Residuals(Path(resume)).restored if resume else None
             for number, store in self._stores.items():
                 snapshots = self._snapshots.get(number)
-                shard = Shard(number, store.boot, self.settings, store=store, restore=restore, snapshots=snapshots)
+                shard = Shard(
+                    number, store.boot, self.settings, store=store, restore=restore, snapshots=snapshots, trace=self._trace
+                )
                 self._threads[number] = ShardThread(shard, self._transport, self._events)
             self._recall()
             self._events.write(event="start", address=self._address, shards=list(self._threads), view=self.view, lost=self._lost)
@@ -159,6 +164,7 @@ class Server:
             self._record()
             self._close_stores()
             self._events.close()
+            self._trace.close()
             self._transport.close()
         if isinstance(self._over, m.Abort):
             raise RunAborted(f"the run has ended because of {self._over.culprit}: {self._over.reason}")
@@ -212,8 +218,11 @@ class Server:
             arrivals = self._transport.poll(max(0.0, due - time.monotonic()))
             if (away := absence.look(time.monotonic())) and self._heard is not None:
                 self._heard += away
+            began = trace.now()
             for arrival in arrivals:
                 self._dispatch(arrival)
+            if arrivals:
+                self._trace.span("messages", began, count=len(arrivals))
             now = time.monotonic()
             if now < due:
                 continue

@@ -33,6 +33,7 @@ from ps_accordion.errors import CodecError, WireError
 from ps_accordion.layout import Key, Layout
 from ps_accordion.ledger import LOOK_EVERY, Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
+from ps_accordion.telemetry.trace import Trace, now
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 
@@ -61,6 +62,7 @@ class Shard:
             ends with the process.
         restore: Says what a key of a new layout goes on from; None where it begins.
         snapshots: Copies of its residuals that outlive its memory, which stay the caller's; None keeps none.
+        trace: Where to note what takes how long; None for nowhere.
 
     Raises:
         ConfigError: The store was written under other settings.
@@ -75,8 +77,10 @@ class Shard:
         store: ShardStore | None = None,
         restore: Restore | None = None,
         snapshots: Snapshots | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self._restore = restore
+        self._trace = trace or Trace()
         self.number = number
         self.boot = boot
         self.settings = settings
@@ -388,10 +392,12 @@ class Shard:
             return [self._refuse_all(held, "several members pushed buffers; those of the lead alone count")]
         skipped = held[0].message.previous_skipped
         lead, current = standing(held, record.current)
+        began = now()
         try:
             outcome = self._outcome(layout, record, held, skipped=skipped)
         except CodecError as error:
             return [self._refuse_all(held, str(error))]
+        folded = self._done("fold", began, layout, record.key.number, record.round + 1)
         plan = self._plan_to_attach(layout, record, outcome.kind)
         result = m.Result(
             layout, record.key.number, record.round + 1, self.epoch, outcome.kind, outcome.used, lead, *outcome.coding,
@@ -400,6 +406,7 @@ class Shard:
         frames = (*outcome.frames, memoryview(plan)) if plan else outcome.frames
         record.finish(Finished(result, frames), outcome, current, skipped=skipped)
         self._memory.save(layout, record)
+        self._done("store", folded, layout, result.key, result.round)
         crashpoints.reach("s.marked")
         self._replays.finished(layout, record)
         notes: list[Action] = []
@@ -411,6 +418,11 @@ class Shard:
             fields = {"layout": layout, "round": result.round, "epoch": result.epoch, "kind": result.kind, "plan": record.plan}
             notes.append(Note("round", fields | {"previous_skipped": skipped, "slots": [each.message.slot for each in held]}))
         return [*notes, Send(tuple(each.peer for each in held), result, frames)]
+
+    def _done(self, name: str, began: int, layout: int, key: int, round_: int) -> int:
+        """Note in the trace what was done for a round of a key; return when it was."""
+        self._trace.span(name, began, layout=layout, key=key, round=round_)
+        return now()
 
     def _refuse_all(self, held: list[Held], reason: str) -> Action:
         push = held[0].message

@@ -238,7 +238,7 @@ LEGAL = st.builds(
     Settings,
     seed=st.integers(0, (1 << 63) - 1),
     insecure=st.booleans(),
-    run=st.builds(RunSettings, directory=TEXT, record_gradients=st.booleans()),
+    run=st.builds(RunSettings, directory=TEXT, record_gradients=st.booleans(), trace=st.booleans()),
     timeouts=st.builds(
         Timeouts,
         join=st.floats(0, 86_400, exclude_min=True),

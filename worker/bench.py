@@ -25,7 +25,7 @@ from ps_accordion.worker import DistributedModel, connect
 from ps_accordion.worker.base import BaseSession
 from ps_accordion.worker.baselines import BASELINES
 
-__all__ = ["main"]
+__all__ = ["Contest", "main"]
 
 WARM_UP_TURNS = 2
 """Turns that are not counted: the first declares the tensors, and all ways allocate their buffers."""

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from ps_accordion.config import Settings
 from ps_accordion.errors import RunOver, Unreachable, WireError
 from ps_accordion.layout import Layout
+from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import join_frames
@@ -68,6 +70,7 @@ class Client:
         self.restoring = Restoring(self.membership, self.exchanges)
         self.events = JsonLines(None)
         self.record = Record(None)
+        self.trace = Trace()
         self.transport = transport or Transport()
         self.codecs = CodecThreads(threads, self.fail, self.transport.wake)
         self._garbage: dict[Peer, int] = {}
@@ -221,6 +224,7 @@ class Client:
             self._thread.join()
         self.codecs.close()
         self.events.close()
+        self.trace.close()
 
     # ------------------------------------------------------------ the thread that owns the sockets
 
@@ -254,8 +258,11 @@ class Client:
             while not self._stopping:
                 arrivals = self.transport.poll(max(0.0, due - time.monotonic()))
                 self.membership.heard += absence.look(time.monotonic())
+                began = trace.now()
                 for arrival in arrivals:
                     self._guarded(functools.partial(self._dispatch, arrival))
+                if arrivals:
+                    self.trace.span("messages", began, count=len(arrivals))
                 if time.monotonic() >= due:
                     due = time.monotonic() + TICK_S
                     self._guarded(self._tick)

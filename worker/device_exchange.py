@@ -13,6 +13,7 @@ from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.codecs.device import twin_of
 from ps_accordion.layout import Key, Layout
+from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
 
 from .device import DeviceCoder, Part, Pending
@@ -79,7 +80,9 @@ class DeviceExchange(Exchange):
 
     def _finishing(self, pending: Pending, seconds: float) -> Callable[[], None]:
         def finish() -> None:
+            began = trace.now()
             pushed = pending.pushed()
+            self._trace("encode", began, pushed.message)
             self.client.call(lambda: self._on_pushed(pushed, seconds))
 
         return finish

@@ -22,6 +22,7 @@ from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.errors import RunAborted, TooManySkips, UsageError
 from ps_accordion.layout import Key, Layout, Slice
+from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
 
 from .account import Account
@@ -194,13 +195,17 @@ class Exchange(ABC):
 
     def _decoding(self, key: Key, decode: Decode, current: Open) -> Callable[[], None]:
         def work() -> None:
-            began = time.perf_counter()
+            began = trace.now()
             self._decode(key, decode, current)
             self._account_for(decode)
-            seconds = time.perf_counter() - began
+            seconds = (trace.now() - began) / 1e9
+            self._trace("decode", began, decode.result)
             self.client.call_soon(lambda: self._on_decoded(decode, seconds))
 
         return work
+
+    def _trace(self, name: str, began: int, message: m.Push | m.Result) -> None:
+        self.client.trace.span(name, began, layout=message.layout, key=message.key, round=message.round)
 
     # ------------------------------------------------------------ the thread that owns the sockets
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.layout import Key, Layout
+from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
 
 from .coder import KeyCoder, Pushed, coding_of
@@ -55,9 +55,10 @@ class HostExchange(Exchange):
 
     def _encoding(self, key: Key, current: Open) -> Callable[[], None]:
         def encode() -> None:
-            began = time.perf_counter()
+            began = trace.now()
             pushed = self._encode(key, current)
-            seconds = time.perf_counter() - began
+            seconds = (trace.now() - began) / 1e9
+            self._trace("encode", began, pushed.message)
             self.client.call_soon(lambda: self._on_pushed(pushed, seconds))
 
         return encode

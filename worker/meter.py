@@ -91,6 +91,7 @@ class Meter:
             "critical_share": critical / len(ruled) if ruled else 0.0,
             "plan": plan.version if plan is not None else 0,
         }
+        self._draw(decision.round, timing.last_gradient, now)
         self._last = now
         counters.push_bytes, counters.pull_bytes = sent, received
         counters.startup_bytes = self._startup + self._client.state_bytes
@@ -98,6 +99,15 @@ class Meter:
         counters.rounds += 1
         counters.skipped_rounds += decision.kind == "SKIP"
         self._flush(line)
+
+    def _draw(self, round_: int, last_gradient: float, now: float) -> None:
+        """Lay the parts of a round on a thread of their own: until the last gradient, and until all had their results."""
+        trace = self._client.trace
+        if trace.on:
+            parts = (("compute", self._last, last_gradient), ("wait", last_gradient, now))
+            for name, began, end in parts:
+                if end > began:
+                    trace.lay(name, 0, int(1e9 * began), int(1e9 * (end - began)), {"round": round_}, thread_name="rounds")
 
     def _traffic(self) -> tuple[int, int]:
         """Return bytes sent and received, without the initial state that others still fetch from here."""

@@ -17,6 +17,7 @@ from ps_accordion.config import Settings
 from ps_accordion.errors import PsAccordionError, RunAborted, StorageError, UsageError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.transport import Transport
 
@@ -436,6 +437,8 @@ class Session(BaseSession):
             return
         self._client.events = JsonLines.of_role(directory, "events", "worker", self.rank)
         self.meter.write_to(JsonLines.of_role(directory, "metrics", "worker", self.rank))
+        if self.settings.run.trace:
+            self._client.trace = Trace(directory, "worker", self.rank)
         if self.settings.run.record_gradients:
             self._client.record = Record(Path(directory) / "record" / f"worker-{self.rank}")
         self._client.events.write(event="join", slot=self.rank, incarnation=self._client.membership.incarnation)

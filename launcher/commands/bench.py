@@ -22,7 +22,7 @@ from ..machine import machine
 from ..progress import Tail, human_bytes
 from ..screen import Screen
 
-__all__ = ["Case", "parse_cases", "pushpull", "step"]
+__all__ = ["Case", "Measured", "parse_cases", "pushpull", "step"]
 
 MEASURED = ("encode", "wait", "decode")
 """Parts of a round, as the metrics name them."""

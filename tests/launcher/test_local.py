@@ -3,6 +3,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -43,8 +44,8 @@ def script(tmp_path):
 
 
 def test_a_run_averages_over_its_workers_and_leaves_its_records(command, script, tmp_path):
-    """Exit code 0, output prefixed, and the run directory holds config, events and metrics."""
-    code, output, error = command(*SMALL, *RUN, *script())
+    """Exit code 0, output prefixed, and the run directory holds config, events and metrics, and the trace that was asked for."""
+    code, output, error = command(*SMALL, *RUN, "--trace", *script())
     assert code == 0, error
     assert sorted(output.splitlines()) == ["[worker 0] mean 0.5", "[worker 1] mean 0.5"]
     run = tmp_path / "run"
@@ -60,6 +61,13 @@ def test_a_run_averages_over_its_workers_and_leaves_its_records(command, script,
     names = ["coordinator", "server 0", "worker 0", "worker 1"]
     assert [event["name"] for event in events if event["event"] == "start"] == names
     assert {event["name"]: event["code"] for event in events if event["event"] == "exit"} == dict.fromkeys(names, 0)
+    drawn = json.loads((run / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    spans = Counter((each["name"], each["args"].get("round")) for each in drawn if each["ph"] == "X")
+    assert {stage: [spans[stage, round_] for round_ in range(3)] for stage in ("encode", "fold", "store", "decode")} == {
+        "encode": [2, 2, 2], "fold": [1, 1, 1], "store": [1, 1, 1], "decode": [2, 2, 2],
+    }  # fmt: skip
+    assert Counter(each["name"] for each in drawn if each["ph"] == "f") == {"push": 6, "result": 6}
+    assert "trace.json: open it in" in error
 
 
 @pytest.mark.parametrize(
