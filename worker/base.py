@@ -9,16 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from ps_accordion.config import Settings
 from ps_accordion.errors import UsageError
-from ps_accordion.layout import Layout, Tensor
+from ps_accordion.layout import Tensor
 
+from .batches import Batch, MicroBatches
+from .exchanging import Exchanging
 from .joining import joined
-from .memory import Gradient
 from .meter import Counters
 from .rounds import Decide
 from .training import Training
@@ -28,77 +29,10 @@ if TYPE_CHECKING:
     from .gradients import Gradients
     from .local import LocalGroup
 
-__all__ = ["BaseSession", "Exchanging", "MicroBatches"]
+__all__ = ["BaseSession"]
 
 MIN_WEIGHT, MAX_WEIGHT = 1e-9, 1e9
 """Far inside what float32 holds: the mean is computed in it."""
-Batch = TypeVar("Batch")
-
-
-class Exchanging(Protocol):
-    """One layout of a session, as the wrapper sees it.
-
-    Attributes:
-        layout: The layout.
-        settled: Says whether what was decided has reached its place.
-        take: Returns the model's state after the last round, as bytes, for a worker that joins.
-        apply: Takes over what `take` returned in another worker.
-        rate: Returns the learning rate of the next step, NaN where it is not known.
-        takes_tensors: Whether gradients are handed over as tensors, where they lie, or as float32 arrays of the host.
-    """
-
-    layout: Layout
-    takes_tensors: bool
-    settled: Callable[[], bool]
-    take: Callable[[], bytes]
-    apply: Callable[[bytes], None]
-    rate: Callable[[], float]
-
-    @property
-    def leads(self) -> bool:
-        """Whether this worker's buffers are the ones for all."""
-
-    @property
-    def batch_multiplier(self) -> int:
-        """Batches that the next step takes, as the plan says."""
-
-    def add(self, tensor: int, gradient: Gradient, *, used: bool = True) -> None:
-        """Hand over a gradient; see `Exchange.add`."""
-
-    def wait(self) -> str:
-        """Wait until the round is decided; return DATA or SKIP."""
-
-    def follow(self, batch_multiplier: int) -> None:
-        """Take over what the leader of this host says of the next step; only where this process follows one."""
-
-    def weigh(self, weight: float) -> None:
-        """Let this worker's gradients count that much, from the next round on."""
-
-    def join(self, *, divide_by_initial_world_size: bool) -> None:
-        """Take no part in the rounds to come, but go through them, until all others do the same."""
-
-    def wait_for_join(self) -> int | None:
-        """Wait for that; return the slot whose state this worker must take over, or None if its own is up to date."""
-
-
-class MicroBatches(Generic[Batch]):
-    """The batches of one optimizer step. While one iterates, models synchronise in the last batch's backward only."""
-
-    def __init__(self, batches: list[Batch], models: list[Gradients]) -> None:
-        self._batches = batches
-        self._models = models
-
-    def __len__(self) -> int:
-        """Return how many batches the step takes."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches."""
-        with contextlib.ExitStack() as alone:
-            for model in self._models:
-                alone.enter_context(model.no_sync())
-            yield from self._batches[:-1]
-        yield from self._batches[-1:]
 
 
 class BaseSession(ABC):

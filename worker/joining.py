@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from . import snapshot
 
 if TYPE_CHECKING:
-    from .base import BaseSession, Exchanging
+    from .base import BaseSession
+    from .exchanging import Exchanging
     from .gradients import Gradients
 
 __all__ = ["joined"]

@@ -21,7 +21,8 @@ from ps_accordion.config import Settings
 from ps_accordion.errors import UsageError
 from ps_accordion.layout import Layout, Tensor
 
-from .base import BaseSession, Exchanging
+from .base import BaseSession
+from .exchanging import Exchanging
 from .memory import Gradient
 from .meter import Counters
 from .rounds import Decide

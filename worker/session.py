@@ -21,10 +21,11 @@ from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.transport import Transport
 
-from .base import BaseSession, Exchanging
+from .base import BaseSession
 from .checkpoint import Checkpoints
 from .client import Client
 from .entry import Entry, over_is_fine
+from .exchanging import Exchanging
 from .handover import packed, unpacked
 from .interrupt import Interrupts
 from .leaving import hand_over, leave_with
