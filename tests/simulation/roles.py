@@ -15,6 +15,7 @@ from ps_accordion.layout import Layout
 from ps_accordion.server.durable import ShardStore, Snapshots
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
+from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Record, Send, Stop
@@ -264,6 +265,7 @@ class SimulatedClient(Client):
         self.accounting = Accounting(self.membership)
         self.restoring = Restoring(self.membership, self.exchanges)
         self.events = SimpleNamespace(write=lambda **fields: None)
+        self.trace = Trace()
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient, push=lambda push, payload: None)
         self.codecs = SimpleNamespace(submit=self._submit)
         linked = process.world.processes.__contains__  # a link to a dead process has no connection

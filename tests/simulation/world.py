@@ -21,7 +21,7 @@ from machines import layout_of, settings_of
 from ps_accordion.errors import JoinRefused, RunAborted
 from ps_accordion.layout import Tensor
 from ps_accordion.wire import framing
-from ps_accordion.worker import client, exchange, host_exchange
+from ps_accordion.worker import client, exchange
 
 __all__ = ["Crash", "Faults", "World"]
 
@@ -338,7 +338,7 @@ class World:
         """Run until all workers have ended, and check what happened."""
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=lambda: self.now)
         with contextlib.ExitStack() as patches:
-            for module in (client, exchange, host_exchange):
+            for module in (client, exchange):
                 patches.enter_context(mock.patch.object(module, "time", clock))
             self._run_all()
         from checks import check
