@@ -19,10 +19,11 @@ WALL = {
 }
 SAID = {
     "telemetry/events.py": 1,  # when a line was written
+    "telemetry/trace.py": 1,  # where the spans of one machine lie beside those of another
     "coordinator/log.py": 1,  # when a term began
     "launcher/local.py": 1,  # the name of a run directory
 }
-"""Where the time of day is written down for people, and how often. Nothing reads it again."""
+"""Where the time of day is written down for people, and how often. No role reads it again."""
 
 
 def readings(file: Path) -> int:

@@ -2,7 +2,8 @@
 
 A worker whose threads answer may still compute for ever, wait for a lock, or sit at a breakpoint. So each says, with its sign of
 life, which rounds it is in and whether it has pushed all of one and waits. Who computes while another waits, and gets no further
-for too long, is stuck, unless it has said that it is busy. Where all wait, each for another round, nobody ever gets further.
+for too long, is stuck, unless it has said that it is busy. Where all wait for rounds of different models, and none of these is
+decided yet, nobody ever gets further.
 """
 
 from __future__ import annotations
@@ -73,7 +74,13 @@ class Progress:
         members = [worker for worker in members if not (worker.left or worker.gone)]
         if not members or any(worker.waits < 0 or worker.busy or now - worker.since <= self.limit(worker) for worker in members):
             return ""
-        if len({(worker.waits, worker.rounds.get(worker.waits, 0)) for worker in members}) == 1:
-            return ""  # all want the same: a server or a link is slow, and that passes, or is found dead
+        if len({worker.waits for worker in members}) == 1 or any(self._is_behind(worker, members) for worker in members):
+            return ""  # what somebody wants is there, or will be: a server or a link is slow, and that passes, or is found dead
         where = [f"{worker.name} in round {worker.rounds.get(worker.waits, 0)} of model {worker.waits}" for worker in members]
         return f"all workers wait for each other: {', '.join(where)}; take models in the same order in every worker"
+
+    @staticmethod
+    def _is_behind(worker: Worker, members: Iterable[Worker]) -> bool:
+        """Whether a worker waits for a round that another has decided: it has yet to get the results."""
+        waits = worker.waits
+        return any(other.rounds.get(waits, 0) > worker.rounds.get(waits, 0) for other in members)

@@ -34,7 +34,7 @@ class Running(Job):
             for slot, incarnation in self.machine.view.members:
                 if b"w%d" % slot not in self.quiet:
                     fields = {"round": 5, "synced": True, "ready": False, "waits": -1} | self.fields.get(slot, {})
-                    layouts = [(0, fields["round"], 0)]
+                    layouts = [(layout, round_, 0) for layout, round_ in enumerate(fields.get("rounds", [fields["round"]]))]
                     said = m.Alive(
                         slot,
                         incarnation,
@@ -201,9 +201,17 @@ def test_a_worker_that_holds_up_the_others_is_taken_out():
 def test_workers_that_wait_for_each_other_end_the_run():
     """Two models taken in another order: each waits for a round that the other never begins. Who waits where is said."""
     job = Running(timeouts_stuck=10.0, workers_count=2)
-    job.fields = {0: {"waits": 0}, 1: {"waits": 0, "round": 6}}
+    job.fields = {0: {"rounds": [5, 5], "waits": 0}, 1: {"rounds": [5, 5], "waits": 1}}
     abort, *_ = sends(job.live(12), m.Abort)
-    assert "worker 0 in round 5 of model 0, worker 1 in round 6 of model 0" in abort.message.reason
+    assert "worker 0 in round 5 of model 0, worker 1 in round 5 of model 1" in abort.message.reason
+
+
+@pytest.mark.parametrize("rounds", [[[5], [6]], [[5, 5], [6, 5]]])
+def test_who_waits_for_results_that_another_has_is_in_no_deadlock(rounds):
+    """Its link to a server is cut or slow. However long the others wait for it, they do so for what will come."""
+    job = Running(timeouts_stuck=10.0, workers_count=2)
+    job.fields = {slot: {"rounds": theirs, "waits": len(theirs) - 1 if slot else 0} for slot, theirs in enumerate(rounds)}
+    assert not sends(job.live(60), m.Abort)
 
 
 def test_views_do_not_change_once_rounds_have_ended():
