@@ -16,6 +16,8 @@ __all__ = ["Accounting"]
 
 REPORT_S = 1.0
 """How old the norm of a residual may be that dies with its worker."""
+REPEAT_S = 0.1
+"""How often the whole account is said again, until the goodbye that comes behind it is answered."""
 
 
 class Accounting:
@@ -36,7 +38,7 @@ class Accounting:
         membership = self._membership
         if now < self._due or not membership.joined:
             return []
-        self._due = now + REPORT_S
+        self._due = now + (REPORT_S if self._last is None else REPEAT_S)
         return [self._send(self._last or self._account(exchanges))]
 
     def close(self, exchanges: Iterable[Exchange]) -> list[Send]:
@@ -48,7 +50,7 @@ class Accounting:
                 if not coder.key.buffer:
                     shards.setdefault(coder.key.shard, []).append(_closed(coder))
         entries = [(shard, *added(tallies)) for shard, tallies in sorted(shards.items())]
-        self._last = self._account(exchanges, entries)
+        self._last, self._due = self._account(exchanges, entries), -math.inf
         return [self._send(self._last)]
 
     def _account(self, exchanges: Iterable[Exchange], entries: m.Entries | None = None) -> m.Account:

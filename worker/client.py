@@ -364,9 +364,10 @@ class Client:
         self.membership.waits = next((number for number, exchange in self.exchanges.items() if exchange.rounds.waits), -1)
         self._look_at_links(now)
         self._note_silence(now)
+        # The account goes before the goodbye: who has heard that does not listen any more.
+        self.carry(self.accounting.tick(self.exchanges.values(), now))
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
-        self.carry(self.accounting.tick(self.exchanges.values(), now))
         if self.error is None:
             for exchange in self.exchanges.values():
                 self.carry(exchange.rounds.tick(now))

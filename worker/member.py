@@ -231,6 +231,12 @@ class Membership:
         """
         self.leaving, self.released = m.Leave(self.slot, self.incarnation, "", 0, early=True, flushed=flushed), False
 
+    @property
+    def finished(self) -> bool:
+        """Whether this worker says goodbye because its rounds have ended, for all."""
+        bye = self.leaving
+        return bye is not None and not (bye.early or bye.error or bye.code)
+
     def leave(self, error: str, code: int) -> None:
         """Say goodbye, until the coordinator has answered."""
         # A message may hold undecodable bytes of a file name, as surrogates: they have no place in UTF-8.
@@ -254,7 +260,7 @@ class Membership:
             if self.member:
                 self.wants_in = False
             alive = m.Alive(
-                self.slot, self.incarnation, view, self.progress, self.synced, self.leaving is not None, self.busy,
+                self.slot, self.incarnation, view, self.progress, self.synced, self.finished, self.busy,
                 self.wants_in, self.waits,
             )  # fmt: skip
             out.append(Send((COORDINATOR,), alive))

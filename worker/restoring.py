@@ -49,7 +49,7 @@ class Restoring:
             exchange.rounds.promised = max(exchange.rounds.promised, freeze.p)
             if not (exchange.behind or exchange.starting):
                 layouts.append(exchange.rounds.retained.standing(exchange.rounds.round))
-        return [Send((COORDINATOR,), m.Promise(freeze.p, membership.slot, membership.incarnation, layouts))]
+        return [Send((COORDINATOR,), m.Promise(freeze.p, membership.slot, membership.incarnation, layouts, membership.finished))]
 
     def on_view(self, now: float) -> list[Send]:
         """Give the blank shards of a new view what they lack."""

@@ -133,8 +133,14 @@ class Accounts:
             self._workers.pop(former, None)
         return [history.accounted(account)] if account.final and (before is None or not before.final) else []
 
-    def books(self, books: m.Books) -> list[Action]:
-        """Take in what a server says. What one shard has made good of the loss of the memory before it, is lost no more."""
+    def books(self, books: m.Books, boots: Mapping[int, int]) -> list[Action]:
+        """Take in what a server says. What one shard has made good of the loss of the memory before it, is lost no more.
+
+        Args:
+            books: It.
+            boots: Boot of each shard in the last view. One that is not whole under that boot, though nobody has heard of a loss,
+                has lost its memory since.
+        """
         self._norms.update({shard: (round_, norm) for shard, round_, norm in books.norms})
         self._shards.update({shard: Tally(*sums) for shard, *sums in books.entries})
         whole = {(f"shard {shard}", boot) for shard, boot in books.whole}
@@ -143,6 +149,11 @@ class Accounts:
             del self._lost[item.who, item.incarnation]
             self._found = True
             actions += [history.found(item), Note("found", {"who": item.who, "incarnation": item.incarnation})]
+        known = {item.who for item in self._lost.values()}
+        for shard, *_ in books.entries:
+            who, boot = f"shard {shard}", boots.get(shard)
+            if boot is not None and who not in known and (who, boot) not in whole:
+                actions += self.shard_lost(shard, boot, "its server was started again without it when the rounds had ended")
         return actions
 
     def is_final(self, incarnation: int) -> bool:

@@ -92,7 +92,7 @@ class Coordinator:
             m.Alive: self._on_alive,
             m.ServerAlive: self._admission.server,
             m.Frozen: lambda _peer, frozen, _, now: self._membership.frozen(frozen, now),
-            m.Promise: lambda _peer, promise, _, now: self._membership.promised(promise, now),
+            m.Promise: self._on_promise,
             m.Report: self._on_report,
             m.Rate: self._on_rate,
             m.Account: self._on_account,
@@ -247,9 +247,10 @@ class Coordinator:
         worker.plans = {layout: version for layout, _, version in alive.layouts}
         worker.synced, worker.ready = alive.synced, alive.ready
         self._progress.alive(worker, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits, now)
+        ended = self._rounds_ended(worker) if alive.done else []
         if self.run.ending:
             # The END changes no state: who has not got its results, or has just come, needs to know no more than this.
-            return [Send((peer,), m.Ended())]
+            return [*ended, Send((peer,), m.Ended())]
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if alive.busy != worker.busy:
             worker.busy, worker.since = alive.busy, now
@@ -297,7 +298,8 @@ class Coordinator:
         return [] if worker is None else self.run.accounts.worker(account)
 
     def _on_books(self, _peer: Peer, books: m.Books, _: Sequence[Buffer], _now: float) -> list[Action]:
-        return self.run.accounts.books(books)
+        view = self.view
+        return self.run.accounts.books(books, {} if view is None else {number: boot for number, boot, _ in view.shards})
 
     def _on_leave(self, peer: Peer, leave: m.Leave, _: Sequence[Buffer], now: float) -> list[Action]:
         worker = self.run.member(leave.slot, leave.incarnation)
@@ -312,15 +314,28 @@ class Coordinator:
         self._ending.known.add(worker.name)
         if leave.code or leave.error:
             return self._abort(worker.name, leave.error or f"{worker.name} ended with code {leave.code}", now)
-        # Who has taken part in rounds leaves when they have ended, for all. Who has not goes by itself.
-        # One that came back as another incarnation does not declare again, so its signs of life count as well.
-        trained = bool(worker.plans) or any(worker.slot in entry.declared for entry in self.layouts.entries.values())
-        if trained and self.run.is_in(worker) and not self.run.ending:
-            self.run.ending = True
-            actions.append(history.ending())
+        actions += self._rounds_ended(worker)
         if self.view is not None and (end := self._ending.all_left(now)):
             return actions + end
         return [*actions, Note("leave", {"slot": leave.slot})] if first else actions
+
+    def _on_promise(self, _peer: Peer, promise: m.Promise, _: Sequence[Buffer], now: float) -> list[Action]:
+        worker = self.run.member(promise.slot, promise.incarnation)
+        # A view would begin anew what has ended.
+        ended = self._rounds_ended(worker) if worker is not None and promise.done else []
+        return ended + self._membership.promised(promise, now)
+
+    def _rounds_ended(self, worker: Worker) -> list[Action]:
+        """Note that a worker which says goodbye has seen its rounds end.
+
+        Who has taken part in rounds leaves when they have ended, for all. Who has not goes by itself.
+        """
+        # One that came back as another incarnation does not declare again, so its signs of life count as well.
+        trained = bool(worker.plans) or any(worker.slot in entry.declared for entry in self.layouts.entries.values())
+        if not trained or not self.run.is_in(worker) or self.run.ending:
+            return []
+        self.run.ending = True
+        return [history.ending()]
 
     def _on_fault(self, _peer: Peer, fault: m.Fault, _: Sequence[Buffer], now: float) -> list[Action]:
         return self._abort(fault.culprit, f"server {fault.server}: {fault.reason}", now)

@@ -25,7 +25,7 @@ def verdict(*accounts, shard=SHARD, ended=True, ledger=None, shards=(0,)):
     for each in accounts:
         ledger.worker(each)
     if shard is not None:
-        ledger.books(m.Books(0, [(0, *shard)]))
+        ledger.books(m.Books(0, [(0, *shard)]), {})
     return ledger.verdict({each.slot: each.incarnation for each in accounts}, shards, ended=ended)
 
 
@@ -116,17 +116,36 @@ def test_a_shard_that_has_all_of_it_again_has_lost_nothing():
     ledger = Accounts()
     records = [action.fields for action in ledger.shard_lost(0, 5, "gone", successor=6) if isinstance(action, Record)]
     records += [action.fields for action in ledger.shard_lost(0, 6, "gone", successor=7) if isinstance(action, Record)]
-    assert ledger.books(m.Books(0, whole=[(0, 5), (1, 7)])) == []
-    record, note = ledger.books(m.Books(0, whole=[(0, 7)]))
+    assert ledger.books(m.Books(0, whole=[(0, 5), (1, 7)]), {}) == []
+    record, note = ledger.books(m.Books(0, whole=[(0, 7)]), {})
     assert (note.event, note.fields) == ("found", {"who": "shard 0", "incarnation": 6})
     past = History.of([*records, record.fields])
     assert [item.incarnation for item in past.lost] == [5]
     assert past.found
-    ledger.books(m.Books(0, whole=[(0, 6)]))
+    ledger.books(m.Books(0, whole=[(0, 6)]), {})
     found = verdict(account(), account(1, 2), ledger=ledger)
     assert (found.compared, found.lost, found.open) == (6, [], [])
     found = verdict(account(), account(1, 7, former=[2]), ledger=ledger)
     assert found.open == ["pushes that workers count, because a round may have been made again"]
+
+
+@pytest.mark.parametrize(
+    ("boots", "whole", "lost"),
+    [({0: 5}, [(0, 5)], []), ({0: 5}, [], [("shard 0", 5)]), ({0: 5}, [(0, 6)], [("shard 0", 5)]), ({}, [], [])],
+)
+def test_a_shard_that_lost_its_memory_at_the_very_end_is_named(boots, whole, lost):
+    """Its server was started again without it after the END, and counts from nothing: that is a loss, and no wrong sum."""
+    ledger = Accounts()
+    ledger.books(m.Books(0, [(0, *Tally())], whole=whole), boots)
+    assert [(item.who, item.incarnation) for item in verdict(account(), shard=None, ledger=ledger).lost] == lost
+    assert (not verdict(account(), shard=None, ledger=ledger).wrong) == bool(lost)
+
+
+def test_a_loss_that_is_known_is_named_once():
+    """Of the memory before the one that the view knows: it began anew then, and is not whole."""
+    ledger = Accounts()
+    ledger.shard_lost(0, 5, "gone", successor=6)
+    assert ledger.books(m.Books(0, [(0, *SHARD)], whole=[]), {0: 6}) == []
 
 
 def test_who_gives_no_account_is_named():

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import BOOT, TABLE, named, notes, sends
 
+from ps_accordion.coordinator import history
 from ps_accordion.coordinator.history import History
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.errors import ConfigError, RunAborted
@@ -277,6 +278,29 @@ def test_the_end_stays_the_end():
     for name in ("worker 0", "worker 1", "worker 2", "server 0"):
         assert job.say(b"x", m.Bye(name)) == []
     assert job.say(b"x", m.Bye("server 1")) == [Stop(0)]
+
+
+@pytest.mark.parametrize("said", ["a sign of life", "a promise"])
+def test_who_has_seen_the_end_says_so_before_a_view_begins_it_anew(said):
+    """Its goodbye was lost with its coordinator, and a shard has lost its memory: a view would make the last round again."""
+    job = training()
+    job.restart()
+    done = m.Alive(0, 1, 1, [(0, 5, 0)], True, True) if said == "a sign of life" else None
+    actions = job.beat(b"w0")
+    actions += job.say(b"w0", done or m.Alive(0, 1, 1, [(0, 5, 0)], True, False))
+    if done is None:
+        assert job.machine.phase == "running"
+        actions += job.say(b"w0", m.Promise(2, 0, 1, [(0, 5, 1, True)], True))
+    assert job.machine.phase == "ending"
+    assert [record.fields for record in actions if isinstance(record, Record)][-1] == history.ending().fields
+    assert answers(job.say(b"w1", m.Alive(1, 2, 1, [(0, 5, 0)], True, False)), b"w1") == [m.Ended()]
+
+
+def test_who_says_that_it_is_done_without_having_trained_ends_nothing():
+    """A script that wraps no model goes by itself, and the others go on."""
+    job = Durable().started()
+    job.say(b"w0", m.Alive(0, 1, 1, [], True, True))
+    assert job.machine.phase == "running"
 
 
 def test_an_abort_is_told_by_the_next_coordinator_too():

@@ -150,7 +150,10 @@ def _vector(codecs, coding, payload, elements):
 
 def _lose(world, round_, residuals, bounds):
     """Begin anew where a view says that a shard is blank, in this round, and the residual was not made again."""
-    blank = {shard for view in world.views.values() if view.cut_of(0)[0] == round_ for shard, _ in view.restore}
+    cuts = {p: view.cut_of(0)[0] for p, view in world.views.items()}
+    # What a view said of a round does not hold if a later one went back past it: that round was made again, from another state.
+    held = [p for p, cut in cuts.items() if cut == round_ and not any(of > p and cuts[of] < cut for of in cuts)]
+    blank = {shard for p in held for shard, _ in world.views[p].restore}
     for key in world.layout.keys:
         if key.shard in blank and (round_, key.number) not in world.replayed:
             residuals[key.number] = np.zeros(key.elements, np.float32)
@@ -194,7 +197,9 @@ def _verdict(world):
         for server in world.alive("server"):
             shard = server.shard
             whole = [(server.number, shard.boot)] if shard.whole else []
-            run.accounts.books(m.Books(server.number, [(server.number, *shard.account())], whole=whole))
+            coordinator.machine.handle(
+                b"", m.Books(server.number, [(server.number, *shard.account())], whole=whole), (), world.now
+            )
         verdict = run.accounts.verdict(run.views.members, range(world.settings.num_shards), ended=True)
         if verdict is not None:
             lost = {item.who for item in verdict.lost}
@@ -202,7 +207,8 @@ def _verdict(world):
                 assert cut == 0 or f"shard {world.layout.keys[key].shard}" in lost, ("a loss that the ledger does not know", key)
             assert not verdict.wrong, ("the ledger", str(verdict))
             items = {(item.who, item.incarnation): item.why for item in verdict.lost}
-            for worker in (each for each in world.workers_ever if each.left):
+            # Who heard of the end instead of the coordinator's word that it may go, may have come too late with its own.
+            for worker in (each for each in world.workers_ever if each.left and each.client.membership.released):
                 why = items.get((f"worker {worker.number}", worker.client.membership.incarnation), "")
                 assert "made again" in why or not why, ("an item of a worker that left in peace", why)
             world.count["sums compared"] += verdict.compared

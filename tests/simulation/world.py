@@ -234,9 +234,12 @@ class World:
             self.at(rng.uniform(0.5, 12.0) if late else rng.uniform(0.001, 0.02), lambda: self._arrive(source, target, data))
 
     def tell(self, source, target, message):
-        """Carry a message about sums, of which nothing depends but the ledger: none is lost, and chance has no part in it."""
+        """Carry a message about sums, of which nothing depends but the ledger: none is lost, and chance has no part in it.
+
+        It arrives before what is sent after it, as on one connection.
+        """
         frames = [bytes(frame) for frame in framing.pack(message, ())]
-        self.at(0.005, lambda: self._arrive(source, target, frames))
+        self.at(0.0005, lambda: self._arrive(source, target, frames))
 
     def _arrive(self, source, target, data):
         process = self.processes.get(target)

@@ -223,6 +223,14 @@ def test_leaving_is_repeated_until_the_end():
     job.later(1000)  # nobody is missed any more
 
 
+@pytest.mark.parametrize("goodbye", [lambda job: job.leave("it broke", 1), lambda job: job.leave_others([(0, 4)])])
+def test_only_who_has_seen_the_end_says_that_it_is_done(goodbye):
+    """Who fails ends the run by another word, and who leaves the others ends nothing."""
+    job = Job().inside()
+    goodbye(job.membership)
+    assert [message.done for _, message in job.later(1.5) if isinstance(message, m.Alive)] == [False]
+
+
 def test_an_abort_is_the_answer_to_a_worker_that_fails():
     """It is leaving because of its own error: the abort that follows from it is no second error."""
     job = Job().inside()

@@ -12,7 +12,7 @@ __all__ = ["Alive", "Freeze", "Frozen", "Hello", "Promise", "Pulse", "ServerAliv
 
 
 class Alive(Message, tag="alive", frozen=True):
-    """Worker to coordinator, at every heartbeat: rounds and plan versions by layout, and whether it has seen the END.
+    """Worker to coordinator, at every heartbeat: rounds and plan versions by layout, and whether it is done: it has seen the END.
 
     `synced` says whether it has the state after the last round of every layout, and can hand it out.
     `busy` says what it does instead of training, for people; it is empty while it trains.
@@ -118,12 +118,14 @@ class Promise(Message, tag="promise", frozen=True):
         incarnation: Of the sender.
         layouts: (layout, open round, epoch of the round before, whether it has that round's results) of each layout that it is
             not behind in.
+        done: Whether it has seen the END: its rounds have ended, for all.
     """
 
     p: Count
     slot: Slot
     incarnation: Count
     layouts: Annotated[list[tuple[Count, Round, Round, bool]], Meta(max_length=MAX_LAYOUTS)]
+    done: bool = False
 
 
 class Hello(Message, tag="hello", frozen=True):
