@@ -128,7 +128,7 @@ SEEDS_OF: dict[str, list[int]] = {
     "one_promise_is_enough": [10, 12],
     "promises_for_another_number_count": [15, 40],
     "pushes_of_dead_processes_count": [3, 11],
-    "results_leave_before_they_are_written": [1, 3],
+    "results_leave_before_they_are_written": [1, 4],
     "results_of_any_view_count": [0],
     "results_stay_over_a_view": [0],
     "skipped_pushes_are_not_taken_back": [0],
