@@ -166,7 +166,7 @@ def schedule(task: Task, epoch: int) -> float:
 def light_tensors(policy: str, task: Task, count: int, seed: int) -> Generator[NDArray[np.bool_], Any, None]:
     """Yield, an epoch after the other, which tensors are light; accordion is sent the norms of the epoch before."""
     if policy == "accordion":
-        accordion = Accordion(count, light=Choice("topk", 1.0), heavy=Choice("topk", 0.0), interval=2)
+        accordion = Accordion(light=[Choice("topk", 1.0)] * count, heavy=[Choice("topk", 0.0)] * count, interval=2)
         light = np.ones(count, dtype=bool)
         for epoch in range(task.epochs):
             decision = accordion.rate(schedule(task, epoch), 2 * epoch + 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ps_accordion import checkpoint, config
-from ps_accordion.config import ENVIRONMENT_PREFIX, CoordinatorSettings, ServerSettings, Settings
+from ps_accordion.config import ENVIRONMENT_PREFIX, CodecSettings, CoordinatorSettings, ServerSettings, Settings
 from ps_accordion.errors import ConfigError, StorageError
 from ps_accordion.role import CONFIG_VARIABLE
 from ps_accordion.telemetry import trace
@@ -53,7 +53,7 @@ def run(settings: Settings, command: Sequence[str], *, screen: Screen, link: Lin
         settings = _placed(settings, sockets, link)
         directory = _prepare(settings)
         screen.say(
-            f"{settings.workers.count} workers, {settings.servers.count} servers, codec {settings.codec.name}, "
+            f"{settings.workers.count} workers, {settings.servers.count} servers, codec {_codecs(settings.codec)}, "
             f"policy {settings.regime.policy}; run directory {_shown(directory)}"
         )
         with contextlib.closing(JsonLines.of_role(str(directory), "events", "launcher")) as events:
@@ -111,6 +111,12 @@ def _draw(directory: Path, screen: Screen) -> None:
         screen.say(str(error))
     else:
         screen.say(f"{spans} spans in {_shown(file)}: open it in chrome://tracing or ui.perfetto.dev")
+
+
+def _codecs(settings: CodecSettings) -> str:
+    """Return the codec of a run in words, with those of single tensors."""
+    others = [f"{row.codec} for {row.pattern}" for row in settings.tensors.rows]
+    return f"{settings.name} ({', '.join(others)})" if others else settings.name
 
 
 def _resolve(command: Sequence[str]) -> str:

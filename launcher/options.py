@@ -47,7 +47,8 @@ class JobOptions:
     set_: Annotated[list[str], Parameter(name="--set", negative=(), show_default=False, metavar="KEY=VALUE")] = field(
         default_factory=list
     )
-    """Any other setting, as section.key=value; may be given again and again."""
+    """Any other setting, as section.key=value; may be given again and again. Codecs by tensor:
+    `'codec.tensors={"*.bias" = "dense", "head.*" = "int"}'`."""
 
     def overrides(self) -> dict[str, Any]:
         """Return the settings given as flags, by dotted name.

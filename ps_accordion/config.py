@@ -26,7 +26,8 @@ from msgspec import Meta
 from msgspec.structs import force_setattr
 
 from .errors import ConfigError
-from .sections import IllegalValue, Section, explicit, flatten, kinds
+from .patterns import TensorCodec, TensorCodecs
+from .sections import IllegalValue, Section, Written, explicit, flatten, kinds
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -137,12 +138,22 @@ class CodecSettings(Section):
     """Format of tensors too small to compress (1-D, or under 1,024 elements): 16 or 32 bits an element."""
     residual_at_switch: Literal["keep", "clip", "reset"] = "clip"
     """What happens to a tensor's stored residual when its level turns lighter (docs/decisions says why this default)."""
+    tensors: TensorCodecs = TensorCodecs()
+    """Other codecs by the name of the tensor, a line each: "*.bias" = "dense", or
+    "encoder.*" = {codec = "topk", light = 0.1, heavy = 0.01}. The first pattern that matches decides, and `[codec]` where none
+    does; * stands for anything, ? for one character, and names are those of `model.named_parameters()`. As a flag or variable it
+    is an inline table: --set 'codec.tensors={"*.bias" = "dense"}'."""
 
     def __post_init__(self) -> None:
         # Set past `given`: what nobody set must not count as set.
         light, heavy = LEVELS.get(self.name, (0.0, 0.0))
         force_setattr(self, "light", self.light or light)
         force_setattr(self, "heavy", self.heavy or heavy)
+        force_setattr(self, "tensors", self.tensors.filled(LEVELS))
+
+    def of(self, tensor: str) -> TensorCodec:
+        """Return codec and levels of the tensor with this name; a level of 0 is the codec's own."""
+        return self.tensors.of(tensor) or TensorCodec(self.name, self.light, self.heavy)
 
     @property
     def options(self) -> dict[str, str | int]:
@@ -268,11 +279,15 @@ class Settings(Section):
             )
 
     def terms(self) -> dict[str, Any]:
-        """Return what every process must agree on, by dotted name: the coordinator compares it at join."""
+        """Return what every process must agree on, by dotted name, as numbers and text: the coordinator compares it at join."""
         agreed = {"seed", "workers.count", "servers.count", "servers.shards_per_server", "servers.replay_rounds", "skip.limit"}
         agreed |= {"checkpoint.every_steps", "checkpoint.resume"}
         sections = ("codec.", "layout.", "regime.")
-        return {name: value for name, value in flatten(self).items() if name in agreed or name.startswith(sections)}
+        return {
+            name: str(value) if isinstance(value, Written) else value
+            for name, value in flatten(self).items()
+            if name in agreed or name.startswith(sections)
+        }
 
     def explicit_terms(self) -> dict[str, Any]:
         """Return those of `terms` that some source set: a joiner states them, and takes over the rest."""
@@ -465,4 +480,7 @@ def render(settings: Settings) -> str:
     """Return the settings as TOML that `load` reads back to an equal object."""
     import tomli_w  # only the launcher writes settings
 
-    return tomli_w.dumps(msgspec.to_builtins(settings))
+    sections = msgspec.to_builtins(settings, enc_hook=str)
+    del sections["codec"]["tensors"]
+    # By hand: tomli_w writes a table a row.
+    return "\n".join([tomli_w.dumps(sections), "[codec.tensors]", *settings.codec.tensors.toml(), ""])

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, dataclass_transform, get_args, get_origin
+from typing import Any, Literal, Self, dataclass_transform, get_args, get_origin
 
 import msgspec
 from msgspec.structs import fields
 
 from .errors import ConfigError
 
-__all__ = ["IllegalValue", "Section", "explicit", "flatten", "kinds"]
+__all__ = ["IllegalValue", "Section", "Written", "explicit", "flatten", "kinds"]
+
+
+class Written(ABC):
+    """A value that is more than a number or a word: it reads what stands in a file, or its own text, and `str` is that text."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, value: Any) -> Self:
+        """Return the value that something from a file, a variable or a peer stands for, or the value itself.
+
+        Raises:
+            ValueError: It stands for none; the message says what was expected and what came.
+        """
 
 
 class IllegalValue(ConfigError):
@@ -26,9 +40,10 @@ class IllegalValue(ConfigError):
         name: The setting's name within its section.
     """
 
-    def __init__(self, section: Any, name: str, value: Any) -> None:
+    def __init__(self, section: Any, name: str, value: Any, why: str = "") -> None:
         expected, default = _expected(kinds(section)[name]), getattr(section(), name)
-        super().__init__(f"{name} = {value!r} is not legal: expected {expected}; correct it, or leave it out for {default!r}")
+        said = f"{name}: {why}" if why else f"{name} = {value!r} is not legal: expected {expected}"
+        super().__init__(f"{said}; correct it, or leave it out for {default!r}")
         self.name = name
 
 
@@ -41,6 +56,8 @@ class _SectionType(msgspec.StructMeta):
                 legal[name] = _legal(value, kinds(cls).get(name))
             except msgspec.ValidationError:
                 raise IllegalValue(cls, name, value) from None
+            except ValueError as error:  # of a kind that reads its values itself
+                raise IllegalValue(cls, name, value, str(error)) from None
         section = super().__call__(**legal)
         vars(section)["given"] = frozenset(values)
         return section
@@ -95,6 +112,8 @@ def _legal(value: Any, kind: Any) -> Any:
         if isinstance(value, kind):
             return value
         raise msgspec.ValidationError
+    if isinstance(kind, type) and issubclass(kind, Written):
+        return kind.read(value)
     legal = msgspec.convert(value, kind)
     if isinstance(legal, float) and not math.isfinite(legal):
         raise msgspec.ValidationError

@@ -23,6 +23,7 @@ from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.pace import Pace
+from ps_accordion.selection import check as check_codecs
 from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
@@ -101,9 +102,13 @@ class Server:
         settings: The settings of the job.
         number: Number of this server.
         transport: Sockets to use; closed at the end. None makes new ones.
+
+    Raises:
+        CodecError: The job has a codec that this process does not.
     """
 
     def __init__(self, settings: Settings, number: int, *, transport: Transport | None = None) -> None:
+        check_codecs(settings.codec)  # now, not when a push comes
         self.settings = settings
         self.number = number
         self.view = -1

@@ -20,6 +20,7 @@ from ps_accordion.config import Settings
 from ps_accordion.layout import Key, Layout
 from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.regimes.plan import plan_bound
+from ps_accordion.selection import EXACT, Selection
 from ps_accordion.wire import messages as m
 
 from .durable import KeySize, KeyStore, ShardStore
@@ -124,7 +125,8 @@ class ShardMemory:
             StorageError: There is no room.
         """
         plan = plan_bound(len(layout.tensors))
-        most = {key.number: _payload_most(key, self._settings, self._codecs) for key in keys}
+        selection = Selection(self._settings.codec, layout)
+        most = {key.number: _payload_most(key, selection, self._codecs) for key in keys}
         sizes = [KeySize(key.elements, most[key.number], 0 if key.number else plan) for key in keys]
         stores = self._store.add_layout(number, layout.table, sizes)
         self._keys.update({(number, key.number): store for key, store in zip(keys, stores, strict=True)})
@@ -144,13 +146,11 @@ class ShardMemory:
         self._keys.clear()
 
 
-def _payload_most(key: Key, settings: Settings, codecs: Codecs) -> int:
+def _payload_most(key: Key, selection: Selection, codecs: Codecs) -> int:
     """Return the bytes of the largest payload that a member of this job may push for a key, and so of the largest result."""
-    codec = settings.codec
-    levels = (codec.light, codec.heavy)
     # A client of another make may send plain float32, whatever the plan says.
-    dense = codecs["dense"].payload_bound(key.elements, 32.0)
-    return max(dense, *(codecs[codec.name].payload_bound(key.elements, level) for level in levels))
+    choices = (EXACT, selection.light[key.tensor], selection.heavy[key.tensor])
+    return max(codecs[codec].payload_bound(key.elements, level) for codec, level in choices)
 
 
 def _header(record: KeyRecord) -> bytes:

@@ -106,7 +106,8 @@ class Member:
             choice = Choice("dense", 32.0)
         elif choice is None:
             codec = self.settings.codec
-            choice = Choice("dense", float(codec.small_bits)) if part.small else Choice(codec.name, codec.light)
+            row = codec.of(self.layout.tensors[part.tensor].name)
+            choice = Choice("dense", float(codec.small_bits)) if part.small else Choice(row.codec, row.light)
         used = part.all_used if used is None else used
         pushed = self.coders[key].encode(
             gradient, round_=round_, used=used, choice=choice, previous_skipped=skipped, weight=weight

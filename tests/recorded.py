@@ -40,6 +40,11 @@ CODECS = {
     "topk32": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "fp32"},
     "onebit": {"codec.name": "onebit", "codec.light": 64, "codec.heavy": 1024},
     "random_block": {"codec.name": "random_block", "codec.light": 0.2, "codec.heavy": 0.05},
+    "mixed": {
+        "codec.light": 0.1,
+        "codec.heavy": 0.01,
+        "codec.tensors": '{"branch.bias" = "dense", "*.bias" = "onebit", "branch.*" = {codec = "int", heavy = 2}}',
+    },
 }
 
 

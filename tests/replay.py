@@ -8,7 +8,9 @@ Nothing here knows sockets, threads or kernels. `twins.py` has the codecs; this 
     buffers  one worker's, with weight 1, exact; of a skipped round nothing returns
 """
 
+import fnmatch
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +62,21 @@ class Replay:
 
     def choice(self, key, round_):
         """Return codec and level of a key: those of the plan that the round before carried, if any."""
-        codec = self.settings.codec
         if key.buffer:
             return "dense", 32
+        names = [self.layout.tensors[part.tensor].name for part in key.slices]
         if key.small:
-            return ("dense", 32) if (codec.name, codec.light) == ("dense", 32) else ("dense", codec.small_bits)
+            exact = ("dense", 32) in map(self.light, names)
+            return "dense", 32 if exact else self.settings.codec.small_bits
         plan = self.plans[self.carried.get(round_ - 1, 0)]
-        choice = plan.get(self.layout.tensors[key.tensor].name, (codec.name, codec.light))
-        return twins.effective(*choice, key.elements)
+        return twins.effective(*plan.get(names[0], self.light(names[0])), key.elements)
+
+    def light(self, name):
+        """Return codec and light level of a tensor: of the first pattern that matches its name, else the job's."""
+        codec = self.settings.codec
+        rows = [*tomllib.loads(f"rows = {codec.tensors}")["rows"].items(), ("*", {"codec": codec.name, "light": codec.light})]
+        row = next(row for pattern, row in rows if fnmatch.fnmatchcase(name, pattern))
+        return row["codec"], row["light"]
 
     def round(self, round_, gradients, weights=None):
         """Run one round.

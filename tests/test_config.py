@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ps_accordion.config import (
     ENVIRONMENT_PREFIX,
+    LEVELS,
     RunSettings,
     ServerSettings,
     Settings,
@@ -22,6 +23,7 @@ from ps_accordion.config import (
     render,
 )
 from ps_accordion.errors import ConfigError
+from ps_accordion.patterns import TensorCodecs
 
 LEAVES = flatten(Settings())
 
@@ -77,7 +79,8 @@ def test_variables_that_say_which_process_this_is_are_no_settings(variable: str)
 @pytest.mark.parametrize("name", LEAVES)
 def test_every_setting_can_be_given_as_text(name: str) -> None:
     """What `str` shows of a value sets that value, from the environment and from a flag."""
-    other = {bool: True, int: 3, float: 0.25, str: "fp32"}[type(LEAVES[name])]
+    table = TensorCodecs.read({"*.bias": "dense", "[a-c].*": {"codec": "mine", "light": 0.1}})
+    other = {bool: True, int: 3, float: 0.25, str: "fp32", TensorCodecs: table.filled(LEVELS)}[type(LEAVES[name])]
     other = {
         "codec.bucket": 1024,
         "codec.small_bits": 32,
@@ -260,7 +263,8 @@ def test_what_is_rendered_names_every_setting() -> None:
     """A later version's defaults must not change an old run."""
     text = render(Settings())
     for name in LEAVES:
-        assert re.search(rf"^{name.rpartition('.')[2]} = ", text, re.MULTILINE)
+        section, _, last = name.rpartition(".")
+        assert re.search(rf"^{last} = |^\[{section}\.{last}\]$", text, re.MULTILINE)
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -13,6 +13,7 @@ from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.codecs.device import twin_of
 from ps_accordion.layout import Key, Layout
+from ps_accordion.selection import Selection
 from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
 
@@ -31,14 +32,15 @@ class DeviceExchange(Exchange):
     """An exchange whose gradients are tensors of one device; see `Exchange`.
 
     Raises:
-        CodecError: The codec of the job has no form for accelerators.
+        CodecError: The codec of a tensor has no form for accelerators.
     """
 
     takes_tensors = True
 
     def __init__(self, client: Client, number: int, layout: Layout, decided: Callable[[Decide, Timing], None]) -> None:
         super().__init__(client, number, layout, decided)
-        twin_of(registry.get(client.settings.codec.name))  # Now, not in the middle of the first backward.
+        for codec in sorted(Selection(client.settings.codec, layout).codecs()):
+            twin_of(registry.get(codec))  # Now, not in the middle of the first backward.
         slot, incarnation = client.membership.slot, client.membership.incarnation
         self._coders = [DeviceCoder(number, key, client.settings, slot=slot, incarnation=incarnation) for key in layout.keys]
         self._records = client.settings.run.record_gradients

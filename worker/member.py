@@ -20,6 +20,7 @@ from typing_extensions import Buffer
 from ps_accordion.config import Settings
 from ps_accordion.errors import JoinRefused, RunAborted, RunOver, Unreachable, WireError
 from ps_accordion.layout import Layout
+from ps_accordion.selection import check as check_codecs
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import split_frames
@@ -127,6 +128,7 @@ class Membership:
 
         Raises:
             JoinRefused: The coordinator said no.
+            CodecError: The job has a codec that this process does not.
             RunAborted: Another process failed.
         """
         if peer == COORDINATOR:
@@ -135,6 +137,7 @@ class Membership:
             case m.Welcome() if message.token == self._token and not self.joined:
                 self.slot, self.incarnation = message.slot, message.incarnation
                 self.settings = self.settings.with_terms(message.terms)
+                check_codecs(self.settings.codec)  # now that the coordinator can be told, and not at the first push
             case m.Refused() if message.token in ("", self._token):
                 raise JoinRefused(f"the coordinator at {self.settings.coordinator.address} refused: {message.reason}")
             case m.View() if self.joined:

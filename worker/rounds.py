@@ -24,6 +24,7 @@ from ps_accordion.errors import CodecError, TooManySkips, UsageError, WireError
 from ps_accordion.layout import Key, Layout
 from ps_accordion.regimes.base import Choice, Plan
 from ps_accordion.regimes.plan import decode_plan, encode_plan
+from ps_accordion.selection import Selection
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 from ps_accordion.wire.framing import join_frames
@@ -37,8 +38,6 @@ ASK_BACKOFF, ASK_MOST = 2.0, 10.0
 """A worker that waits for a slow one asks less and less often: after 1, 2, 4, 8, 10, 10 ... times `timeouts.resend`."""
 SKIPS_KEPT = 64
 """Skipped rounds that are remembered, for workers that come back: who was out for longer has no open push any more."""
-EXACT_BITS = 32.0
-"""Who asks for dense float32 wants sums without rounding, in small tensors too."""
 
 
 def server_name(shard: int, settings: Settings) -> str:
@@ -118,6 +117,7 @@ class Rounds:
         self.number = number
         self.layout = layout
         self.settings = settings
+        self._selection = Selection(settings.codec, layout)
         self.round = 0
         self.plan: Plan | None = None
         self.previous_skipped = False
@@ -169,14 +169,11 @@ class Rounds:
 
     def choice(self, key: Key) -> Choice:
         """Return codec and level of a key in the current round: the plan's, or the safe one where no plan holds."""
-        codec = self.settings.codec
-        if key.buffer:
-            return Choice("dense", EXACT_BITS)
-        if key.small:
-            exact = codec.name == "dense" and codec.light == EXACT_BITS
-            return Choice("dense", EXACT_BITS if exact else float(codec.small_bits))
+        fixed = self._selection.fixed(key)
+        if fixed is not None:
+            return fixed
         plan = self._plan_in_force()
-        choice = plan.choices[key.tensor] if plan is not None else Choice(codec.name, codec.light)
+        choice = (plan.choices if plan is not None else self._selection.light)[key.tensor]
         return Choice(*registry.effective(choice.codec, choice.level, key.elements))
 
     def _plan_in_force(self) -> Plan | None:

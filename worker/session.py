@@ -16,6 +16,7 @@ from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.errors import PsAccordionError, RunAborted, StorageError, UsageError
 from ps_accordion.layout import Layout, Tensor
+from ps_accordion.selection import unmatched
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
@@ -204,6 +205,11 @@ class Session(BaseSession):
             raise UsageError(f"expected at most {m.MAX_LAYOUTS} models and push_pull names in a session; reuse names")
         layout = Layout(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
         number = len(self._exchanges)
+        if decided is not None and self.rank == 0:
+            known = [tensor for tracked in self._exchanges for tensor in tracked.exchange.layout.tensors]
+            for text in unmatched(settings.codec, [*known, *table]):
+                self._client.events.write(event="warning", reason=text)
+                print(f"ps-accordion: {text}", file=sys.stderr, flush=True)
         tracked = Tracked(self, number, layout, decided, device)
         tracked.weigh(self._weight)
         if state is not None and self.is_donor:

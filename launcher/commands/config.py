@@ -29,14 +29,17 @@ def show(*, job: JobOptions | None = None) -> int:
 def documented(settings: Settings) -> str:
     """Return the settings as TOML with what each means in a comment above it."""
     documents = dict(_documents(Settings))
+    sections = {name.rpartition(".")[0] for name in documents}
     lines = []
     section = ""
     for line in config.render(settings).splitlines():
         if line.startswith("["):
             section = line.strip("[]") + "."
-            text = documents[section[:-1]].partition(": ")[2]
+            text = documents[section[:-1]]
+            if section[:-1] in sections:  # its first words name it
+                text = text.partition(": ")[2]
             lines += [f"# {text[:1].upper()}{text[1:]}", line]
-        elif line:
+        elif line and section[:-1] in sections | {""}:
             text = documents[section + line.partition(" = ")[0]]
             lines += [f"# {text}", line]
         else:

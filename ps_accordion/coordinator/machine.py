@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from typing_extensions import Buffer
 
-from ..codecs import get
 from ..config import Settings
 from ..errors import ConfigError, RunAborted, WireError
 from ..regimes import check_settings
+from ..selection import check as check_codecs
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
 from ..wire.silence import Silence
@@ -54,7 +54,7 @@ class Coordinator:
 
     Raises:
         ConfigError: `[regime]` names no policy or no window, or more workers are needed than there are.
-        CodecError: `[codec]` names no codec, or a level that it does not have.
+        CodecError: `[codec]` names something that is no codec, or a level that the codec does not have.
     """
 
     def __init__(
@@ -62,8 +62,7 @@ class Coordinator:
     ) -> None:
         # Now, not when the first model is declared: by then others would wait for an answer.
         check_settings(settings.regime)
-        for level in (settings.codec.light, settings.codec.heavy):
-            get(settings.codec.name).check_level(level)
+        check_codecs(settings.codec)
         if settings.workers.minimum > settings.workers.count:
             raise ConfigError(
                 f"workers.minimum is {settings.workers.minimum}; expected at most workers.count, {settings.workers.count}"

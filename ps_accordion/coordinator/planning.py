@@ -14,7 +14,8 @@ It has no clock and no socket: time is counted in rounds.
   A finished window without a new decision renews the plan, under a new version with the same levels, once less than half
   of its life is left. So a plan never expires while the coordinator lives and windows end, and a coordinator that is gone
   leaves its last plan in force for at most that long. After that, before any plan, and at version 0, all use light levels.
-* **Buffers have no gradients**: policies do not see their rows of the tensor table, which are light and critical in every plan.
+* **Buffers have no gradients**: policies do not see their rows of the tensor table, which are critical in every plan, with the
+  light choice of some tensor.
 * **A plan is repeated** until every member reports its version (`pending`).
 * **Members** come with each call, because the coordinator's view owns them. The lowest slot's learning rate counts.
 """
@@ -35,6 +36,7 @@ from ..layout import Layout
 from ..regimes.base import Choice, Decision, Plan, Policy, Window
 from ..regimes.plan import MAX_REASON, decode_plan, encode_plan
 from ..regimes.registry import build_policy
+from ..selection import EXACT, Selection
 
 __all__ = ["LIFE_INTERVALS", "MIN_LIFE_ROUNDS", "Planner"]
 
@@ -107,11 +109,12 @@ class Planner:
         Raises:
             ConfigError: `[regime]` names no policy or no window.
         """
-        codec = settings.codec
-        tensors = sum(not tensor.buffer for tensor in layout.tensors)
-        policy = build_policy(
-            settings.regime, tensors, light=Choice(codec.name, codec.light), heavy=Choice(codec.name, codec.heavy)
+        selection = Selection(settings.codec, layout)
+        light, heavy = (
+            [choice for choice, tensor in zip(choices, layout.tensors, strict=True) if not tensor.buffer]
+            for choices in (selection.light, selection.heavy)
         )
+        policy = build_policy(settings.regime, light=light, heavy=heavy)
         return cls(number, layout, policy, interval=settings.regime.interval, last_version=last_version, last_rate=last_rate)
 
     def report(
@@ -345,7 +348,7 @@ class Planner:
             return decision
         return replace(
             decision,
-            choices=self._spread(decision.choices, self._policy.light),
+            choices=self._spread(decision.choices, self._policy.light[0] if self._policy.light else EXACT),
             critical=self._spread(decision.critical, True),
             statistics={name: self._spread(values, math.nan) for name, values in decision.statistics.items()},
         )

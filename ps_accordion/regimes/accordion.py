@@ -38,6 +38,7 @@ Identification, MLSys 2021, section 4 and algorithm 1. Departures, each with its
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -54,9 +55,8 @@ class Accordion(Policy):
     """Detect critical regimes from norms that change, one tensor at a time.
 
     Args:
-        tensors: How many tensors the layout has.
-        light: Choice in critical regimes, and whenever in doubt.
-        heavy: Choice elsewhere.
+        light: Choice of each tensor in critical regimes, and whenever in doubt.
+        heavy: Choice of each elsewhere.
         threshold: A relative change of the norm of at least this is critical (the paper's eta).
         interval: Windows between two checks.
         signal: "mean" over all members, or "released": the lowest member alone.
@@ -66,17 +66,16 @@ class Accordion(Policy):
 
     def __init__(
         self,
-        tensors: int,
         *,
-        light: Choice,
-        heavy: Choice,
+        light: Sequence[Choice],
+        heavy: Sequence[Choice],
         threshold: float = 0.5,
         interval: int = 10,
         signal: Literal["mean", "released"] = "mean",
         rate_drop: float = 0.5,
         batch_multiplier: int = 1,
     ) -> None:
-        super().__init__(tensors, light=light, heavy=heavy)
+        super().__init__(light=light, heavy=heavy)
         self.threshold = threshold
         self.interval = interval
         self.signal = signal
@@ -174,7 +173,7 @@ class Accordion(Policy):
         if self.batch_multiplier > 1:
             reason += f"; batch x {batches}, the whole model's norm went from {old[-1]:.3g} to {now[-1]:.3g} a round"
         return Decision(
-            tuple(self.light if flag else self.heavy for flag in flags),
+            tuple(light if flag else heavy for flag, light, heavy in zip(flags, self.light, self.heavy, strict=True)),
             flags,
             reason,
             batches,

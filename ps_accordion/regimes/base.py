@@ -11,7 +11,7 @@ raw gradients.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -101,14 +101,14 @@ class Policy(ABC):
 
     Rows of buffers are no tensors here: they have no gradients, and nobody decides about them.
 
-    Args (of every subclass): `tensors`, how many; `light` and `heavy`, the two choices; then its own options.
+    Args (of every subclass): `light` and `heavy`, two choices a tensor, of one codec; then its own options.
     """
 
-    def __init__(self, tensors: int, *, light: Choice, heavy: Choice) -> None:
-        """Keep how many tensors there are and the two choices between which a policy decides."""
-        self.tensors = tensors
-        self.light = light
-        self.heavy = heavy
+    def __init__(self, *, light: Sequence[Choice], heavy: Sequence[Choice]) -> None:
+        """Keep the two choices between which a policy decides, and so how many tensors there are."""
+        self.light = tuple(light)
+        self.heavy = tuple(heavy)
+        self.tensors = len(self.light)
 
     def start(self) -> Decision:
         """Return the safe decision: light compression everywhere, every tensor critical."""
@@ -116,7 +116,7 @@ class Policy(ABC):
 
     def all_light(self, reason: str) -> Decision:
         """Return light compression for every tensor, and steps of one batch."""
-        return Decision((self.light,) * self.tensors, (True,) * self.tensors, reason)
+        return Decision(self.light, (True,) * self.tensors, reason)
 
     def state(self) -> dict[str, Any]:
         """Return what the policy has learned, as plain types: for a checkpoint."""

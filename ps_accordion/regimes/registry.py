@@ -5,7 +5,7 @@ A new policy is one file beside this one, one line in `_BUILDERS` and a paragrap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..config import RegimeSettings, nearest
 from ..errors import ConfigError
@@ -16,16 +16,15 @@ from .static import Static
 
 __all__ = ["build_policy", "check_settings", "policy_names"]
 
-Builder = Callable[[RegimeSettings, int, Choice, Choice], Policy]
+Builder = Callable[[RegimeSettings, Sequence[Choice], Sequence[Choice]], Policy]
 
 
-def _static(settings: RegimeSettings, tensors: int, light: Choice, heavy: Choice) -> Policy:
-    return Static(tensors, light=light, heavy=heavy)
+def _static(settings: RegimeSettings, light: Sequence[Choice], heavy: Sequence[Choice]) -> Policy:
+    return Static(light=light, heavy=heavy)
 
 
-def _accordion(settings: RegimeSettings, tensors: int, light: Choice, heavy: Choice) -> Policy:
+def _accordion(settings: RegimeSettings, light: Sequence[Choice], heavy: Sequence[Choice]) -> Policy:
     return Accordion(
-        tensors,
         light=light,
         heavy=heavy,
         threshold=settings.threshold,
@@ -58,17 +57,16 @@ def check_settings(settings: RegimeSettings) -> None:
     parse_span(settings.window)
 
 
-def build_policy(settings: RegimeSettings, tensors: int, *, light: Choice, heavy: Choice) -> Policy:
+def build_policy(settings: RegimeSettings, *, light: Sequence[Choice], heavy: Sequence[Choice]) -> Policy:
     """Build the policy of one layout.
 
     Args:
         settings: `[regime]` of the job.
-        tensors: How many tensors the layout has.
-        light: Choice in critical regimes and whenever in doubt.
-        heavy: Choice elsewhere.
+        light: Choice of each tensor in critical regimes and whenever in doubt.
+        heavy: Choice of each elsewhere.
 
     Raises:
         ConfigError: No such policy, or the window is not legal.
     """
     check_settings(settings)
-    return _BUILDERS[settings.policy](settings, tensors, light, heavy)
+    return _BUILDERS[settings.policy](settings, light, heavy)

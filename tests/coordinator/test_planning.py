@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ps_accordion.config import CodecSettings, RegimeSettings, Settings
+from ps_accordion.config import CodecSettings, RegimeSettings, Settings, load
 from ps_accordion.coordinator.planning import LIFE_INTERVALS, MIN_LIFE_ROUNDS, Planner
 from ps_accordion.errors import ConfigError, WireError
 from ps_accordion.layout import Layout, Tensor
@@ -28,7 +28,7 @@ class Recorder(Policy):
     """Keeps what it is shown; answers from two lists, or with None."""
 
     def __init__(self, windows=(), rates=()):
-        super().__init__(3, light=LIGHT, heavy=HEAVY)
+        super().__init__(light=[LIGHT] * 3, heavy=[HEAVY] * 3)
         self.answers = {"window": list(windows), "rate": list(rates)}
         self.windows, self.rates = [], []
 
@@ -240,6 +240,19 @@ def test_an_event_shows_why_a_plan_is_as_it_is():
     assert expected == second
     assert planner.critical_share == 0.5
     assert planner.events() == []
+
+
+def test_each_tensor_turns_between_its_own_two_levels():
+    """Codecs by name: what a row of the table says of a tensor is what its plan says, light and heavy."""
+    text = '{"b.*" = {codec = "int", light = 8, heavy = 2}, "*.bias" = "onebit"}'
+    settings = load(environment={}, overrides={"regime.interval": 1, "codec.tensors": text})
+    planner = Planner.for_layout(0, LAYOUT, settings)
+    for window, norms in enumerate([(4.0, 4.0, 4.0), (3.0, 9.0, 9.0), (3.0, 9.0, 9.0)]):
+        report(planner, 0, window, norms, members=(0,))
+        if window == 1:
+            assert planner.plan.choices == (HEAVY, Choice("onebit", 512.0), Choice("int", 8.0))
+    assert planner.plan.choices == (HEAVY, Choice("onebit", 8192.0), Choice("int", 2.0))
+    assert [event["codecs"] for event in planner.events()][-1] == ["topk", "int"]
 
 
 def test_policies_do_not_see_buffers():

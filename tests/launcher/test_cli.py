@@ -1,3 +1,4 @@
+import re
 import resource
 import subprocess
 import sys
@@ -28,6 +29,12 @@ def test_help_loads_no_numeric_library():
     loaded = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "ps_accordion.launcher.cli" in loaded
     assert {"torch", "numba", "zmq", "numpy", "ps_accordion.launcher.local"}.isdisjoint(loaded)
+
+
+def test_help_teaches_codecs_by_name(capsys):
+    """A table as a flag has a form that nobody guesses."""
+    app(["launch", "--help"], result_action="return_value")
+    assert """'codec.tensors={"*.bias" = "dense", "head.*" = "int"}'""" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
 
 
 def test_every_commands_help_teaches_with_an_example(capsys):

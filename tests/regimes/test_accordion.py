@@ -18,7 +18,7 @@ NAN = math.nan
 
 def accordion(tensors, **options):
     """Return the policy between the two levels of these tests."""
-    return Accordion(tensors, light=LIGHT, heavy=HEAVY, **options)
+    return Accordion(light=[LIGHT] * tensors, heavy=[HEAVY] * tensors, **options)
 
 
 def window(index, *members):

@@ -39,6 +39,16 @@ def test_quantised_runs_have_the_bits_of_a_replay(tmp_path, codec):
     assert all((ledger[side]["spread"] > 0) == (codec != "int") for side in ("workers", "servers"))
 
 
+def test_mixed_codecs_have_the_bits_of_a_replay(tmp_path):
+    """One model, three codecs by name, levels that turn for each: biases exact, and so is what is fused with them."""
+    results, settings = run(tmp_path, 2, 2, "mixed")
+    assert_replicas_agree(results)
+    assert_replay_agrees(tmp_path, settings, results[0][0])
+    plans, carried = plan_log(tmp_path)
+    in_force = {choice for version in carried.values() for choice in plans[version].items()}
+    assert {("first.weight", ("topk", 0.01)), ("branch.weight", ("int", 2.0)), ("branch.weight", ("int", 8.0))} <= in_force
+
+
 def test_the_exactness_runs_do_change_levels(tmp_path):
     """The runs above prove something about switches only if plans do switch levels in them."""
     run(tmp_path, 2, 1, "topk")

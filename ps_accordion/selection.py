@@ -1,0 +1,108 @@
+"""Which codec and which levels every tensor of a layout has: what `[codec]` and its table `tensors` come to.
+
+Everybody asks here: the coordinator, whose policies choose between the two levels of each tensor; workers, for what they push
+where no plan holds; servers, for the room that a payload may take.
+
+* **Compressible tensors** have the codec and levels of the first row of `codec.tensors` that matches their name, else those of
+  `[codec]`.
+* **Small tensors** go dense, fused with others, whatever their row says, at `codec.small_bits`; but at 32 bits where the row of
+  one of the tensors in the key, or `[codec]`, is dense at 32: a key is as exact as the most exact of its tensors.
+* **Buffers** are always exact.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+
+from .codecs import registry
+from .config import CodecSettings
+from .errors import CodecError, ConfigError
+from .layout import Key, Layout, Tensor
+from .patterns import TensorCodec
+from .regimes.base import Choice
+from .regimes.plan import MAX_PALETTE
+
+__all__ = ["EXACT", "Selection", "check", "unmatched"]
+
+EXACT = Choice("dense", 32.0)
+
+
+class Selection:
+    """Codec and levels of every tensor of a layout.
+
+    Args:
+        settings: `[codec]` of the job.
+        layout: The layout.
+
+    Attributes:
+        light: One choice a row of the table, for critical regimes and whenever in doubt. (Nobody asks for that of buffers.)
+        heavy: One choice a row, for the other regimes.
+    """
+
+    def __init__(self, settings: CodecSettings, layout: Layout) -> None:
+        pairs = [_levels(settings.of(tensor.name)) for tensor in layout.tensors]
+        self.light = tuple(light for light, _ in pairs)
+        self.heavy = tuple(heavy for _, heavy in pairs)
+        self._small = Choice("dense", float(settings.small_bits))
+        self._layout = layout
+
+    def fixed(self, key: Key) -> Choice | None:
+        """Return the choice of a key about which no plan decides, buffers or small tensors; None for the others."""
+        if key.buffer:
+            return EXACT
+        if key.small:
+            return EXACT if any(self.light[part.tensor] == EXACT for part in key.slices) else self._small
+        return None
+
+    def codecs(self) -> set[str]:
+        """Return the names of the codecs of all compressible tensors."""
+        return {self.light[index].codec for index in self._layout.compressible}
+
+
+def check(settings: CodecSettings) -> None:
+    """Refuse codecs and levels that this process does not have: before it takes part in a run.
+
+    Raises:
+        CodecError: There is no such codec or level; the message says which setting names it.
+        ConfigError: There are more different choices than a plan can carry.
+    """
+    rows = [TensorCodec(settings.name, settings.light, settings.heavy, ""), *settings.tensors.rows]
+    choices = set()
+    for row in rows:
+        where = f"codec.tensors {row.pattern!r}: " if row.pattern else ""
+        try:
+            codec = registry.get(row.codec)
+            for choice in _levels(row):
+                codec.check_level(choice.level)
+                choices.add(choice)
+        except CodecError as error:
+            raise CodecError(f"{where}{error}") from None
+    if len(choices) > MAX_PALETTE:
+        raise ConfigError(
+            f"codec.tensors comes to {len(choices)} different codecs and levels, and a plan has room for {MAX_PALETTE}: expected "
+            "several patterns with the same levels"
+        )
+
+
+def unmatched(settings: CodecSettings, tensors: Sequence[Tensor]) -> Iterator[str]:
+    """Yield what is to be said of rows that decide nothing about these tensors: no name matches, or an earlier row has them."""
+    for row in settings.tensors.rows:
+        mine = [tensor for tensor in tensors if not tensor.buffer and settings.of(tensor.name) == row]
+        if not mine:
+            yield f"codec.tensors: {row.pattern!r} decides about no tensor so far{_near(row.pattern, tensors)}"
+        elif row.codec != EXACT.codec and all(tensor.small for tensor in mine):
+            yield (
+                f"codec.tensors: {row.pattern!r} = {row.codec!r} decides about small tensors only ({mine[0].name}), which always "
+                "go dense"
+            )
+
+
+def _levels(row: TensorCodec) -> tuple[Choice, Choice]:
+    return Choice(row.codec, row.light), Choice(row.codec, row.heavy)
+
+
+def _near(pattern: str, tensors: Iterable[Tensor]) -> str:
+    names = [tensor.name for tensor in tensors if not tensor.buffer]
+    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+    return f"; the nearest names are {', '.join(close)}"
