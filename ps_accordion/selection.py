@@ -15,15 +15,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
-from .codecs import registry
-from .config import CodecSettings
+from .codecs import Codec, Codecs, registry
+from .config import LEVELS, CodecSettings
 from .errors import CodecError, ConfigError
 from .layout import Key, Layout, Tensor
 from .patterns import TensorCodec
 from .regimes.base import Choice
 from .regimes.plan import MAX_PALETTE
 
-__all__ = ["EXACT", "Selection", "check", "unmatched"]
+__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "others", "unmatched"]
 
 EXACT = Choice("dense", 32.0)
 
@@ -60,6 +60,39 @@ class Selection:
         return {self.light[index].codec for index in self._layout.compressible}
 
 
+def codecs_of(settings: CodecSettings) -> Codecs:
+    """Return all codecs that a process of the job may meet, with the job's options: all of ours, and those it names.
+
+    Raises:
+        CodecError: It names one that this process does not have.
+    """
+    return registry.suite(*_names(settings), **settings.options)
+
+
+def others(settings: CodecSettings) -> list[tuple[Codec, float]]:
+    """Return the codecs of other distributions that a job names, at their levels: they are not among those that `warm` knows.
+
+    Raises:
+        CodecError, ConfigError: As `check` does.
+    """
+    check(settings)
+    codecs = codecs_of(settings)
+    choices = {choice for row in _rows(settings) for choice in _levels(row) if choice.codec not in registry.DEFAULT}
+    return [(codecs[codec], level) for codec, level in sorted(choices)]
+
+
+def levels_of(codec: str) -> tuple[float, float]:
+    """Return the light and heavy level that a codec has where a job sets none.
+
+    Raises:
+        CodecError: There is no such codec, or it has none.
+    """
+    levels = LEVELS.get(codec) or registry.get(codec).levels
+    if levels is None:
+        raise CodecError(f"codec {codec} has no levels of its own: expected light and heavy to be set, each above 0")
+    return levels
+
+
 def check(settings: CodecSettings) -> None:
     """Refuse codecs and levels that this process does not have: before it takes part in a run.
 
@@ -67,9 +100,8 @@ def check(settings: CodecSettings) -> None:
         CodecError: There is no such codec or level; the message says which setting names it.
         ConfigError: There are more different choices than a plan can carry.
     """
-    rows = [TensorCodec(settings.name, settings.light, settings.heavy, ""), *settings.tensors.rows]
     choices = set()
-    for row in rows:
+    for row in _rows(settings):
         where = f"codec.tensors {row.pattern!r}: " if row.pattern else ""
         try:
             codec = registry.get(row.codec)
@@ -98,8 +130,17 @@ def unmatched(settings: CodecSettings, tensors: Sequence[Tensor]) -> Iterator[st
             )
 
 
+def _rows(settings: CodecSettings) -> list[TensorCodec]:
+    return [TensorCodec(settings.name, settings.light, settings.heavy, ""), *settings.tensors.rows]
+
+
+def _names(settings: CodecSettings) -> list[str]:
+    return sorted({row.codec for row in _rows(settings)})
+
+
 def _levels(row: TensorCodec) -> tuple[Choice, Choice]:
-    return Choice(row.codec, row.light), Choice(row.codec, row.heavy)
+    light, heavy = (row.light, row.heavy) if row.light and row.heavy else levels_of(row.codec)
+    return Choice(row.codec, row.light or light), Choice(row.codec, row.heavy or heavy)
 
 
 def _near(pattern: str, tensors: Iterable[Tensor]) -> str:

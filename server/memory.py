@@ -14,13 +14,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ps_accordion.codecs import registry
 from ps_accordion.codecs.registry import Codecs
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key, Layout
 from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.regimes.plan import plan_bound
-from ps_accordion.selection import EXACT, Selection
+from ps_accordion.selection import EXACT, Selection, codecs_of
 from ps_accordion.wire import messages as m
 
 from .durable import KeySize, KeyStore, ShardStore
@@ -94,7 +93,7 @@ class ShardMemory:
     def __init__(self, store: ShardStore, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._codecs = registry.suite(**settings.codec.options)
+        self._codecs = codecs_of(settings.codec)
         self._keys: dict[tuple[int, int], KeyStore] = {}
         self.most: dict[tuple[int, int], int] = {}
         """Bytes of the largest payload that there is room for, by layout and key."""

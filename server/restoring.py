@@ -54,7 +54,7 @@ def base_of(probe: Probe | None, restored: Restored | None) -> Base:
     return Base(restored.round, restored.bound, tally, residual=restored.residual)
 
 
-def finished_of(result: m.Result, frames: Sequence[Buffer], key: Key) -> Finished:
+def finished_of(result: m.Result, frames: Sequence[Buffer], key: Key, codecs: Codecs) -> Finished:
     """Return a result as it is kept, once it agrees with the layout.
 
     Raises:
@@ -67,7 +67,7 @@ def finished_of(result: m.Result, frames: Sequence[Buffer], key: Key) -> Finishe
             raise WireError(f"a result to restore key {key.number} from: expected {key.elements} elements, got {result.elements}")
         payload = join_frames(frames[: len(result.frames)], result.frames)
         coding = Coding(result.codec, result.level, result.elements, result.count, result.seed)
-        registry.get(result.codec).validate(payload, coding)
+        registry.find(codecs, result.codec).validate(payload, coding)
     return Finished(result, tuple(memoryview(bytes(frame)) for frame in frames))
 
 

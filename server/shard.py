@@ -33,6 +33,7 @@ from ps_accordion.errors import CodecError, WireError
 from ps_accordion.layout import Key, Layout
 from ps_accordion.ledger import LOOK_EVERY, Probe, Tally
 from ps_accordion.seeds import SERVER, seed_for
+from ps_accordion.selection import codecs_of
 from ps_accordion.telemetry.trace import Trace, now
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
@@ -91,7 +92,7 @@ class Shard:
         """Number of the last view that was promised: while it is above `epoch`, no round is finished."""
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
-        self._codecs = registry.suite(**settings.codec.options)
+        self._codecs = codecs_of(settings.codec)
         self._probes: dict[tuple[int, int], Probe] = {}
         self._scratch = np.zeros(0, np.float32)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
@@ -311,7 +312,7 @@ class Shard:
         if not state.is_blank(result.layout, record) or (result.round, result.epoch) != (cut - 1, previous_epoch):
             return []
         try:
-            finished = finished_of(result, frames, record.key)
+            finished = finished_of(result, frames, record.key, self._codecs)
         except (WireError, CodecError) as error:
             return [Note("refused", {"culprit": f"worker {restore.slot}", "reason": str(error)})]
         kept = Result(finished, bound_of(result, self._codecs), restore.version)

@@ -69,7 +69,7 @@ class Replay:
             exact = ("dense", 32) in map(self.light, names)
             return "dense", 32 if exact else self.settings.codec.small_bits
         plan = self.plans[self.carried.get(round_ - 1, 0)]
-        return twins.effective(*plan.get(names[0], self.light(names[0])), key.elements)
+        return twins.effective(*plan.get(names[0], self.light(names[0])), key.elements, self.settings.codec.values)
 
     def light(self, name):
         """Return codec and light level of a tensor: of the first pattern that matches its name, else the job's."""

@@ -17,6 +17,7 @@ from ps_accordion.config import Settings
 from ps_accordion.layout import Key
 from ps_accordion.regimes.base import Choice
 from ps_accordion.seeds import SHARED, seed_for
+from ps_accordion.selection import codecs_of
 from ps_accordion.wire import messages as m
 
 from .account import Account
@@ -62,7 +63,7 @@ class KeyCoder:
         self._begun = False
         """Whether there is a residual; it takes no memory while it is zero."""
         self._settings = settings
-        self._codecs = registry.suite(**settings.codec.options)
+        self._codecs = codecs_of(settings.codec)
         self.incarnation = incarnation
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot

@@ -28,6 +28,7 @@ from ps_accordion.config import Settings
 from ps_accordion.layout import Key, Slice
 from ps_accordion.regimes.base import Choice
 from ps_accordion.seeds import SHARED, seed_for
+from ps_accordion.selection import codecs_of
 from ps_accordion.wire import messages as m
 
 from .account import Account
@@ -107,7 +108,7 @@ class DeviceCoder:
         self.key = key
         self.residual: torch.Tensor | None = None
         self._settings = settings
-        self._codecs = registry.suite(**settings.codec.options)
+        self._codecs = codecs_of(settings.codec)
         self._slot = slot
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
         """For pushes without a payload, and the last one. It never has a residual."""
@@ -206,7 +207,7 @@ class DeviceCoder:
             out: All slices of the key, in order.
         """
         coding, (_, first) = coding_of(result), out[0]
-        twin = twin_of(registry.get(result.codec))
+        twin = twin_of(registry.find(self._codecs, result.codec))
         with self._streams_of(first.device).aside(self._ready):
             if len(out) == 1 and first.dtype == torch.float32:
                 twin.decode(payload, coding, first)

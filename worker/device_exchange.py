@@ -40,7 +40,7 @@ class DeviceExchange(Exchange):
     def __init__(self, client: Client, number: int, layout: Layout, decided: Callable[[Decide, Timing], None]) -> None:
         super().__init__(client, number, layout, decided)
         for codec in sorted(Selection(client.settings.codec, layout).codecs()):
-            twin_of(registry.get(codec))  # Now, not in the middle of the first backward.
+            twin_of(registry.find(self.rounds.codecs, codec))  # Now, not in the middle of the first backward.
         slot, incarnation = client.membership.slot, client.membership.incarnation
         self._coders = [DeviceCoder(number, key, client.settings, slot=slot, incarnation=incarnation) for key in layout.keys]
         self._records = client.settings.run.record_gradients

@@ -249,7 +249,7 @@ class Exchange(ABC):
         if not self.layout.keys[decode.key].buffer:
             result = decode.result
             self.coders[decode.key].account.result(
-                registry.find(registry.DEFAULT, result.codec), decode.payload, coding_of(result)
+                registry.find(self.rounds.codecs, result.codec), decode.payload, coding_of(result)
             )
 
     def _on_decoded(self, decode: Decode, seconds: float) -> None:

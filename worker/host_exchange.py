@@ -93,7 +93,7 @@ class HostExchange(Exchange):
 
     def _decode(self, key: Key, decode: Decode, current: Open) -> None:
         gradients: dict[int, FloatVector] = current.gradients
-        codec, coding = registry.find(registry.DEFAULT, decode.result.codec), coding_of(decode.result)
+        codec, coding = registry.find(self.rounds.codecs, decode.result.codec), coding_of(decode.result)
         if len(key.slices) == 1:
             part = key.slices[0]
             codec.decode(decode.payload, coding, gradients[part.tensor][part.start : part.start + part.length])

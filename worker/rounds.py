@@ -24,7 +24,7 @@ from ps_accordion.errors import CodecError, TooManySkips, UsageError, WireError
 from ps_accordion.layout import Key, Layout
 from ps_accordion.regimes.base import Choice, Plan
 from ps_accordion.regimes.plan import decode_plan, encode_plan
-from ps_accordion.selection import Selection
+from ps_accordion.selection import Selection, codecs_of
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 from ps_accordion.wire.framing import join_frames
@@ -117,6 +117,8 @@ class Rounds:
         self.number = number
         self.layout = layout
         self.settings = settings
+        self.codecs = codecs_of(settings.codec)
+        """All codecs that a result may have, with the job's options."""
         self._selection = Selection(settings.codec, layout)
         self.round = 0
         self.plan: Plan | None = None
@@ -174,7 +176,7 @@ class Rounds:
             return fixed
         plan = self._plan_in_force()
         choice = (plan.choices if plan is not None else self._selection.light)[key.tensor]
-        return Choice(*registry.effective(choice.codec, choice.level, key.elements))
+        return Choice(*registry.effective(choice.codec, choice.level, key.elements, codecs=self.codecs))
 
     def _plan_in_force(self) -> Plan | None:
         return self.plan if self.plan is not None and self.round <= self.plan.expires_round else None
@@ -272,7 +274,7 @@ class Rounds:
             raise WireError(f"result of key {result.key}: expected {key.elements} elements, got {result.elements}")
         payload = join_frames(frames[: len(result.frames)], result.frames)
         try:
-            codec = registry.find(registry.DEFAULT, result.codec)
+            codec = registry.find(self.codecs, result.codec)
             codec.check_level(result.level)
         except CodecError as error:
             raise WireError(f"result of key {result.key}: {error}") from None

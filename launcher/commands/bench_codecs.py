@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ps_accordion import config
 from ps_accordion.codecs import names, warm
 from ps_accordion.errors import ConfigError
+from ps_accordion.selection import levels_of
 
 from ..codec_speed import FOLDS, Case, measure
 from ..machine import machine
@@ -77,7 +77,7 @@ def cases_of(only: str) -> list[Case]:
         if name not in names():
             raise ConfigError(f"command line: --only expects codecs among {', '.join(names())}, got {part!r}")
         try:
-            cases += [Case(name, float(level))] if colon else [Case(name, each) for each in config.LEVELS[name]]
+            cases += [Case(name, float(level))] if colon else [Case(name, each) for each in levels_of(name)]
         except ValueError:
             raise ConfigError(f"command line: --only expects name or name:level, such as topk:0.01; got {part!r}") from None
     return cases

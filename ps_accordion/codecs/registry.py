@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import CodecError
+from . import plugins
 from .base import Codec
 from .dense import Dense
 from .int import Int
@@ -31,8 +32,8 @@ _CLASSES: dict[str, type[Codec]] = {
 
 
 def names() -> list[str]:
-    """Return the names of all codecs, sorted."""
-    return sorted(_CLASSES)
+    """Return the names of all codecs, those that other distributions declare among them, sorted."""
+    return sorted({*_CLASSES, *plugins.declared(plugins.CODECS, ours=_CLASSES)})
 
 
 def get(name: str, **options: Any) -> Codec:
@@ -41,9 +42,7 @@ def get(name: str, **options: Any) -> Codec:
     Raises:
         CodecError: There is no such codec or option, or the option's value is not legal.
     """
-    codec = _CLASSES.get(name)
-    if codec is None:
-        raise CodecError(f"expected a codec among {', '.join(names())}, got {name!r}{_nearest(name, names())}")
+    codec = _class_of(name)
     known = _options(codec)
     for option in options:
         if option not in known:
@@ -53,20 +52,26 @@ def get(name: str, **options: Any) -> Codec:
     return codec(**options)
 
 
-def suite(**options: Any) -> Codecs:
+def suite(*others: str, **options: Any) -> Codecs:
     """Return every codec by name. Each takes those of the options that it has.
 
+    Args:
+        others: Codecs of other distributions that are to be among them; may name ours, too. What nobody has named here cannot be
+            had by a name in a header.
+        options: Options by name.
+
     Raises:
-        CodecError: No codec has an option of that name, or its value is not legal.
+        CodecError: There is no such codec, or none has an option of that name, or its value is not legal.
     """
-    known = sorted({option for codec in _CLASSES.values() for option in _options(codec)})
+    classes = _CLASSES | {name: _class_of(name) for name in others}
+    known = sorted({option for codec in classes.values() for option in _options(codec)})
     for option in options:
         if option not in known:
             raise CodecError(f"expected codec options among {', '.join(known)}, got {option!r}{_nearest(option, known)}")
     return MappingProxyType(
         {
             name: codec(**{option: value for option, value in options.items() if option in _options(codec)})
-            for name, codec in _CLASSES.items()
+            for name, codec in classes.items()
         }
     )
 
@@ -107,6 +112,14 @@ def find(codecs: Codecs, name: str) -> Codec:
     return codec
 
 
+def _class_of(name: str) -> type[Codec]:
+    codec = _CLASSES.get(name) or plugins.load(plugins.CODECS, name, Codec, ours=_CLASSES)
+    if codec is None:
+        near = _nearest(name, names()) or "; one of another distribution must be installed wherever a process of the job runs"
+        raise CodecError(f"expected a codec among {', '.join(names())}, got {name!r}{near}")
+    return codec
+
+
 def _options(codec: type[Codec]) -> list[str]:
     return [field.name for field in dataclasses.fields(codec)]
 
@@ -117,4 +130,4 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 DEFAULT: Codecs = suite()
-"""Every codec by name, without options: enough to decode any payload, because payloads say how they are written."""
+"""Every codec of ours by name, without options: enough to decode any payload, because payloads say how they are written."""

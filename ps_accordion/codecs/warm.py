@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from . import kernels
-from .base import Coding, Payload
+from .base import Codec, Coding, Payload
 from .fold import Push, fold
 from .registry import DEFAULT
 from .switch import settle
@@ -24,27 +26,35 @@ _LEVELS = {
 }
 
 
-def warm() -> None:
-    """Compile every kernel (or load it from the cache) and run every codec once. Some seconds without a cache, else under one."""
+def warm(codecs: Iterable[tuple[Codec, float]] | None = None) -> None:
+    """Compile every kernel (or load it from the cache) and run every codec once. Some seconds without a cache, else under one.
+
+    Args:
+        codecs: Codecs and levels to run; None takes all of ours.
+    """
     kernels.warm()
+    if codecs is None:
+        codecs = [(codec, level) for name, codec in DEFAULT.items() for level in _LEVELS[name]]
+    for codec, level in codecs:
+        _run(codec, level)
+
+
+def _run(codec: Codec, level: float) -> None:
     n = 256
     gradient = np.linspace(-1.0, 1.0, n, dtype=np.float32)
-    scratch = np.empty(n, np.float32)
-    for name, codec in DEFAULT.items():
-        for level in _LEVELS[name]:
-            residual = np.zeros(n, np.float32)
-            out: Payload = np.empty(codec.payload_bound(n, level) + 4, np.uint8)
-            encoded = codec.encode(gradient, residual, level=level, seed=1, out=out)
-            assert encoded is not None
-            coding = Coding(name, level, n, encoded.count, 1)
-            # As it comes from a socket: read-only.
-            payload = np.frombuffer(out[: encoded.nbytes].tobytes(), np.uint8)
-            codec.validate(payload, coding)
-            codec.decode(payload, coding, scratch)
-            pushes = [Push(1.0, coding, payload)] * 2
-            reply = np.empty_like(out)
-            for base in (None, residual):
-                fold(
-                    pushes, base, np.empty_like(residual), elements=n, total_weight=2.0, seed_reply=1, scratch=scratch, out=reply
-                )
-            settle("clip", residual, np.zeros(n, np.float32))
+    scratch, residual = np.empty(n, np.float32), np.zeros(n, np.float32)
+    out: Payload = np.empty(codec.payload_bound(n, level) + 4, np.uint8)
+    encoded = codec.encode(gradient, residual, level=level, seed=1, out=out)
+    assert encoded is not None
+    coding = Coding(codec.name, level, n, encoded.count, 1)
+    # As it comes from a socket: read-only.
+    payload = np.frombuffer(out[: encoded.nbytes].tobytes(), np.uint8)
+    codec.validate(payload, coding)
+    codec.decode(payload, coding, scratch)
+    pushes, reply = [Push(1.0, coding, payload)] * 2, np.empty_like(out)
+    for base in (None, residual):
+        fold(
+            pushes, base, np.empty_like(residual), elements=n, total_weight=2.0, seed_reply=1, scratch=scratch, out=reply,
+            codecs={codec.name: codec},
+        )  # fmt: skip
+    settle("clip", residual, np.zeros(n, np.float32))

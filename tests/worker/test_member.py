@@ -3,7 +3,7 @@
 import pytest
 from machines import layout_of, settings_of, view_of
 
-from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
+from ps_accordion.errors import CodecError, JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.wire import messages as m
 from ps_accordion.worker.member import COORDINATOR, Connect, Membership
 
@@ -42,6 +42,15 @@ class Job:
 
 def kinds(sent) -> list[str]:
     return [type(message).__name__ for _, message in sent]
+
+
+@pytest.mark.parametrize("options", [{"codec_name": "zzz"}, {"codec_tensors": '{"*.bias" = "zzz"}'}])
+def test_a_codec_that_this_process_does_not_have_is_said_when_it_is_let_in(options):
+    """Not at the first push; by then it has a place, so that the coordinator can be told why it goes."""
+    job = Job(**options)
+    with pytest.raises(CodecError, match=r"expected a codec among .*, got 'zzz'; one of another distribution must be installed"):
+        job.welcome()
+    assert job.membership.joined
 
 
 def test_what_a_worker_is_busy_with_is_said_at_once():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...errors import CodecError
+from .. import plugins
 from ..base import Codec
 from .base import DeviceCodec
 from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
@@ -24,10 +25,10 @@ def twin_of(codec: Codec) -> DeviceCodec:
     Raises:
         CodecError: It has none.
     """
-    twin = _CLASSES.get(codec.name)
+    twin = _CLASSES.get(codec.name) or plugins.load(plugins.TWINS, codec.name, DeviceCodec, ours=_CLASSES)
     if twin is None:
         raise CodecError(
             f"codec {codec.name} has no form for accelerators: expected one of {', '.join(sorted(_CLASSES))}; "
-            "choose one of these, or train on the CPU"
+            f"choose one of these, train on the CPU, or declare a twin in entry point group {plugins.TWINS}"
         )
     return twin(codec)
