@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from machines import Member, layout_of, named, notes, plan_bytes, sends, settings_of, view_of
+from suites import usually
 
 from ps_accordion import crashpoints
+from ps_accordion.codecs import get
 from ps_accordion.errors import ConfigError
 from ps_accordion.regimes import Choice
 from ps_accordion.server import shard
@@ -17,6 +19,8 @@ from ps_accordion.wire import messages as m
 KEYS = (0, 1, 2)
 LEVELS = {"topk": (0.1, 0.01), "random_block": (0.2, 0.05), "dense": (16.0, 16.0)}
 """Light and heavy of each codec."""
+LEVELS |= {"int": (8.0, 2.0), "natural": (8.0, 8.0), "onebit": (512.0, 8192.0), "qsgd": (8.0, 4.0), "terngrad": (2.0, 2.0)}
+KEEPING = [name for name, (light, _) in LEVELS.items() if get(name).keeps(light)]
 
 
 class Killed(BaseException):
@@ -144,7 +148,7 @@ def undisturbed(codec):
     return answers, job.state()
 
 
-@pytest.mark.parametrize("codec", LEVELS)
+@pytest.mark.parametrize("codec", usually(LEVELS, "topk", "random_block"))
 def test_a_shard_killed_at_any_point_goes_on_with_the_same_bits(tmp_path, monkeypatch, codec, undisturbed):
     """Before a round is marked, after it, before its result leaves, at promises and views: at each, once."""
     points = []
@@ -170,7 +174,7 @@ def test_a_shard_killed_at_any_point_goes_on_with_the_same_bits(tmp_path, monkey
         job.close()
 
 
-@pytest.mark.parametrize("codec", LEVELS)
+@pytest.mark.parametrize("codec", KEEPING)
 def test_a_half_that_was_being_written_does_not_count(tmp_path, monkeypatch, codec, undisturbed):
     """Whatever lies in it: the stored record does not need it."""
     real, calls = shard.fold, []

@@ -6,6 +6,7 @@ Prints one line a failing seed, and at the end what has happened in all, as JSON
     disks   servers lose their disks, too
     replay  the same, where workers keep the pushes of some rounds
     elastic workers leave and others come, too
+    mixed   rough, and large tensors have codecs of their own: as many seeds as there are codecs have each of them twice
     POINT   processes surely die at that point (`roles.NAMED`), beside what a seed draws
     each    one point after the other, a line of JSON each
 
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -28,8 +30,12 @@ from bugs import BUGS, planted
 from roles import NAMED, POINTS
 from world import Faults, World
 
-from ps_accordion.codecs import warm
+from ps_accordion.codecs import get, names, warm
+from ps_accordion.config import LEVELS
 
+CODECS = [name for name in names() if get(name).scope == "partition"]
+SHORT = {"onebit": (64, 1024), "random_block": (0.2, 0.05), "topk": (0.2, 0.02)}
+"""Levels for vectors of about a thousand elements, where a codec's own would be no smaller than dense, or next to nothing."""
 ENOUGH = 2
 """Seeds that are looked for of each bug."""
 
@@ -42,12 +48,25 @@ def faults_of(seed: int, kind: str) -> Faults | None:
         return Faults.of_disks(seed)
     if kind == "elastic":
         return Faults.elastic(seed)
-    return Faults.rough() if seed % 2 or kind == "rough" else None
+    return Faults.rough() if seed % 2 or kind in ("rough", "mixed") else None
+
+
+def options_of(seed: int, kind: str) -> dict[str, Any]:
+    """Return the settings of a run that are not those of all."""
+    if kind == "replay":
+        return {"servers_replay_rounds": 4}
+    if kind == "mixed":
+        turn, place = divmod(seed, len(CODECS))
+        chosen = {"weight": CODECS[place], "deep": CODECS[(place + 1 + turn) % len(CODECS)]}
+        levels = {name: SHORT.get(name, LEVELS[name]) for name in chosen.values()}
+        rows = {at: {"codec": name, "light": levels[name][0], "heavy": levels[name][1]} for at, name in chosen.items()}
+        return {"codec_tensors": rows}
+    return {}
 
 
 def world_of(seed: int, kind: str) -> World:
     """Return the run of a seed."""
-    return World(seed, faults_of(seed, kind), options={"servers_replay_rounds": 4} if kind == "replay" else None)
+    return World(seed, faults_of(seed, kind), options=options_of(seed, kind))
 
 
 def passes(seed: int, kind: str) -> bool:
@@ -91,8 +110,8 @@ def main() -> int:
     """Run them; return 1 if a seed broke a promise, or a bug was not caught."""
     seeds, kind, bugs = range(int(sys.argv[1]), int(sys.argv[2])), (*sys.argv[3:], "")[0], sys.argv[4:]
     bugs = sorted(BUGS) if bugs == ["every"] else bugs
-    if kind not in ("", "rough", "disks", "replay", "elastic", "each", *NAMED):
-        sys.exit(f"expected rough, disks, replay, elastic, each, or one of {', '.join(NAMED)}; got {kind!r}")
+    if kind not in ("", "rough", "disks", "replay", "elastic", "mixed", "each", *NAMED):
+        sys.exit(f"expected rough, disks, replay, elastic, mixed, each, or one of {', '.join(NAMED)}; got {kind!r}")
     if unknown := set(bugs) - BUGS.keys():
         sys.exit(f"expected planted bugs among {', '.join(sorted(BUGS))}; got {', '.join(sorted(unknown))}")
     warm()

@@ -39,16 +39,6 @@ def test_quantised_runs_have_the_bits_of_a_replay(tmp_path, codec):
     assert all((ledger[side]["spread"] > 0) == (codec != "int") for side in ("workers", "servers"))
 
 
-def test_mixed_codecs_have_the_bits_of_a_replay(tmp_path):
-    """One model, three codecs by name, levels that turn for each: biases exact, and so is what is fused with them."""
-    results, settings = run(tmp_path, 2, 2, "mixed")
-    assert_replicas_agree(results)
-    assert_replay_agrees(tmp_path, settings, results[0][0])
-    plans, carried = plan_log(tmp_path)
-    in_force = {choice for version in carried.values() for choice in plans[version].items()}
-    assert {("first.weight", ("topk", 0.01)), ("branch.weight", ("int", 2.0)), ("branch.weight", ("int", 8.0))} <= in_force
-
-
 def test_the_exactness_runs_do_change_levels(tmp_path):
     """The runs above prove something about switches only if plans do switch levels in them."""
     run(tmp_path, 2, 1, "topk")
@@ -80,9 +70,12 @@ def weight_of(rank, round_):
     return (0.3, 32.0, 5.0)[(rank + round_) % 3]
 
 
-@pytest.mark.parametrize("codec", ["topk", "random_block"])
+@pytest.mark.parametrize("codec", ["mixed", "random_block"])
 def test_weights_and_buffers_have_the_bits_of_a_replay_too(tmp_path, codec):
-    """Weights that change from round to round, buffers of the lead in all workers, and a skipped round in between."""
+    """Weights that change from round to round, buffers of the lead in all workers, and a skipped round in between.
+
+    With one codec, or with topk for one tensor, int for the other, and small ones of which one is exact.
+    """
 
     def work(session):
         return train(session, BUFFERED, gradient=values_of, used=has, weight=weight_of)
