@@ -7,6 +7,9 @@ import pytest
 __all__ = ["usually"]
 
 
-def usually(names: Iterable[str], *usual: str) -> list:
-    """Return parameters of which `usual` run each time and the others in `make test-full`."""
-    return [name if name in usual else pytest.param(name, marks=pytest.mark.full) for name in names]
+def usually(cases: Iterable[str | tuple], *usual: str | tuple) -> list:
+    """Return parameters, of one argument or several, of which `usual` run each time and the others in `make test-full`."""
+    return [
+        case if case in usual else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.full)
+        for case in cases
+    ]

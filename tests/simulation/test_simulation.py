@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from bugs import BUGS, planted
 from simulate import CODECS, passes, world_of
+from suites import usually
 from world import Faults, World
 
 SEEDS = 300
@@ -206,9 +207,11 @@ PINNED = [
     for name, seeds in seeds_of.items()
     for seed in seeds
 ]
+FIRST = {(kind, name): (kind, name, seed) for kind, name, seed in reversed(PINNED)}.values()
+"""Of each bug the first; a second seed is there for the day on which the first has changed."""
 
 
-@pytest.mark.parametrize(("kind", "name", "seed"), PINNED)
+@pytest.mark.parametrize(("kind", "name", "seed"), usually(PINNED, *FIRST))
 def test_a_planted_bug_is_caught(kind, name, seed):
     """In a run that passes without it."""
     world_of(seed, kind).run()
