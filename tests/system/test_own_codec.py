@@ -20,7 +20,7 @@ with connect() as session:
     print("loss", nn.functional.cross_entropy(model(images), labels).item())
     print("sum", sum(parameter.detach().double().sum().item() for parameter in model.parameters()))
 """
-TABLE = 'codec.tensors={"0.*" = {codec = "peaks", light = 16}, "*.bias" = "dense"}'
+TABLE = 'codec.tensors={"0.*" = {codec = "peaks", light = 16}, "*.bias" = "dense", "encodr.*" = "int"}'
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def test_a_codec_of_another_distribution_trains_beside_ours(tmp_path, on_path):
     """Two ways, with feedback at both ends: replicas agree, the loss falls from 3.5, and the ledger balances."""
     code, said = launch(tmp_path, TRAIN, "--codec", "int", "--policy", "static", "--set", TABLE)
     assert code == 0, said
-    assert "codec int (peaks for 0.*, dense for *.bias)" in said
+    assert "codec int (peaks for 0.*, dense for *.bias, int for encodr.*)" in said
+    assert said.count("codec.tensors: 'encodr.*' decides about no tensor so far; the nearest names are ") == 1
     assert len(set(re.findall(r"\] sum (\S+)", said))) == 1
     assert all(float(loss) < 0.5 for loss in re.findall(r"\] loss (\S+)", said))
     (ledger,) = [event for event in events(tmp_path, "coordinator") if event["event"] == "ledger"]
