@@ -30,10 +30,11 @@ from bugs import BUGS, planted
 from roles import NAMED, POINTS
 from world import Faults, World
 
-from ps_accordion.codecs import get, names, warm
+from ps_accordion.codecs import warm
+from ps_accordion.codecs.registry import DEFAULT
 from ps_accordion.config import LEVELS
 
-CODECS = [name for name in names() if get(name).scope == "partition"]
+CODECS = sorted(name for name, codec in DEFAULT.items() if codec.scope == "partition")
 SHORT = {"onebit": (64, 1024), "random_block": (0.2, 0.05), "topk": (0.2, 0.02)}
 """Levels for vectors of about a thousand elements, where a codec's own would be no smaller than dense, or next to nothing."""
 ENOUGH = 2

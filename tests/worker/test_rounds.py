@@ -279,6 +279,13 @@ def test_a_plan_that_has_expired_gives_way_to_the_light_level():
     assert job.rounds.plan_version == 1
 
 
+@pytest.mark.parametrize(("values", "codec"), [("fp16", "topk"), ("fp32", "dense")])
+def test_a_choice_is_priced_with_the_job_s_options(values, codec):
+    """At 40 % entries of 6 bytes are more than dense at 16 bits, and those of 4 are less."""
+    job = Job(codec_light=0.4, codec_values=values)
+    assert job.rounds.choice(job.layout.keys[1]).codec == codec
+
+
 def test_a_choice_is_dense_where_dense_is_no_larger():
     """A plan may name a level at which compression costs more than it saves."""
     job = Job(codec_light=0.9)
