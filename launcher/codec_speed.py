@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps_accordion import codecs
-from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push
+from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push, registry
 from ps_accordion.codecs.packing import ONE
+from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.errors import CodecError
 
 __all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "distribution", "measure", "squared_errors"]
@@ -129,13 +130,14 @@ class _Bench:
             yield f"linear_sum{max(FOLDS)}", self.linear_sum
 
 
-def measure(case: Case, elements: int, threads: int = 1) -> Iterator[dict[str, Any]]:
+def measure(case: Case, elements: int, threads: int = 1, *, values: ValueFormat = "fp16") -> Iterator[dict[str, Any]]:
     """Time every operation of a codec at a level.
 
     Args:
         case: Codec and level.
         elements: Length of the vectors.
         threads: How many work at once, each on vectors of its own.
+        values: How the values of sparse codecs are written.
 
     Yields:
         A row an operation: codec, op, level, n, threads, ms, gbps (bytes of the input vectors), vs_memcpy (time over that of a
@@ -144,7 +146,7 @@ def measure(case: Case, elements: int, threads: int = 1) -> Iterator[dict[str, A
     Raises:
         CodecError: There is no such codec, or it has no such level.
     """
-    codec = codecs.get(case.codec)
+    codec = registry.find(codecs.suite(values=values), case.codec)
     codec.check_level(case.level)
     errors = squared_errors(codec, case.level, min(elements, ERROR_ELEMENTS))
     benches = [_Bench(codec, case.level, elements, thread) for thread in range(threads)]

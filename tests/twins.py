@@ -15,6 +15,9 @@ from ps_accordion.codecs import Coding
 from ps_accordion.seeds import mix64
 
 CHUNK = 32768
+PACKED_CHUNK = 4096
+CAP = 0.125
+SPARSE = ("threshold", "topk")
 F32 = np.float32
 
 
@@ -44,8 +47,8 @@ def entries(codec, level, n):
     """Return how many entries a payload has at most."""
     if codec in ("dense", "onebit") or codec in quantised.NAMES:
         return n
-    if codec == "topk":
-        return min(n, max(1, math.ceil(level * n)))
+    if codec in SPARSE:
+        return min(n, max(1, math.ceil((CAP if codec == "threshold" else level) * n)))
     return min(n, max(1, round(level * n)))
 
 
@@ -56,8 +59,11 @@ def payload_bound(codec, level, n, values="fp16"):
     count = entries(codec, level, n)
     if codec == "dense":
         return 4 * n if level == 32 else 4 + 2 * n
-    if codec == "topk":
-        return 4 + count * (2 + (2 if values == "fp16" else 4)) + 2 * math.ceil(n / CHUNK)
+    if codec in SPARSE and values == "packed":
+        return 8 + 2 * count + 2 * math.ceil(n / PACKED_CHUNK)
+    if codec in SPARSE:
+        size = {"fp16": 2 * count, "fp32": 4 * count, "int8": count + count % 2}[values]
+        return 4 + size + 2 * count + 2 * math.ceil(n / CHUNK)
     if codec == "onebit":
         return 4 * math.ceil(n / level) + 4 * math.ceil(n / 32)
     return 4 * count
@@ -71,8 +77,8 @@ def effective(codec, level, n, values="fp16", dense_level=16):
 
 
 def lightest(choices, n, values="fp16"):
-    """Return the choice with the largest payload; then the first name; then the larger level."""
-    return sorted(choices, key=lambda c: (-payload_bound(*c, n, values), c[0], -c[1]))[0]
+    """Return the choice with the largest payload; then the first name; then the larger level, or the lower threshold."""
+    return sorted(choices, key=lambda c: (-payload_bound(*c, n, values), c[0], c[1] if c[0] == "threshold" else -c[1]))[0]
 
 
 def lighter(new, old, n, values="fp16"):
@@ -100,8 +106,29 @@ def block_of(x, peak, values):
     """Return (bytes of a value block, what its values stand for)."""
     if values == "fp32":
         return bytes([0, 0, 0, 0]) + x.astype("<f4").tobytes(), x
+    if values == "int8":
+        exponent = max(math.frexp(peak)[1] - 1 - 6, -126) if peak > 0 else 0
+        q = np.rint(np.clip(x * F32(2.0**-exponent), -127, 127)) + F32(0)
+        codes = q.astype(np.int8).tobytes() + bytes(x.size % 2)
+        return bytes([2, 0]) + exponent.to_bytes(2, "little", signed=True) + codes, q * F32(2.0**exponent)
     exponent, half, stands_for = halves(x, peak)
     return bytes([1, 0]) + exponent.to_bytes(2, "little", signed=True) + half.astype("<f2").tobytes(), stands_for
+
+
+def pack_entries(v, at):
+    """Return the payload of the elements `at` with a 16-bit word for each: index, exponent and sign."""
+    peak = np.abs(v[at]).max(initial=0)
+    unit = F32(min(max(float(peak) / 128, 2.0**-126), 2.0**120))
+    borders = F32(float(unit) * math.sqrt(2)).astype(np.float64) * np.exp2(np.arange(-1.0, 7))
+    size = np.abs(v[at].astype(np.float64))
+    at = at[size >= max(borders[0], 2.0**-126)]
+    exponent = np.searchsorted(borders[1:], np.abs(v[at].astype(np.float64)), side="right")
+    rest = v.copy()
+    rest[at] -= np.where(v[at] < 0, -1, 1).astype(F32) * (unit * np.exp2(exponent).astype(F32))
+    words = (at % PACKED_CHUNK) | (exponent << 12) | np.where(v[at] < 0, 0x8000, 0)
+    counts = np.bincount(at // PACKED_CHUNK, minlength=math.ceil(v.size / PACKED_CHUNK))
+    head = bytes([3, 0, 0, 0]) + unit.astype("<f4").tobytes()
+    return Packed(head + words.astype("<u2").tobytes() + counts.astype("<u2").tobytes(), at.size, rest)
 
 
 def pack(codec, level, v, seed=0, values="fp16"):
@@ -132,8 +159,11 @@ def pack(codec, level, v, seed=0, values="fp16"):
         rest[at] = 0
         return Packed(v[at].astype("<f4").tobytes(), count, rest)
     by_size = np.argsort(-np.abs(v), kind="stable")[:count]
-    at = np.sort(by_size[v[by_size] != 0])
-    payload, stands_for = block_of(v[at], peak, values)
+    least = F32(level) if codec == "threshold" else 2.0**-149
+    at = np.sort(by_size[np.abs(v[by_size]) >= least])
+    if values == "packed":
+        return pack_entries(v, at)
+    payload, stands_for = block_of(v[at], peak if at.size else 0, values)
     rest = v.copy()
     rest[at] = v[at] - stands_for
     in_chunks = np.bincount(at // CHUNK, minlength=math.ceil(n / CHUNK))
@@ -150,6 +180,8 @@ def read_block(block, count):
     """Return the values of a value block."""
     if block[0] == 0:
         return np.frombuffer(block, "<f4", count, 4)
+    if block[0] == 2:
+        return np.frombuffer(block, np.int8, count, 4) * F32(2.0 ** int.from_bytes(block[2:4], "little", signed=True))
     return np.frombuffer(block, "<f2", count, 4).astype(F32) * F32(2.0 ** int.from_bytes(block[2:4], "little", signed=True))
 
 
@@ -168,6 +200,13 @@ def decode(coding, payload):
     out = np.zeros(n, F32)
     if codec == "random_block":
         out[covered(n, count, seed)] = np.frombuffer(payload, "<f4")
+        return out
+    if payload[0] == 3:
+        chunks = math.ceil(n / PACKED_CHUNK)
+        in_chunks = np.frombuffer(payload, "<u2", chunks, len(payload) - 2 * chunks)
+        words = np.frombuffer(payload, "<u2", count, 8).astype(np.int64)
+        sizes = np.frombuffer(payload, "<f4", 1, 4) * np.exp2((words >> 12) & 7).astype(F32)
+        out[np.repeat(np.arange(chunks) * PACKED_CHUNK, in_chunks) + (words & 4095)] = np.where(words >> 15, -sizes, sizes)
         return out
     chunks = math.ceil(n / CHUNK)
     in_chunks = np.frombuffer(payload, "<u2", chunks, len(payload) - 2 * chunks)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ps_accordion.codecs import names, warm
+from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.errors import ConfigError
 from ps_accordion.selection import levels_of
 
@@ -32,6 +33,7 @@ def codecs(
     only: str = "",
     elements: int = 16_777_216,
     threads: int = 1,
+    values: ValueFormat = "fp16",
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
     """Time every operation of every codec as a multiple of numpy.copyto of the same vector, in the same run.
@@ -45,6 +47,7 @@ def codecs(
             Empty takes all.
         elements: Length of the float32 vectors; 262144 is half a partition: the real unit of work, and it stays in the cache.
         threads: How many threads work at once, each on vectors of its own.
+        values: How topk and threshold write what they keep.
         json_file: Write the rows to this file, too.
     """
     for name, value in (("elements", elements), ("threads", threads)):
@@ -56,7 +59,7 @@ def codecs(
     plural = "s" if threads > 1 else ""
     console.print(f"{human_bytes(4 * elements)} of float32, {threads} thread{plural}; a full bar is {BAR_COPIES:g} copies")
     for case in cases:
-        measured = list(measure(case, elements, threads))
+        measured = list(measure(case, elements, threads, values=values))
         _show(console, case, measured)
         rows += measured
     console.print("; ".join(f"{name} {value}" for name, value in machine().items()), style="dim", highlight=False)

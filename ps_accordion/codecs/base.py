@@ -119,6 +119,10 @@ class Codec(ABC):
         Indices, scales and counts are included: this is the honest price of a level, and the size of every buffer.
         """
 
+    def lightness(self, level: float) -> float:
+        """Return a number that is larger for the lighter of two levels; it decides where payload bounds are equal."""
+        return level
+
     def exact(self, level: float) -> bool:
         """Return whether D(C(v)) == v at `level`, so that no residual needs to be kept."""
         return not self.feedback

@@ -18,6 +18,7 @@ from .onebit import OneBit
 from .qsgd import Qsgd
 from .random_block import RandomBlock
 from .terngrad import TernGrad
+from .threshold import Threshold
 from .topk import TopK
 
 __all__ = ["DEFAULT", "Choice", "Codecs", "effective", "find", "get", "lightest", "names", "suite"]
@@ -27,7 +28,7 @@ Choice = tuple[str, float]
 """A codec's name and a level."""
 
 _CLASSES: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, TopK)
+    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, Threshold, TopK)
 }
 
 
@@ -98,10 +99,16 @@ def effective(codec: str, level: float, elements: int, *, codecs: Codecs | None 
 def lightest(choices: Iterable[Choice], elements: int, *, codecs: Codecs | None = None) -> Choice:
     """Return the choice with the largest payload, which is the lightest compression.
 
-    Ties go to the name that sorts first, then to the larger level, so that the order of the choices does not matter.
+    Ties go to the name that sorts first, then to the lighter level of that codec (mostly the larger), so that the order of the
+    choices does not matter.
     """
     known = DEFAULT if codecs is None else codecs
-    return min(choices, key=lambda choice: (-find(known, choice[0]).payload_bound(elements, choice[1]), choice[0], -choice[1]))
+
+    def heaviness(choice: Choice) -> tuple[int, str, float]:
+        codec = find(known, choice[0])
+        return -codec.payload_bound(elements, choice[1]), choice[0], -codec.lightness(choice[1])
+
+    return min(choices, key=heaviness)
 
 
 def find(codecs: Codecs, name: str) -> Codec:

@@ -1,13 +1,8 @@
 """topk: the largest elements and where they are (Aji and Heafield, 2017; with feedback: Stich et al., 2018).
 
 The k = max(1, ceil(level * n)) elements of largest magnitude, exactly, ties going to the lowest index; zeros are never sent.
-Everything else stays in the residual, and so does what rounding the values to halves loses.
-
-Payload, little-endian, with C = ceil(n / 32768) chunks:
-
-    block   preamble and `count` values, in order of index (`codecs/values.py`)
-    u16     index within its chunk, one a value, rising within a chunk
-    u16     values in each chunk, C of them
+Everything else stays in the residual, and so does what rounding the values loses.
+`codecs/entries.py` has the payload.
 """
 
 from __future__ import annotations
@@ -18,44 +13,23 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..errors import CodecError, PayloadError
-from . import kernels, values
-from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .base import FloatVector, Hint
+from .entries import EntriesCodec
 from .fraction import check_fraction
-from .largest import mix
-from .packing import ONE, need_rest
-from .values import ValueFormat
-from .workspace import borrow
+from .largest import Chosen, mix
 
-__all__ = ["CHUNK", "TopK"]
-
-CHUNK = 1 << 15
-"""Elements that a 16-bit index reaches. A power of two, and half of what fits, so that a chunk's count fits too."""
-MAX_ELEMENTS = 1 << 32
-"""Indices are 32 bits wide while they are chosen."""
+__all__ = ["TopK"]
 
 KEPT = 1024
 """Pairs of length and level whose count is remembered: it is asked for a dozen times a key and round."""
 
 
 @dataclass(frozen=True)
-class TopK(Codec):
-    """The largest elements. Level: the fraction that is kept, in (0, 1].
-
-    Attributes:
-        values: Number format of the kept values, `fp16` (scaled by a power of two) or `fp32`.
-            Encoders use it; decoders read it from the payload.
-    """
+class TopK(EntriesCodec):
+    """The largest elements. Level: the fraction that is kept, in (0, 1]."""
 
     name: ClassVar[str] = "topk"
-    values: ValueFormat = "fp16"
-
-    def __post_init__(self) -> None:
-        """Refuse a number format that does not exist."""
-        if self.values not in ("fp16", "fp32"):
-            raise CodecError(f"topk: expected values to be 'fp16' or 'fp32', got {self.values!r}")
 
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is in (0, 1]."""
@@ -65,137 +39,14 @@ class TopK(Codec):
         """Return k: how many of `elements` are sent at most, `max(1, ceil(level * elements))` in float64."""
         return _kept(elements, level)
 
-    def payload_bound(self, elements: int, level: float) -> int:
-        """Return the length in bytes of a payload with k values, which is every payload unless fewer are not zero."""
-        return self._length(elements, self.kept(elements, level), self.values)
-
-    def encode(
-        self,
-        gradient: FloatVector,
-        residual: FloatVector | None,
-        *,
-        level: float,
-        seed: int,
-        out: Payload,
-        rest: FloatVector | None = None,
-        hint: Hint | None = None,
-    ) -> Encoded | None:
-        """Encode at a worker; see `Codec.encode`."""
-        need_rest(self, residual, level)
-        v = borrow("v", gradient.size, np.float32) if rest is None else rest
-        encoded = self._pack(gradient, ONE, residual, v, level, out, hint)
-        if rest is None and residual is not None and encoded is not None:
-            np.copyto(residual, v)
-        return encoded
-
-    def reencode(
-        self,
-        total: FloatVector,
-        scale: np.float32,
-        residual: FloatVector | None,
-        new_residual: FloatVector | None,
-        *,
-        level: float,
-        seed: int,
-        out: Payload,
-        hint: Hint | None = None,
-    ) -> Encoded | None:
-        """Encode at a server; see `Codec.reencode`."""
-        need_rest(self, new_residual, level)
-        assert new_residual is not None
-        return self._pack(total, scale, residual, new_residual, level, out, hint)
-
-    def _pack(
-        self,
-        a: FloatVector,
-        scale: np.float32,
-        b: FloatVector | None,
-        v: FloatVector,
-        level: float,
-        out: Payload,
-        hint: Hint | None,
-    ) -> Encoded | None:
-        """Set `v := a * scale + b`, write its largest elements to `out`, and leave in `v` what they do not carry."""
-        n = v.size
-        if n >= MAX_ELEMENTS:
-            raise CodecError(f"topk: expected fewer than {MAX_ELEMENTS} elements, got {n}; cut the tensor into partitions")
-        chosen = mix(a, scale, b, v, self.kept(n, level), hint)
-        if chosen is None:
-            return None
-        index, sent, peak = chosen
-        count = index.size
-        lost = borrow("lost", count, np.float32)
-        places_at = values.store(sent, peak, self.values, lost, out)
-        counts_at = places_at + 2 * count
-        end = counts_at + 2 * _chunks(n)
-        kernels.sparse.locate(index, out[places_at:counts_at].view(np.uint16), out[counts_at:end].view(np.uint16))
-        kernels.sparse.put(lost, index, v)
-        return Encoded(end, count)
-
-    def validate(self, payload: Payload, coding: Coding) -> None:
-        """Raise `PayloadError` unless counts, places and values fit each other and the header."""
-        n, count = coding.elements, coding.count
-        try:
-            most = self.kept(n, coding.level)
-        except CodecError as error:
-            raise PayloadError(str(error)) from None
-        form, _ = values.read_preamble(payload)
-        expected = self._length(n, count, "fp16" if form == values.FP16 else "fp32")
-        if not 0 <= count <= most or payload.size != expected:
-            raise PayloadError(
-                f"topk: expected at most {most} of {n} entries at level {coding.level!r}, and {expected} bytes for {count}, "
-                f"got {count} entries in {payload.size} bytes"
-            )
-        values.check(payload, form, count)
-        places, counts = _positions(payload, n, count)
-        if not kernels.sparse.check(places, counts, n):
-            raise PayloadError(
-                f"topk: expected {count} indices below {n}, rising within chunks of {CHUNK} whose counts add up; got others"
-            )
-
-    def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
-        """Write the values to their places in `out`, and zero elsewhere."""
-        kernels.vector.clear(out)
-        places, counts = _positions(payload, coding.elements, coding.count)
-        kernels.sparse.scatter(values.load(payload, coding.count), places, counts, out)
-
-    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
-        """Write the values of a stretch to their places in `out`, and zero elsewhere: indices rise, so it is searched for."""
-        out.fill(0.0)
-        places, counts = _positions(payload, coding.elements, coding.count)
-        form, exponent = values.read_preamble(payload)
-        codes, end = values.values_of(payload, form, coding.count), start + out.size
-        for chunk in range(start // CHUNK, -(-end // CHUNK)):
-            base, first = chunk * CHUNK, int(counts[:chunk].sum(dtype=np.int64))
-            here = places[first : first + int(counts[chunk])]
-            # In the type of the places: else all of them would be converted.
-            low, high = np.searchsorted(here, np.array((max(0, start - base), min(CHUNK, end - base)), np.uint16)).tolist()
-            found = codes[first + low : first + high]
-            if form == values.FP16:
-                found = values.decoded(found.view(np.uint16), exponent)
-            out[here[low:high] + np.int64(base - start)] = found
-
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
-        """Add `weight` times the values at their places in `total`."""
-        places, counts = _positions(payload, coding.elements, coding.count)
-        kernels.sparse.add(values.load(payload, coding.count), places, counts, weight, total)
-
-    @staticmethod
-    def _length(elements: int, count: int, form: ValueFormat) -> int:
-        return values.PREAMBLE + count * (values.width(form) + 2) + 2 * _chunks(elements)
+    def choose(
+        self, a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVector, level: float, hint: Hint | None
+    ) -> Chosen | None:
+        """Set `out := a * scale + b` and choose the k largest elements; see `EntriesCodec.choose`."""
+        return mix(a, scale, b, out, self.kept(out.size, level), hint)
 
 
 @functools.lru_cache(maxsize=KEPT)
 def _kept(elements: int, level: float) -> int:
     check_fraction(TopK.name, level)
     return min(elements, max(1, math.ceil(level * elements)))
-
-
-def _chunks(elements: int) -> int:
-    return -(-elements // CHUNK)
-
-
-def _positions(payload: Payload, elements: int, count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Return the places and the counts of a payload whose length has been checked: they end it."""
-    counts_at = payload.size - 2 * _chunks(elements)
-    return payload[counts_at - 2 * count : counts_at].view(np.uint16), payload[counts_at:].view(np.uint16)

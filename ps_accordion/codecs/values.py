@@ -1,15 +1,16 @@
-"""How numbers stand in payloads: float32, or halves with one power-of-two scale.
+"""How numbers stand in payloads: float32, or halves or bytes with one power-of-two scale.
 
 A block of values is a preamble of 4 bytes and the values, little-endian:
 
-    u8   format       0 float32, 1 half
+    u8   format       0 float32, 1 half, 2 byte; 3 says that entries are packed, which are no block (`codecs/entries.py`)
     u8   zero
-    i16  exponent     a half h stands for h * 2^exponent; 0 for float32
-    ...  values
+    i16  exponent     a half or a byte h stands for h * 2^exponent; 0 for float32
+    ...  values; bytes are signed, and an odd number of them is followed by a zero
 
-The exponent is chosen from the largest magnitude so that scaled values fill [2^14, 2^15): nothing overflows, at 1e38 or
-anywhere else, and what underflows is 2^-39 of the largest. Scaling by a power of two is exact,
-so the only loss is the rounding to 11 significant bits, and `value - D(value)` is exact in float32.
+The exponent is chosen from the largest magnitude so that scaled values fill [2^14, 2^15), bytes [2^6, 2^7): nothing overflows, at
+1e38 or anywhere else. What underflows as halves is 2^-39 of the largest; as bytes, 2^-8.
+Scaling by a power of two is exact, so the only loss is the rounding to 11 significant bits or to a whole number up to 127, and
+`value - D(value)` is exact in float32.
 """
 
 from __future__ import annotations
@@ -29,44 +30,59 @@ from .packing import INFINITE
 from .workspace import borrow
 
 __all__ = [
+    "FORMS",
     "FP16",
     "FP32",
+    "INT8",
+    "PACKED",
     "PREAMBLE",
     "ValueFormat",
+    "block_length",
     "check",
-    "decoded",
     "exponent_of",
     "load",
+    "packed_unit",
     "power",
     "read_preamble",
     "store",
     "values_of",
-    "width",
+    "write_preamble",
 ]
 
-ValueFormat = Literal["fp16", "fp32"]
+ValueFormat = Literal["fp16", "fp32", "int8", "packed"]
+FORMS: Final[tuple[ValueFormat, ...]] = ("fp32", "fp16", "int8", "packed")
+"""Formats by their number."""
 PREAMBLE: Final = 4
 FP32: Final = 0
 FP16: Final = 1
+INT8: Final = 2
+PACKED: Final = 3
 
 _HEAD = struct.Struct("<BBh")
-_LOWEST, _HIGHEST = -126, 113
-"""Exponents for which both 2^e and 2^-e are normal float32, and the largest half stays finite."""
+_LOWEST: Final = -126
+_HIGHEST: Final = {FP32: 0, FP16: 113, INT8: 121, PACKED: 0}
+"""Exponents for which both 2^e and 2^-e are normal float32, and the largest value stays finite."""
+_TOP: Final = {FP16: 14, INT8: 6}
+"""The largest magnitude is scaled to have this exponent."""
+_OCTAVES: Final = 7
+"""A packed value is up to 2^7 units."""
 
 assert sys.byteorder == "little", "payloads are little-endian, and numpy views of them are taken as they are"
 
 
-def width(values: ValueFormat) -> int:
-    """Return the bytes of one value."""
-    return 2 if values == "fp16" else 4
+def block_length(form: ValueFormat, count: int) -> int:
+    """Return the length in bytes of a block of `count` values."""
+    if form == "int8":
+        return PREAMBLE + count + count % 2
+    return PREAMBLE + count * (2 if form == "fp16" else 4)
 
 
-def exponent_of(peak: int) -> int:
-    """Return the exponent that brings a largest magnitude with bits `peak` into [2^14, 2^15)."""
+def exponent_of(peak: int, form: int = FP16) -> int:
+    """Return the exponent that brings a largest magnitude with bits `peak` into [2^14, 2^15), or [2^6, 2^7) for bytes."""
     if peak == 0:
         return 0
     exponent = (peak >> 23) - 127 if peak >> 23 else peak.bit_length() - 150
-    return max(exponent - 14, _LOWEST)
+    return max(exponent - _TOP[form], _LOWEST)
 
 
 def power(exponent: int) -> np.float32:
@@ -74,20 +90,41 @@ def power(exponent: int) -> np.float32:
     return np.float32(math.ldexp(1.0, exponent))
 
 
+def packed_unit(peak: int) -> tuple[np.float32, int]:
+    """Return the unit of packed values of which the largest magnitude has bits `peak`, and the bits of sqrt(1/2) times the unit.
+
+    The unit is the largest magnitude over 2^7, so that this one is exact; but not denormal, and at most 2^120, so that any packed
+    value is finite.
+    """
+    word = min(max(peak - (_OCTAVES << 23), 1 << 23), 247 << 23)
+    unit = np.int32(word).view(np.float32)
+    return unit, int(np.float32(float(unit) * math.sqrt(2.0)).view(np.int32)) - (1 << 23)
+
+
+def write_preamble(out: Payload, form: int, exponent: int = 0) -> None:
+    """Write a preamble to the front of `out`."""
+    _HEAD.pack_into(out.data, 0, form, 0, exponent)
+
+
 def store(values: FloatVector, peak: int, form: ValueFormat, rest: FloatVector, out: Payload) -> int:
     """Write a block of `values` to the front of `out`, and what it loses to `rest`; return its length in bytes.
 
     `rest` is other memory than `values`, and of the same length. `peak` may exceed the largest magnitude among the values.
     """
-    count = values.size
-    end = PREAMBLE + count * width(form)
+    count, end = values.size, block_length(form, values.size)
     if form == "fp32":
-        _HEAD.pack_into(out.data, 0, FP32, 0, 0)
+        write_preamble(out, FP32)
         out[PREAMBLE:end].view(np.float32)[:] = values
         rest.fill(0.0)
         return end
+    if form == "int8":
+        exponent = exponent_of(peak, INT8)
+        out[end - 1] = 0  # the byte behind an odd number of values; else it is written over
+        write_preamble(out, INT8, exponent)
+        kernels.octets.encode(values, power(-exponent), power(exponent), out[PREAMBLE : PREAMBLE + count], rest)
+        return end
     exponent = exponent_of(peak)
-    _HEAD.pack_into(out.data, 0, FP16, 0, exponent)
+    write_preamble(out, FP16, exponent)
     kernels.half.encode(values, power(-exponent), power(exponent), out[PREAMBLE:end].view(np.uint16), rest)
     return end
 
@@ -101,19 +138,21 @@ def read_preamble(block: Payload) -> tuple[int, int]:
     if block.size < PREAMBLE:
         raise PayloadError(f"expected a value preamble of {PREAMBLE} bytes, got {block.size}")
     form, zero, exponent = _HEAD.unpack_from(block.data)
-    legal = exponent == 0 if form == FP32 else form == FP16 and _LOWEST <= exponent <= _HIGHEST
-    if zero or not legal:
+    highest = _HIGHEST.get(form, -1)
+    if zero or not (_LOWEST if highest > 0 else 0) <= exponent <= highest:
         raise PayloadError(
-            f"expected a value preamble (0, 0, exponent 0) or (1, 0, exponent {_LOWEST} to {_HIGHEST}), "
-            f"got ({form}, {zero}, exponent {exponent})"
+            f"expected a value preamble (0, 0, exponent 0), (1, 0, exponent {_LOWEST} to {_HIGHEST[FP16]}), "
+            f"(2, 0, exponent {_LOWEST} to {_HIGHEST[INT8]}) or (3, 0, exponent 0), got ({form}, {zero}, exponent {exponent})"
         )
     return form, exponent
 
 
-def values_of(block: Payload, form: int, count: int) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """Return the values of a block as they stand: float32, or uint16 codes of halves."""
+def values_of(block: Payload, form: int, count: int) -> NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint8]:
+    """Return the values of a block as they stand: float32, uint16 codes of halves, or uint8 codes of signed bytes."""
     if form == FP32:
         return block[PREAMBLE : PREAMBLE + 4 * count].view(np.float32)
+    if form == INT8:
+        return block[PREAMBLE : PREAMBLE + count]
     return block[PREAMBLE : PREAMBLE + 2 * count].view(np.uint16)
 
 
@@ -124,17 +163,17 @@ def check(block: Payload, form: int, count: int) -> None:
         raise PayloadError(f"expected {count} finite float32 values, got one that is infinite or not a number")
     if form == FP16 and kernels.half.peak(values) > kernels.half.LARGEST:
         raise PayloadError(f"expected {count} halves of at most 32752 before scaling, got a larger one or not a number")
+    if form == INT8 and (kernels.octets.lowest(values) or (count % 2 and block[PREAMBLE + count])):
+        raise PayloadError(f"expected {count} bytes from -127 to 127, and a zero behind an odd number of them, got another")
 
 
-def load(block: Payload, count: int) -> FloatVector:
-    """Return the values of a checked block as float32: a view of the block, or the thread's scratch `decoded`."""
+def load(block: Payload, count: int, first: int = 0, last: int | None = None) -> FloatVector:
+    """Return values `first` to `last` of a checked block as float32: a view of the block, or the thread's scratch `decoded`."""
     form, exponent = read_preamble(block)
-    values = values_of(block, form, count)
-    return values.view(np.float32) if form == FP32 else decoded(values.view(np.uint16), exponent)
-
-
-def decoded(codes: NDArray[np.uint16], exponent: int) -> FloatVector:
-    """Return what halves stand for as float32: the thread's scratch `decoded`."""
-    out = borrow("decoded", codes.size, np.float32)
-    kernels.half.decode(codes, power(exponent), out)
+    values = values_of(block, form, count)[first:last]
+    if form == FP32:
+        return values.view(np.float32)
+    out = borrow("decoded", values.size, np.float32)
+    loop = kernels.half.decode if form == FP16 else kernels.octets.decode
+    loop(values, power(exponent), out)
     return out

@@ -22,6 +22,7 @@ _LEVELS = {
     "qsgd": (8.0, 4.0),
     "random_block": (0.5,),
     "terngrad": (2.0,),
+    "threshold": (0.5,),
     "topk": (0.5,),
 }
 

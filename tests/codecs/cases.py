@@ -10,6 +10,8 @@ import numpy as np
 from ps_accordion import codecs
 from ps_accordion.codecs import Coding, get
 
+SPARSE = ("threshold", "topk")
+"""Codecs whose values have a format."""
 SEED = 0x0123_4567_89AB_CDEF
 
 
@@ -27,7 +29,7 @@ class Case(NamedTuple):
     values: str = "fp16"
 
     def build(self):
-        return get(self.codec, values=self.values) if self.codec == "topk" else get(self.codec)
+        return get(self.codec, values=self.values) if self.codec in SPARSE else get(self.codec)
 
     @property
     def rounds(self):
@@ -35,7 +37,7 @@ class Case(NamedTuple):
         return self.codec == "onebit"
 
     def __str__(self):
-        return f"{self.codec}-{self.level:g}" + (f"-{self.values}" if self.codec == "topk" else "")
+        return f"{self.codec}-{self.level:g}" + (f"-{self.values}" if self.codec in SPARSE else "")
 
 
 CASES = [
@@ -53,6 +55,10 @@ CASES = [
     Case("topk", 0.001, "fp32"),
     Case("topk", 0.3),
     Case("topk", 1.0, "fp32"),
+    Case("topk", 0.1, "int8"),
+    Case("topk", 0.05, "packed"),
+    Case("threshold", 0.5),
+    Case("threshold", 2.0, "packed"),
     Case("onebit", 512),
     Case("onebit", 16384),
     Case("random_block", 0.01),

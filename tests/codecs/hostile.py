@@ -20,8 +20,11 @@ LEVELS_OF = {
     "qsgd": (4,),
     "random_block": (0.1,),
     "terngrad": (2,),
+    "threshold": (1.5,),
     "topk": (0.02, 0.5),
 }
+FORMATS = ("fp16", "fp32", "int8", "packed")
+"""Of values, where a codec has them: each takes its share of the mutants."""
 COUNTS = (-1, 0, 1, 2, 3, 65_535, 65_536, 1 << 31, 1 << 63)
 
 
@@ -60,9 +63,9 @@ def mutate(rng, payload, coding):
     return payload, coding
 
 
-def attack(name, level, n, tries, rng):
+def attack(codec, level, n, tries, rng):
     """Return (refused, accepted)."""
-    codec = get(name)
+    name = codec.name
     gradient = rng.standard_normal(n).astype(np.float32)
     out = np.empty(codec.payload_bound(n, level) + 4, np.uint8)
     encoded = codec.encode(gradient, np.zeros(n, np.float32), level=level, seed=7, out=out)
@@ -91,7 +94,10 @@ def main():
     assert bounds_are_checked()
     results = {}
     for name, levels in LEVELS_OF.items():
-        done = [attack(name, level, n, tries // len(levels) // 4, rng) for level in levels for n in (1, 5, 1000, 70_000)]
+        made = [get(name, values=form) for form in FORMATS] if hasattr(get(name), "values") else [get(name)]
+        cases = [(codec, level, n) for codec in made for level in levels for n in (1, 5, 1000, 70_000)]
+        share, left = divmod(tries, len(cases))
+        done = [attack(*case, share + (at < left), rng) for at, case in enumerate(cases)]
         results[name] = [sum(column) for column in zip(*done, strict=True)]
     print(json.dumps(results))
 

@@ -115,7 +115,10 @@ def rounds(draw):
 @devices
 @settings(max_examples=150)
 @given(
-    case=st.sampled_from(CASES) | st.builds(Case, st.just("topk"), st.floats(1e-6, 1.0), st.sampled_from(["fp16", "fp32"])),
+    case=st.sampled_from(CASES)
+    | st.builds(
+        Case, st.sampled_from(["threshold", "topk"]), st.floats(1e-6, 1.0), st.sampled_from(["fp16", "fp32", "int8", "packed"])
+    ),
     drawn=rounds(),
 )
 def test_a_twin_agrees_with_the_host_on_anything(case, drawn, where):
@@ -185,7 +188,7 @@ def test_a_codec_without_a_twin_is_named():
     class Homely(type(CASES[0].build())):
         name = "homely"
 
-    known = "dense, int, natural, onebit, qsgd, random_block, terngrad, topk"
+    known = "dense, int, natural, onebit, qsgd, random_block, terngrad, threshold, topk"
     with pytest.raises(CodecError, match=f"codec homely has no form for accelerators: expected one of {known}"):
         device.twin_of(Homely())
 

@@ -42,7 +42,7 @@ def test_a_topk_payload_is_refused_for_each_thing_that_can_be_wrong():
         with pytest.raises(PayloadError, match=match):
             codec.validate(bad, header)
 
-    refuse("value preamble", 0, np.uint8(2))
+    refuse("value preamble", 0, np.uint8(4))
     refuse("value preamble", 1, np.uint8(1))
     refuse("value preamble", 2, np.int16(1))
     refuse("finite float32", 4, np.float32(np.nan))

@@ -10,13 +10,23 @@ from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
 from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
+from .threshold import ThresholdTwin
 from .topk import TopKTwin
 
 __all__ = ["twin_of"]
 
-_CLASSES: dict[str, type[DeviceCodec]] = {
-    twin.name: twin for twin in (DenseTwin, IntTwin, NaturalTwin, OneBitTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
-}
+_TWINS: tuple[type[DeviceCodec], ...] = (
+    DenseTwin,
+    IntTwin,
+    NaturalTwin,
+    OneBitTwin,
+    QsgdTwin,
+    RandomBlockTwin,
+    TernGradTwin,
+    ThresholdTwin,
+    TopKTwin,
+)
+_CLASSES: dict[str, type[DeviceCodec]] = {twin.name: twin for twin in _TWINS}
 
 
 def twin_of(codec: Codec) -> DeviceCodec:
