@@ -112,6 +112,7 @@ LEVELS = {
     "onebit": (512.0, 8192.0),
     "qsgd": (8.0, 4.0),
     "random_block": (0.2, 0.04),
+    "random_k": (0.2, 0.04),
     "terngrad": (2.0, 2.0),
     "threshold": (0.01, 0.05),
     "topk": (0.04, 0.005),
@@ -123,22 +124,25 @@ class CodecSettings(Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
-    """Codec of every tensor that is worth compressing: dense, int, natural, onebit, qsgd, random_block, terngrad, threshold,
-    topk."""
+    """Codec of every tensor that is worth compressing: dense, int, natural, onebit, qsgd, random_block, random_k, terngrad,
+    threshold, topk."""
     light: Annotated[float, Meta(ge=0)] = 0.0
     """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense (32 or 16), int and
     qsgd (8, 4 or 2), natural (8) and terngrad (2), bits; for onebit, elements that share a size; for threshold, the magnitude
     from which elements are sent, in the unit of the gradients.
-    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32, int, natural and qsgd 8, terngrad 2, onebit 512, threshold
-    0.01."""
+    0 takes the codec's own: topk 0.04, random_block and random_k 0.2, dense 32, int, natural and qsgd 8, terngrad 2, onebit
+    512, threshold 0.01."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
-    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense 16, int and qsgd 4,
-    natural 8, terngrad 2, onebit 8192, threshold 0.05."""
+    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block and random_k 0.04, dense 16, int and
+    qsgd 4, natural 8, terngrad 2, onebit 8192, threshold 0.05."""
     values: Literal["fp16", "fp32", "int8", "packed"] = "fp16"
     """How kept values are written (topk, threshold), with their places: in 4 bytes (fp16), 6 (fp32), 3 (int8), or 2 (packed: a
     sign and a power of two). What rounding takes away stays in the residual."""
     cap: Annotated[float, Meta(gt=0, le=0.25)] = 0.125
     """Largest fraction of elements that threshold sends; what is more waits in the residual."""
+    coverage: Literal["independent", "cyclic"] = "independent"
+    """How random_block and random_k choose places: anew every round, or in turn, so that no element waits longer than it takes to
+    send all of them once."""
     bucket: Literal[128, 256, 512, 1024, 2048, 4096] = 512
     """Elements that share a scale (int, natural, qsgd, terngrad): fewer are more accurate, at 32 bits each time."""
     small_bits: Literal[16, 32] = 16
@@ -165,7 +169,7 @@ class CodecSettings(Section):
     @property
     def options(self) -> dict[str, str | int | float]:
         """What codecs are made with, by the name of the option."""
-        return {"bucket": self.bucket, "cap": self.cap, "values": self.values}
+        return {"bucket": self.bucket, "cap": self.cap, "coverage": self.coverage, "values": self.values}
 
 
 class RegimeSettings(Section):

@@ -8,7 +8,7 @@ The mixer is one step of splitmix64 (Steele, Lea and Flood, 2014): `seed := mix6
 
 from __future__ import annotations
 
-__all__ = ["SERVER", "SHARED", "mix64", "seed_for"]
+__all__ = ["SERVER", "SHARED", "mix64", "seed_for", "unmix64"]
 
 SHARED = 0
 SERVER = (1 << 32) - 1
@@ -21,6 +21,16 @@ def mix64(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
+
+
+def unmix64(value: int) -> int:
+    """Return the state, below 2**64, from which `mix64` gives `value`: it is a bijection."""
+    value ^= (value >> 31) ^ (value >> 62)
+    value = (value * 0x319642B2D24D8EC3) & _MASK
+    value ^= (value >> 27) ^ (value >> 54)
+    value = (value * 0x96DE1B173F119089) & _MASK
+    value ^= (value >> 30) ^ (value >> 60)
+    return (value - 0x9E3779B97F4A7C15) & _MASK
 
 
 def seed_for(job: int, layout: int, key: int, round_: int, who: int) -> int:

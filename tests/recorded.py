@@ -45,6 +45,10 @@ CODECS = {
         "codec.heavy": 0.01,
         "codec.tensors": '{"branch.bias" = "dense", "*.bias" = "onebit", "branch.*" = {codec = "int", heavy = 2}}',
     },
+    "random_k, cyclic": {"codec.name": "random_k", "codec.light": 0.2, "codec.heavy": 0.05, "codec.coverage": "cyclic"},
+    "blocks, cyclic": {"codec.name": "random_block", "codec.light": 0.2, "codec.heavy": 0.05, "codec.coverage": "cyclic"},
+    "threshold, packed": {"codec.name": "threshold", "codec.light": 2.0, "codec.heavy": 3.0, "codec.values": "packed"},
+    "topk, int8": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "int8"},
 }
 
 

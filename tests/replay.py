@@ -123,8 +123,10 @@ class Replay:
         residual, lost = self.worker[where], None
         if 0 < self.worker_bound[where] < bound:
             residual, lost = twins.settle(rule, residual, gradient)
-        who = SHARED if codec == "random_block" else slot + 1
+        who = SHARED if codec in twins.SHARED else slot + 1
         seed = seed_for(self.settings.seed, 0, key.number, round_, who)
+        if codec in twins.SHARED and self.settings.codec.coverage == "cyclic":
+            seed = twins.turn(codec, level, key.elements, seed_for(self.settings.seed, 0, key.number, 0, SHARED), round_)
         held = [(part.offset, part.length) for part in key.elements_of(bits)]
         packed = twins.encode_holding(codec, level, gradient, residual, held, seed=seed, values=values)
         if packed is None:
@@ -133,7 +135,7 @@ class Replay:
             self.losses.append((slot, key.number, round_, lost))
             self.thrown[where] += self.worker[where].astype(np.float64) - residual
         self.worker[where], self.worker_bound[where] = packed.rest, bound
-        coding = Coding(codec, level, key.elements, packed.count, seed if codec == "random_block" else 0)
+        coding = Coding(codec, level, key.elements, packed.count, seed if codec in twins.SHARED else 0)
         return weight, coding, packed.payload
 
     def _fold(self, key, round_, pushes, used, total_weight, flushed=()):

@@ -83,6 +83,7 @@ def test_every_setting_can_be_given_as_text(name: str) -> None:
     other = {bool: True, int: 3, float: 0.25, str: "fp32", TensorCodecs: table.filled(LEVELS)}[type(LEAVES[name])]
     other = {
         "codec.bucket": 1024,
+        "codec.coverage": "cyclic",
         "codec.small_bits": 32,
         "codec.residual_at_switch": "reset",
         "regime.signal": "released",

@@ -12,12 +12,13 @@ import numpy as np
 import quantised
 
 from ps_accordion.codecs import Coding
-from ps_accordion.seeds import mix64
+from ps_accordion.seeds import mix64, unmix64
 
 CHUNK = 32768
 PACKED_CHUNK = 4096
 CAP = 0.125
 SPARSE = ("threshold", "topk")
+SHARED = ("random_block", "random_k")
 F32 = np.float32
 
 
@@ -49,6 +50,8 @@ def entries(codec, level, n):
         return n
     if codec in SPARSE:
         return min(n, max(1, math.ceil((CAP if codec == "threshold" else level) * n)))
+    if codec == "random_k":
+        return math.ceil(n / stretch(n, level))
     return min(n, max(1, round(level * n)))
 
 
@@ -89,6 +92,31 @@ def lighter(new, old, n, values="fp16"):
 def covered(n, b, seed):
     """Return the indices of the random block."""
     return (mix64(seed) % n + np.arange(b)) % n
+
+
+def stretch(n, level):
+    """Return of how many elements random_k sends one."""
+    return n if level * n <= 1 else max(1, round(1 / level))
+
+
+def drawn(n, level, seed):
+    """Return the indices of random_k."""
+    m, draw = stretch(n, level), mix64(seed)
+    key = mix64(draw >> 32)
+    x = np.arange(math.ceil(n / m)).astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15)) ^ np.uint32(key >> 32)) * np.uint32(0x846CA68B)
+    x = (x ^ (x >> np.uint32(16))).astype(np.uint64)
+    place = ((x * np.uint64(m) >> np.uint64(32)).astype(np.int64) + (draw & 0xFFFFFFFF)) % m
+    at = np.arange(x.size) * m + place
+    return at[at < n]
+
+
+def turn(codec, level, n, stream, round_):
+    """Return the seed of one turn of cyclic coverage."""
+    if codec == "random_block":
+        return unmix64((stream + round_ * entries(codec, level, n)) % n)
+    return unmix64((stream & ~0xFFFFFFFF) | (round_ & 0xFFFFFFFF))
 
 
 # --- one vector --------------------------------------------------------------------------------------------------------------
@@ -153,11 +181,11 @@ def pack(codec, level, v, seed=0, values="fp16"):
         bits[:n] = v < 0
         payload = sizes.tobytes() + np.packbits(bits, bitorder="little").tobytes()
         return Packed(payload, n, v - signs(sizes, bits[:n], level))
-    if codec == "random_block":
-        at = covered(n, count, seed)
+    if codec in SHARED:
+        at = covered(n, count, seed) if codec == "random_block" else drawn(n, level, seed)
         rest = v.copy()
         rest[at] = 0
-        return Packed(v[at].astype("<f4").tobytes(), count, rest)
+        return Packed(v[at].astype("<f4").tobytes(), at.size, rest)
     by_size = np.argsort(-np.abs(v), kind="stable")[:count]
     least = F32(level) if codec == "threshold" else 2.0**-149
     at = np.sort(by_size[np.abs(v[by_size]) >= least])
@@ -200,6 +228,9 @@ def decode(coding, payload):
     out = np.zeros(n, F32)
     if codec == "random_block":
         out[covered(n, count, seed)] = np.frombuffer(payload, "<f4")
+        return out
+    if codec == "random_k":
+        out[drawn(n, level, seed)] = np.frombuffer(payload, "<f4")
         return out
     if payload[0] == 3:
         chunks = math.ceil(n / PACKED_CHUNK)
@@ -288,7 +319,7 @@ def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16
     """
     residual = np.zeros(elements, F32) if residual is None else residual
     choice = reply or lightest([(coding.codec, coding.level) for _, coding, _ in pushes], elements, values)
-    seeds = {coding.seed for _, coding, _ in pushes if coding.codec == "random_block"}
+    seeds = {coding.seed for _, coding, _ in pushes if coding.codec in SHARED}
     seed = seeds.pop() if seeds else seed_reply
     scale = F32(1.0 / total_weight)
     total = np.zeros(elements, F32)
@@ -305,5 +336,5 @@ def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16
         return None
     for start, length in held:
         packed.rest[start : start + length] = residual[start : start + length]
-    coding = Coding(*choice, elements, packed.count, seed if choice[0] == "random_block" else 0)
+    coding = Coding(*choice, elements, packed.count, seed if choice[0] in SHARED else 0)
     return Folded(coding, packed.payload, packed.rest, lost)

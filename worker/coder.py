@@ -13,10 +13,10 @@ from msgspec import structs
 
 from ps_accordion.codecs import Hint, encode_holding, registry, settle, workspace
 from ps_accordion.codecs.base import Coding, FloatVector, Payload
+from ps_accordion.codecs.covering import push_seed
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key
 from ps_accordion.regimes.base import Choice
-from ps_accordion.seeds import SHARED, seed_for
 from ps_accordion.selection import codecs_of
 from ps_accordion.wire import messages as m
 
@@ -112,8 +112,10 @@ class KeyCoder:
             before = self._residual.copy()
             loss = settle(settings.codec.residual_at_switch, self._residual, gradient)
             thrown = self._account.mass(before) - self._account.mass(self._residual) if loss else 0.0
-        who = SHARED if codec.shared_seed else self._slot + 1
-        seed = seed_for(settings.seed, self.layout, key.number, round_, who)
+        seed = push_seed(
+            codec, key.elements, choice.level,
+            job=settings.seed, layout=self.layout, key=key.number, round_=round_, slot=self._slot,
+        )  # fmt: skip
         out = self._room(bound)
         unused = [(part.offset, part.length) for part in key.elements_of(used)]
         old, rest = self._residual, None if self._residual is None else workspace.take(key.elements)

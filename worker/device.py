@@ -23,11 +23,11 @@ from msgspec import structs
 
 from ps_accordion.codecs import Held, Rule, registry
 from ps_accordion.codecs.base import FloatVector, Payload
+from ps_accordion.codecs.covering import push_seed
 from ps_accordion.codecs.device import DeviceCodec, encode, open_parcel, twin_of
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key, Slice
 from ps_accordion.regimes.base import Choice
-from ps_accordion.seeds import SHARED, seed_for
 from ps_accordion.selection import codecs_of
 from ps_accordion.wire import messages as m
 
@@ -159,8 +159,10 @@ class DeviceCoder:
         self._settle_debts(device)
         residual = self._residual_on(device)
         rule: Rule = self._settings.codec.residual_at_switch if 0 < self.bound < bound else "keep"
-        who = SHARED if codec.shared_seed else self._slot + 1
-        seed = seed_for(self._settings.seed, self.layout, self.key.number, round_, who)
+        seed = push_seed(
+            codec, self.key.elements, choice.level,
+            job=self._settings.seed, layout=self.layout, key=self.key.number, round_=round_, slot=self._slot,
+        )  # fmt: skip
         held: Held = [(part.offset, part.length) for part in self.key.elements_of(used)]
         gathered, watched = _gathered(gradients), self.account.probe.counts and not self.key.buffer
         stretches = {"gradient": self._stretch(gathered)} if watched else {}

@@ -1,11 +1,12 @@
 """random_block: one contiguous block at a place that all members draw alike (Foroutan Eghlidi and Jaggi, arXiv 2009.09271).
 
-No selection and no indices: the place follows from the shared seed, so servers add payloads without decoding them, and what goes
-down is as small as what went up. Each coordinate waits n / b rounds on average.
+No selection and no indices (`codecs/covering.py`). With independent coverage each coordinate waits n / b rounds on average, with
+cyclic coverage ceil(n / b) rounds at most: blocks follow each other, around the end, without a gap.
 
-    b = max(1, round(level * n))    start = mix64(seed) mod n    covered: start, start + 1, ..., start + b - 1, modulo n
+    b = max(1, round(level * n))    start = draw mod n    covered: start, start + 1, ..., start + b - 1, modulo n
+    cyclic: draw = (stream + round * b) mod n
 
-(`round` is to nearest, ties to even; `mix64` is in `seeds.py`.)
+(`round` is to nearest, ties to even.)
 Payload: b little-endian float32, the covered elements in that order.
 """
 
@@ -16,36 +17,33 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..errors import CodecError, PayloadError
-from ..seeds import mix64
+from ..seeds import mix64, unmix64
 from . import kernels
 from .base import Coding, Encoded, FloatVector, Payload
-from .fraction import check_fraction
-from .packing import INFINITE, ONE, PackingCodec
+from .covering import CoveringCodec
+from .packing import INFINITE, ONE
 
 __all__ = ["RandomBlock", "parts"]
 
 
 @dataclass(frozen=True)
-class RandomBlock(PackingCodec):
+class RandomBlock(CoveringCodec):
     """One shared random block. Level: the fraction that is sent, in (0, 1]."""
 
     name: ClassVar[str] = "random_block"
-    linear: ClassVar[bool] = True
-    shared_seed: ClassVar[bool] = True
-
-    def check_level(self, level: float) -> None:
-        """Raise `CodecError` unless `level` is in (0, 1]."""
-        check_fraction(self.name, level)
 
     def length(self, elements: int, level: float) -> int:
         """Return b: the elements of the block."""
         self.check_level(level)
         return min(elements, max(1, round(level * elements)))
 
-    def payload_bound(self, elements: int, level: float) -> int:
-        """Return the payload's length in bytes; every payload has it."""
-        return 4 * self.length(elements, level)
+    def covered(self, elements: int, level: float, seed: int) -> int:
+        """Return b, whatever the seed."""
+        return self.length(elements, level)
+
+    def seed_of_turn(self, elements: int, level: float, *, stream: int, turn: int) -> int:
+        """Return the seed of the block after `turn` blocks; see `CoveringCodec.seed_of_turn`."""
+        return unmix64((stream + turn * self.length(elements, level)) % elements)
 
     def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
         """Write the block of `v` that `seed` names; see `PackingCodec.pack`."""
@@ -57,20 +55,6 @@ class RandomBlock(PackingCodec):
             block[part] = v[covered]
             rest[covered] = 0.0
         return Encoded(4 * b, b)
-
-    def validate(self, payload: Payload, coding: Coding) -> None:
-        """Raise `PayloadError` unless the payload is one whole block, all of it finite."""
-        try:
-            b = self.length(coding.elements, coding.level)
-        except CodecError as error:
-            raise PayloadError(str(error)) from None
-        if coding.count != b or payload.size != 4 * b:
-            raise PayloadError(
-                f"random_block: expected {b} entries in {4 * b} bytes at level {coding.level!r} of {coding.elements}, "
-                f"got {coding.count} entries in {payload.size} bytes"
-            )
-        if kernels.vector.peak(payload.view(np.float32)) >= INFINITE:
-            raise PayloadError("random_block: expected finite float32 values, got one that is infinite or not a number")
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the block to its place in `out`, and zero elsewhere."""
@@ -94,19 +78,6 @@ class RandomBlock(PackingCodec):
         block = payload.view(np.float32)
         for part, covered in parts(coding.elements, coding.count, coding.seed):
             kernels.vector.add(weight, block[part], total[covered])
-
-    def sum_payloads(
-        self, payloads: list[Payload], weights: list[np.float32], scale: np.float32, coding: Coding, out: Payload
-    ) -> Encoded | None:
-        """Add blocks of one place; see `Codec.sum_payloads`."""
-        nbytes = 4 * coding.count
-        total = out[:nbytes].view(np.float32)
-        total.fill(0.0)
-        for weight, payload in zip(weights, payloads, strict=True):
-            kernels.vector.add(weight, payload.view(np.float32), total)
-        if kernels.vector.scaled(total, scale) >= INFINITE:
-            return None
-        return Encoded(nbytes, coding.count)
 
     def release(self, residual: FloatVector, coding: Coding, payload: Payload, new_residual: FloatVector) -> bool:
         """Add the covered part of a residual to a summed block and clear it; see `Codec.release`."""

@@ -17,6 +17,7 @@ from .natural import Natural
 from .onebit import OneBit
 from .qsgd import Qsgd
 from .random_block import RandomBlock
+from .random_k import RandomK
 from .terngrad import TernGrad
 from .threshold import Threshold
 from .topk import TopK
@@ -28,7 +29,7 @@ Choice = tuple[str, float]
 """A codec's name and a level."""
 
 _CLASSES: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, Threshold, TopK)
+    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, RandomK, TernGrad, Threshold, TopK)
 }
 
 

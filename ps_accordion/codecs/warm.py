@@ -21,6 +21,7 @@ _LEVELS = {
     "onebit": (64.0,),
     "qsgd": (8.0, 4.0),
     "random_block": (0.5,),
+    "random_k": (0.5,),
     "terngrad": (2.0,),
     "threshold": (0.5,),
     "topk": (0.5,),

@@ -19,6 +19,7 @@ LEVELS_OF = {
     "natural": (8,),
     "qsgd": (4,),
     "random_block": (0.1,),
+    "random_k": (0.1,),
     "terngrad": (2,),
     "threshold": (1.5,),
     "topk": (0.02, 0.5),

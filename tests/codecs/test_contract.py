@@ -143,7 +143,7 @@ def test_the_bound_is_what_the_twin_computes_and_is_reached(case):
         bound = codec.payload_bound(n, case.level)
         assert bound == twins.payload_bound(case.codec, case.level, n, case.values)
         _, payload = encode(case, gaussian(n) + np.float32(9), np.zeros(n, np.float32))  # all reach any threshold here
-        assert payload.size == bound
+        assert bound - payload.size in ((0, 4) if case.codec == "random_k" else (0,))  # a last stretch may send nothing
 
 
 def test_a_payload_may_lie_anywhere_in_memory(case):

@@ -47,6 +47,8 @@ MIXES = {
     "onebit of two levels, and topk": [Case("onebit", 512), Case("onebit", 16384), Case("topk", 0.01)],
     "onebit of two levels": [Case("onebit", 16384), Case("onebit", 512)],
     "random blocks": [Case("random_block", 0.1)] * 3,
+    "random places": [Case("random_k", 0.1)] * 3,
+    "thresholds of different heights and formats": [Case("threshold", 2.5, "packed"), Case("threshold", 3.0, "int8")],
     "int of different widths": [Case("int", 2), Case("int", 8), Case("int", 4)],
     "qsgd": [Case("qsgd", 4)] * 3,
     "natural and terngrad": [Case("natural", 8), Case("terngrad", 2)],

@@ -31,6 +31,8 @@ DIGESTS = {
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
     "topk-1-fp32": "53be0810faa3bbb7274f52064dee0578",
+    "random_k-0.01": "efbdf331e836527ac38ea571014ac535",
+    "random_k-0.3": "b705a31c3756ea1f3894f1115bef00a6",
     "topk-0.1-int8": "df31504d95d02ff2496201c392ee61dc",
     "topk-0.05-packed": "c1f6bcbc239f7f9d83ee17b5a3b10f1b",
     "threshold-0.5-fp16": "3ac0133e4537377fcf65230a523768fc",

@@ -8,7 +8,7 @@ from ps_accordion.errors import CodecError
 
 def test_names_are_the_wire_names_and_get_finds_each():
     """What stands in a header finds the codec that wrote the payload."""
-    assert names() == ["dense", "int", "natural", "onebit", "qsgd", "random_block", "terngrad", "threshold", "topk"]
+    assert names() == ["dense", "int", "natural", "onebit", "qsgd", "random_block", "random_k", "terngrad", "threshold", "topk"]
     assert [get(name).name for name in names()] == names()
 
 
@@ -19,11 +19,17 @@ def test_an_unknown_codec_is_refused_with_the_legal_names_and_the_nearest():
         match=r"among dense, int, natural, .*, terngrad, threshold, topk, got 'topkk'; did you mean 'topk'\?",
     ):
         get("topkk")
-    with pytest.raises(CodecError, match=r"among dense, int, .*, random_block, terngrad, threshold, topk, got 'zzz'$"):
+    with pytest.raises(CodecError, match=r"among dense, int, .*, random_block, random_k, terngrad, threshold, topk, got 'zzz'$"):
+        effective("zzz", 0.1, 10)
+
+
+def test_an_unknown_option_is_refused_with_the_legal_ones():
+    """An option of another codec is as unknown as a misspelt one."""
+    with pytest.raises(CodecError, match=r"codec topk: expected options among values, got 'value'; did you mean 'values'\?"):
         get("topk", value="fp32")
     with pytest.raises(CodecError, match=r"codec dense: expected options among \(none\), got 'values'"):
         get("dense", values="fp32")
-    with pytest.raises(CodecError, match=r"expected codec options among bucket, cap, values, got 'level'"):
+    with pytest.raises(CodecError, match=r"expected codec options among bucket, cap, coverage, values, got 'level'"):
         suite(level=1)
     with pytest.raises(CodecError, match=r"expected values to be 'fp32', 'fp16', 'int8' or 'packed', got 'fp8'"):
         suite(values="fp8")

@@ -70,6 +70,19 @@ def test_many_runs_of_mixed_codecs_break_no_promise():
     assert found == ""
 
 
+SPARSE = [("random_k", 0.2, 0.05, "cyclic", "fp16"), ("threshold", 1.0, 2.0, "independent", "packed")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "light", "heavy", "coverage", "values"), SPARSE)
+def test_sparse_runs_break_no_promise(name, light, heavy, coverage, values):
+    """Places in turn whatever is skipped or lost on the way, and values that leave much behind."""
+    options = {"codec_name": name, "codec_light": light, "codec_heavy": heavy}
+    options |= {"codec_coverage": coverage, "codec_values": values}
+    happened = sum((World(seed, Faults.rough(), options=options).run() for seed in range(4)), Counter())
+    assert happened["sums compared"] > 0
+
+
 REPLAY_SEEDS = 8
 
 

@@ -12,7 +12,7 @@ from ..base import Coding, Payload
 from ..buckets import PREAMBLE, BucketCodec, noise_key, parts_of
 from .base import DeviceCodec, upload
 
-__all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin"]
+__all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin", "keyed_hash"]
 
 _MAGIC: Final = 1.5 * 2.0**23
 _FIXED: Final = 256
@@ -184,10 +184,9 @@ def _front(rows: torch.Tensor, last: int) -> torch.Tensor:
 def _noise16(rows: torch.Tensor, seed: int, last: int) -> torch.Tensor:
     """Return 16 signed bits of noise for each element, int32: one hash serves two, one in either half of a bucket."""
     buckets, bucket = rows.shape
-    low, high = (word - (1 << 32) if word >> 31 else word for word in noise_key(seed))
     place = torch.arange(bucket // 2, dtype=torch.int32, device=rows.device)
     starts = torch.arange(0, buckets * bucket, bucket, dtype=torch.int32, device=rows.device)
-    word = _hash(starts[:, None] + place, low, high)
+    word = keyed_hash(starts[:, None] + place, *noise_key(seed))
     noise = torch.cat((word >> 16, word << 16 >> 16), 1)
     middle = (last + 1) // 2
     if last < bucket:
@@ -195,7 +194,9 @@ def _noise16(rows: torch.Tensor, seed: int, last: int) -> torch.Tensor:
     return noise
 
 
-def _hash(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
+def keyed_hash(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """Return 32 bits that follow from each number and a key of two words, as int32."""
+    low, high = (word - (1 << 32) if word >> 31 else word for word in (low, high))
     x = x ^ low
     x = _mixed(x, 16) * 0x7FEB352D
     x = (_mixed(x, 15) ^ high) * (0x846CA68B - (1 << 32))

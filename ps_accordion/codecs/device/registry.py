@@ -10,6 +10,7 @@ from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
 from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
+from .random_k import RandomKTwin
 from .threshold import ThresholdTwin
 from .topk import TopKTwin
 
@@ -22,6 +23,7 @@ _TWINS: tuple[type[DeviceCodec], ...] = (
     OneBitTwin,
     QsgdTwin,
     RandomBlockTwin,
+    RandomKTwin,
     TernGradTwin,
     ThresholdTwin,
     TopKTwin,
