@@ -56,7 +56,6 @@ CASES = [
     Case("topk", 0.3),
     Case("topk", 1.0, "fp32"),
     Case("topk", 0.1, "int8"),
-    Case("topk", 0.05, "packed"),
     Case("threshold", 0.5),
     Case("threshold", 2.0, "packed"),
     Case("onebit", 512),
@@ -65,7 +64,6 @@ CASES = [
     Case("random_block", 0.37),
     Case("random_block", 1.0),
     Case("random_k", 0.01),
-    Case("random_k", 0.3),
 ]
 LENGTHS = [1, 63, 65, 1000, 8192, 10_007, 32_767, 32_768, 32_769, 1 << 18]
 """One element, the edges of 64 lanes and of a chunk, the smallest that is sampled, a prime, and the hot size."""
