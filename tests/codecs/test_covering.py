@@ -36,7 +36,7 @@ def test_a_seed_can_be_made_for_any_draw():
 
 def test_random_k_sends_one_element_of_each_stretch_each_equally_often():
     """The distribution that is promised: 1 / m each, one a stretch, a shorter last stretch with its share; m from the level."""
-    n, m, rounds = 1003, 10, 4000
+    n, m, rounds = 1003, 10, 1000
     seen, together = np.zeros(n), 0
     for seed in seeds("random_k", n, 0.1, range(rounds), "independent"):
         at = twins.drawn(n, 0.1, seed)
