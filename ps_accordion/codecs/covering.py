@@ -23,9 +23,10 @@ import numpy as np
 from ..errors import CodecError, PayloadError
 from ..seeds import SHARED, seed_for
 from . import kernels
-from .base import Codec, Coding, Encoded, FloatVector, Payload
+from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .fraction import check_fraction
-from .packing import INFINITE, PackingCodec
+from .packing import INFINITE, PackingCodec, need_rest, summed
+from .workspace import borrow
 
 __all__ = ["Coverage", "CoveringCodec", "push_seed"]
 
@@ -72,9 +73,40 @@ class CoveringCodec(PackingCodec):
             turn: Its number: the round.
         """
 
+    @abstractmethod
+    def send(self, v: FloatVector, *, level: float, seed: int, out: Payload) -> Encoded:
+        """Write the covered elements of `v`, float32[n], to the front of `out`, and zero to their places in `v`."""
+
     def payload_bound(self, elements: int, level: float) -> int:
         """Return the length in bytes of the longest payload."""
         return 4 * self.length(elements, level)
+
+    def encode(
+        self,
+        gradient: FloatVector,
+        residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        rest: FloatVector | None = None,
+        hint: Hint | None = None,
+    ) -> Encoded | None:
+        """Encode at a worker; see `Codec.encode`. The sum is made where what is not sent of it stays."""
+        need_rest(self, residual, level)
+        v = borrow("v", gradient.size, np.float32) if rest is None else rest
+        if summed(gradient, residual, v) >= INFINITE:
+            return None
+        encoded = self.send(v, level=level, seed=seed, out=out)
+        if rest is None and residual is not None:
+            np.copyto(residual, v)
+        return encoded
+
+    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
+        """Write the covered elements of `v`; see `PackingCodec.pack`."""
+        assert rest is not None
+        np.copyto(rest, v)
+        return self.send(rest, level=level, seed=seed, out=out)
 
     def validate(self, payload: Payload, coding: Coding) -> None:
         """Raise `PayloadError` unless the payload has a finite value for each covered element."""

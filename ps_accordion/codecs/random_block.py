@@ -45,15 +45,13 @@ class RandomBlock(CoveringCodec):
         """Return the seed of the block after `turn` blocks; see `CoveringCodec.seed_of_turn`."""
         return unmix64((stream + turn * self.length(elements, level)) % elements)
 
-    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
-        """Write the block of `v` that `seed` names; see `PackingCodec.pack`."""
-        assert rest is not None
+    def send(self, v: FloatVector, *, level: float, seed: int, out: Payload) -> Encoded:
+        """Move the block of `v` that `seed` names to `out`; see `CoveringCodec.send`."""
         b = self.length(v.size, level)
         block = out[: 4 * b].view(np.float32)
-        np.copyto(rest, v)
         for part, covered in parts(v.size, b, seed):
             block[part] = v[covered]
-            rest[covered] = 0.0
+            v[covered] = 0.0
         return Encoded(4 * b, b)
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:

@@ -74,13 +74,11 @@ class RandomK(CoveringCodec):
         """Return the seed with the key of a stream and this turn; see `CoveringCodec.seed_of_turn`."""
         return unmix64(stream >> 32 << 32 | turn & 0xFFFFFFFF)
 
-    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
-        """Write the elements of `v` that `seed` names; see `PackingCodec.pack`."""
-        assert rest is not None
+    def send(self, v: FloatVector, *, level: float, seed: int, out: Payload) -> Encoded:
+        """Move the elements of `v` that `seed` names to `out`; see `CoveringCodec.send`."""
         places = self._all_places(v.size, level, seed)
         count = places.size
-        np.copyto(rest, v)
-        kernels.places.take(places, out[: 4 * count].view(np.float32), rest)
+        kernels.places.take(places, out[: 4 * count].view(np.float32), v)
         return Encoded(4 * count, count)
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
