@@ -42,7 +42,7 @@ class Folded:
 
 def entries(codec, level, n):
     """Return how many entries a payload has at most."""
-    if codec in ("dense", "onebit") or codec in quantised.NAMES:
+    if codec in ("bf16", "dense", "onebit") or codec in quantised.NAMES:
         return n
     if codec == "topk":
         return min(n, max(1, math.ceil(level * n)))
@@ -56,6 +56,8 @@ def payload_bound(codec, level, n, values="fp16"):
     count = entries(codec, level, n)
     if codec == "dense":
         return 4 * n if level == 32 else 4 + 2 * n
+    if codec == "bf16":
+        return 2 * n
     if codec == "topk":
         return 4 + count * (2 + (2 if values == "fp16" else 4)) + 2 * math.ceil(n / CHUNK)
     if codec == "onebit":
@@ -96,6 +98,15 @@ def halves(x, peak):
     return exponent, half, half.astype(F32) * F32(2.0**exponent)
 
 
+def upper_halves(v):
+    """Return the bfloat16 next to each of `v`, as uint16: of the one below and the one above the nearer, or the even one."""
+    below = v.view(np.uint32) >> 16
+    lost = v.view(np.uint32) & 0xFFFF
+    up = (lost > 0x8000) | ((lost == 0x8000) & (below & 1 == 1))
+    above = np.where(below & 0x7FFF == 0x7F7F, below, below + 1)  # the largest has none above
+    return np.where(up, above, below).astype("<u2")
+
+
 def block_of(x, peak, values):
     """Return (bytes of a value block, what its values stand for)."""
     if values == "fp32":
@@ -119,6 +130,9 @@ def pack(codec, level, v, seed=0, values="fp16"):
     if codec == "dense":
         payload, stands_for = block_of(v, peak, "fp16")
         return Packed(payload, n, v - stands_for)
+    if codec == "bf16":
+        upper = upper_halves(v)
+        return Packed(upper.tobytes(), n, v - (upper.astype(np.uint32) << 16).view(F32))
     if codec == "onebit":
         chunks = [v[start : start + int(level)] for start in range(0, n, int(level))]
         sizes = np.array([lane_sum(np.abs(chunk.astype(np.float64))) / chunk.size for chunk in chunks]).astype("<f4")
@@ -161,6 +175,8 @@ def decode(coding, payload):
         return quantised.decode(codec, level, n, payload)
     if codec == "dense":
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
+    if codec == "bf16":
+        return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(F32)
     if codec == "onebit":
         chunks = math.ceil(n / level)
         bits = np.unpackbits(np.frombuffer(payload, np.uint8)[4 * chunks :], bitorder="little")[:n]

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CodecError
 from . import plugins
 from .base import Codec
+from .bf16 import BF16
 from .dense import Dense
 from .int import Int
 from .natural import Natural
@@ -27,7 +28,7 @@ Choice = tuple[str, float]
 """A codec's name and a level."""
 
 _CLASSES: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, TopK)
+    codec.name: codec for codec in (BF16, Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, TopK)
 }
 
 

@@ -15,6 +15,7 @@ from .switch import settle
 __all__ = ["warm"]
 
 _LEVELS = {
+    "bf16": (16.0,),
     "dense": (32.0, 16.0),
     "int": (8.0, 4.0),
     "natural": (8.0,),

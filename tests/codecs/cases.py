@@ -41,6 +41,7 @@ class Case(NamedTuple):
 CASES = [
     Case("dense", 32),
     Case("dense", 16),
+    Case("bf16", 16),
     Case("int", 8),
     Case("int", 4),
     Case("int", 2),

@@ -14,6 +14,7 @@ from ps_accordion.errors import PayloadError
 
 LEVELS = (0.0, -1.0, 1e-320, 0.5, 1.0, 2.0, 16.0, 32.0, 1e300, float("nan"), float("inf"))
 LEVELS_OF = {
+    "bf16": (16,),
     "dense": (32, 16),
     "int": (8, 2),
     "natural": (8,),

@@ -40,6 +40,7 @@ def run(pushes, residual, total_weight=None, values="fp16", n=N, **options):
 MIXES = {
     "one dense": [Case("dense", 32)],
     "dense of both widths": [Case("dense", 32), Case("dense", 16)],
+    "bf16 and dense": [Case("bf16", 16), Case("dense", 16), Case("bf16", 16)],
     "three topk": [Case("topk", 0.01)] * 3,
     "topk of different levels and formats": [Case("topk", 0.001), Case("topk", 0.05, "fp32"), Case("topk", 0.01)],
     "topk and dense": [Case("topk", 0.01), Case("dense", 16), Case("topk", 0.01)],

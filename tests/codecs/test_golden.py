@@ -19,6 +19,7 @@ def fixed(n):
 DIGESTS = {
     "dense-32": "54216d7fc06cc755f585222679c19786",
     "dense-16": "6bf49715a9c0f8ccbc7db7656f00754f",
+    "bf16-16": "ee23b1cd5428b9fa7fce9a61300a66dc",
     "int-8": "4d7cf69c68c2ca713539a7953581cd12",
     "int-4": "7b4d3735aada437fd78c02bbaace9be7",
     "int-2": "c767fb3b853ddf336a132010b3cb9d1a",
@@ -63,6 +64,7 @@ def test_the_smallest_payloads_byte_by_byte():
     assert payload("dense-32") == "0000 803f 0000 40c0 0000 003f"
     # exponent -13: 3.0 becomes 24576, which lies in [2^14, 2^15)
     assert payload("dense-16") == "0100 f3ff 0070 00f6 006c"
+    assert payload("bf16-16") == "803f 40c0 003f"
     # bucket 512, unit 3/7; codes 10 and 9 in the first byte, 1 in the second
     assert payload("int-4") == "0002 0000 b76d db3e 9a01"
     # scale 4: 1.0 is 2^-2 of it, and its code 125; -3.0 has become -2, 0.5 is exact

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ..base import Coding, Payload
-from ..buckets import PREAMBLE, BucketCodec, noise_key, parts_of
+from ..buckets import PREAMBLE, BucketCodec, parts_of
 from .base import DeviceCodec, upload
+from .noise import hashed
 
 __all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin"]
 
@@ -184,27 +185,14 @@ def _front(rows: torch.Tensor, last: int) -> torch.Tensor:
 def _noise16(rows: torch.Tensor, seed: int, last: int) -> torch.Tensor:
     """Return 16 signed bits of noise for each element, int32: one hash serves two, one in either half of a bucket."""
     buckets, bucket = rows.shape
-    low, high = (word - (1 << 32) if word >> 31 else word for word in noise_key(seed))
     place = torch.arange(bucket // 2, dtype=torch.int32, device=rows.device)
     starts = torch.arange(0, buckets * bucket, bucket, dtype=torch.int32, device=rows.device)
-    word = _hash(starts[:, None] + place, low, high)
+    word = hashed(starts[:, None] + place, seed)
     noise = torch.cat((word >> 16, word << 16 >> 16), 1)
     middle = (last + 1) // 2
     if last < bucket:
         noise[-1, :last] = torch.cat((word[-1, :middle] >> 16, word[-1, : last - middle] << 16 >> 16))
     return noise
-
-
-def _hash(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    x = x ^ low
-    x = _mixed(x, 16) * 0x7FEB352D
-    x = (_mixed(x, 15) ^ high) * (0x846CA68B - (1 << 32))
-    return _mixed(x, 16)
-
-
-def _mixed(x: torch.Tensor, shift: int) -> torch.Tensor:
-    """Return `x ^ (x >> shift)`, with zeros shifted in."""
-    return x ^ ((x >> shift) & ((1 << (32 - shift)) - 1))
 
 
 def _packed(codes: torch.Tensor, width: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from ...errors import CodecError
 from .. import plugins
 from ..base import Codec
 from .base import DeviceCodec
+from .bf16 import BF16Twin
 from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
 from .onebit import OneBitTwin
@@ -15,7 +16,8 @@ from .topk import TopKTwin
 __all__ = ["twin_of"]
 
 _CLASSES: dict[str, type[DeviceCodec]] = {
-    twin.name: twin for twin in (DenseTwin, IntTwin, NaturalTwin, OneBitTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
+    twin.name: twin
+    for twin in (BF16Twin, DenseTwin, IntTwin, NaturalTwin, OneBitTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
 }
 
 
