@@ -36,6 +36,7 @@ CODECS = {
     "int": {"codec.name": "int"},
     "natural": {"codec.name": "natural"},
     "qsgd": {"codec.name": "qsgd"},
+    "signsgd": {"codec.name": "signsgd"},
     "terngrad": {"codec.name": "terngrad"},
     "topk": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01},
     "topk32": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "fp32"},

@@ -42,7 +42,7 @@ class Folded:
 
 def entries(codec, level, n):
     """Return how many entries a payload has at most."""
-    if codec in ("bf16", "dense", "onebit") or codec in quantised.NAMES:
+    if codec in ("bf16", "dense", "onebit", "signsgd") or codec in quantised.NAMES:
         return n
     if codec == "topk":
         return min(n, max(1, math.ceil(level * n)))
@@ -58,6 +58,8 @@ def payload_bound(codec, level, n, values="fp16"):
         return 4 * n if level == 32 else 4 + 2 * n
     if codec == "bf16":
         return 2 * n
+    if codec == "signsgd":
+        return 4 * math.ceil(n / 32)
     if codec == "topk":
         return 4 + count * (2 + (2 if values == "fp16" else 4)) + 2 * math.ceil(n / CHUNK)
     if codec == "onebit":
@@ -133,6 +135,11 @@ def pack(codec, level, v, seed=0, values="fp16"):
     if codec == "bf16":
         upper = upper_halves(v)
         return Packed(upper.tobytes(), n, v - (upper.astype(np.uint32) << 16).view(F32))
+    if codec == "signsgd":
+        coins = np.unpackbits(quantised.hashed(np.arange(math.ceil(n / 32)), seed).view(np.uint8), bitorder="little")[:n]
+        negative = (v < 0) | ((v == 0) & (coins == 1))
+        payload = np.packbits(negative, bitorder="little").tobytes()
+        return Packed(payload + bytes(-len(payload) % 4), n, np.zeros(n, F32))
     if codec == "onebit":
         chunks = [v[start : start + int(level)] for start in range(0, n, int(level))]
         sizes = np.array([lane_sum(np.abs(chunk.astype(np.float64))) / chunk.size for chunk in chunks]).astype("<f4")
@@ -177,6 +184,8 @@ def decode(coding, payload):
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
     if codec == "bf16":
         return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(F32)
+    if codec == "signsgd":
+        return np.where(np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")[:n] == 1, -F32(level), F32(level))
     if codec == "onebit":
         chunks = math.ceil(n / level)
         bits = np.unpackbits(np.frombuffer(payload, np.uint8)[4 * chunks :], bitorder="little")[:n]

@@ -18,6 +18,7 @@ from .natural import Natural
 from .onebit import OneBit
 from .qsgd import Qsgd
 from .random_block import RandomBlock
+from .signsgd import SignSGD
 from .terngrad import TernGrad
 from .topk import TopK
 
@@ -28,7 +29,7 @@ Choice = tuple[str, float]
 """A codec's name and a level."""
 
 _CLASSES: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (BF16, Dense, Int, Natural, OneBit, Qsgd, RandomBlock, TernGrad, TopK)
+    codec.name: codec for codec in (BF16, Dense, Int, Natural, OneBit, Qsgd, RandomBlock, SignSGD, TernGrad, TopK)
 }
 
 

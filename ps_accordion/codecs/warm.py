@@ -22,6 +22,7 @@ _LEVELS = {
     "onebit": (64.0,),
     "qsgd": (8.0, 4.0),
     "random_block": (0.5,),
+    "signsgd": (2.0**-10,),
     "terngrad": (2.0,),
     "topk": (0.5,),
 }

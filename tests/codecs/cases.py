@@ -56,6 +56,7 @@ CASES = [
     Case("topk", 1.0, "fp32"),
     Case("onebit", 512),
     Case("onebit", 16384),
+    Case("signsgd", 2.0**-10),
     Case("random_block", 0.01),
     Case("random_block", 0.37),
     Case("random_block", 1.0),

@@ -20,6 +20,7 @@ LEVELS_OF = {
     "natural": (8,),
     "qsgd": (4,),
     "random_block": (0.1,),
+    "signsgd": (2.0**-10,),
     "terngrad": (2,),
     "topk": (0.02, 0.5),
 }

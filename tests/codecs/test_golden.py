@@ -28,6 +28,7 @@ DIGESTS = {
     "qsgd-2": "f2c548499069b933453c285f276a9974",
     "natural-8": "ab602c39c8d4b274d3412dd7a8ce1441",
     "terngrad-2": "9920c57743f72e937216d3bf1adc0c92",
+    "signsgd-0.000976562": "af0987d5a1be329e8e49d1c103af5ad7",
     "topk-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",

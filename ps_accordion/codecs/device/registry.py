@@ -11,13 +11,25 @@ from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
 from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
+from .signsgd import SignSGDTwin
 from .topk import TopKTwin
 
 __all__ = ["twin_of"]
 
 _CLASSES: dict[str, type[DeviceCodec]] = {
     twin.name: twin
-    for twin in (BF16Twin, DenseTwin, IntTwin, NaturalTwin, OneBitTwin, QsgdTwin, RandomBlockTwin, TernGradTwin, TopKTwin)
+    for twin in (
+        BF16Twin,
+        DenseTwin,
+        IntTwin,
+        NaturalTwin,
+        OneBitTwin,
+        QsgdTwin,
+        RandomBlockTwin,
+        SignSGDTwin,
+        TernGradTwin,
+        TopKTwin,
+    )
 }
 
 

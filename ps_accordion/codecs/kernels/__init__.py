@@ -15,11 +15,11 @@ from ... import imports
 from . import _jit
 
 if TYPE_CHECKING:
-    from . import bfloat, buckets, choose, codes, half, signs, sparse, vector
+    from . import bfloat, buckets, choose, codes, half, signs, sparse, vector, votes
 
-__all__ = ["bfloat", "buckets", "choose", "codes", "half", "signs", "sparse", "vector", "warm"]
+__all__ = ["bfloat", "buckets", "choose", "codes", "half", "signs", "sparse", "vector", "votes", "warm"]
 
-_MODULES = ("bfloat", "buckets", "choose", "codes", "half", "signs", "sparse", "vector")
+_MODULES = ("bfloat", "buckets", "choose", "codes", "half", "signs", "sparse", "vector", "votes")
 
 
 def __getattr__(name: str) -> ModuleType:
