@@ -108,6 +108,7 @@ class CoordinatorSettings(Section):
 LEVELS = {
     "bf16": (16.0, 16.0),
     "dense": (32.0, 16.0),
+    "eden": (4.0, 1.0),
     "int": (8.0, 4.0),
     "natural": (8.0, 8.0),
     "onebit": (512.0, 8192.0),
@@ -124,17 +125,17 @@ class CodecSettings(Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
-    """Codec of every tensor that is worth compressing: bf16, dense, int, natural, onebit, qsgd, random_block, signsgd, terngrad,
-    topk."""
+    """Codec of every tensor that is worth compressing: bf16, dense, eden, int, natural, onebit, qsgd, random_block, signsgd,
+    terngrad, topk."""
     light: Annotated[float, Meta(ge=0)] = 0.0
     """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense (32 or 16), bf16 (16),
-    int and qsgd (8, 4 or 2), natural (8) and terngrad (2), bits; for onebit, elements that share a size; for
+    eden (1 to 4), int and qsgd (8, 4 or 2), natural (8) and terngrad (2), bits; for onebit, elements that share a size; for
     signsgd, what a sign stands for.
-    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32, bf16 16, int, natural and qsgd 8, terngrad 2,
+    0 takes the codec's own: topk 0.04, random_block 0.2, dense 32, bf16 16, eden 4, int, natural and qsgd 8, terngrad 2,
     onebit 512, signsgd 2^-10."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
-    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense and bf16 16, int and
-    qsgd 4, natural 8, terngrad 2, onebit 8192, signsgd 2^-10."""
+    """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block 0.04, dense and bf16 16, eden 1, int
+    and qsgd 4, natural 8, terngrad 2, onebit 8192, signsgd 2^-10."""
     values: Literal["fp16", "fp32"] = "fp16"
     """Number format of kept values (topk). What fp16 rounds away stays in the residual."""
     bucket: Literal[128, 256, 512, 1024, 2048, 4096] = 512

@@ -33,6 +33,7 @@ CODECS = {
     "dense32": {"codec.name": "dense", "codec.light": 32, "codec.heavy": 16},
     "dense16": {"codec.name": "dense", "codec.light": 16, "codec.heavy": 16},
     "bf16": {"codec.name": "bf16"},
+    "eden": {"codec.name": "eden"},
     "int": {"codec.name": "int"},
     "natural": {"codec.name": "natural"},
     "qsgd": {"codec.name": "qsgd"},

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import quantised
+import rotated
 
 from ps_accordion.codecs import Coding
 from ps_accordion.seeds import mix64
@@ -42,7 +43,7 @@ class Folded:
 
 def entries(codec, level, n):
     """Return how many entries a payload has at most."""
-    if codec in ("bf16", "dense", "onebit", "signsgd") or codec in quantised.NAMES:
+    if codec in ("bf16", "dense", "eden", "onebit", "signsgd") or codec in quantised.NAMES:
         return n
     if codec == "topk":
         return min(n, max(1, math.ceil(level * n)))
@@ -58,6 +59,8 @@ def payload_bound(codec, level, n, values="fp16"):
         return 4 * n if level == 32 else 4 + 2 * n
     if codec == "bf16":
         return 2 * n
+    if codec == "eden":
+        return rotated.payload_bound(level, n)
     if codec == "signsgd":
         return 4 * math.ceil(n / 32)
     if codec == "topk":
@@ -132,6 +135,9 @@ def pack(codec, level, v, seed=0, values="fp16"):
     if codec == "dense":
         payload, stands_for = block_of(v, peak, "fp16")
         return Packed(payload, n, v - stands_for)
+    if codec == "eden":
+        payload, rest = rotated.pack(level, v, seed)
+        return Packed(payload, n, rest)
     if codec == "bf16":
         upper = upper_halves(v)
         return Packed(upper.tobytes(), n, v - (upper.astype(np.uint32) << 16).view(F32))
@@ -182,6 +188,8 @@ def decode(coding, payload):
         return quantised.decode(codec, level, n, payload)
     if codec == "dense":
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
+    if codec == "eden":
+        return rotated.decode(level, n, payload)
     if codec == "bf16":
         return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(F32)
     if codec == "signsgd":

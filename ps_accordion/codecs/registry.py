@@ -13,6 +13,7 @@ from . import plugins
 from .base import Codec
 from .bf16 import BF16
 from .dense import Dense
+from .eden import Eden
 from .int import Int
 from .natural import Natural
 from .onebit import OneBit
@@ -29,7 +30,7 @@ Choice = tuple[str, float]
 """A codec's name and a level."""
 
 _CLASSES: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (BF16, Dense, Int, Natural, OneBit, Qsgd, RandomBlock, SignSGD, TernGrad, TopK)
+    codec.name: codec for codec in (BF16, Dense, Eden, Int, Natural, OneBit, Qsgd, RandomBlock, SignSGD, TernGrad, TopK)
 }
 
 

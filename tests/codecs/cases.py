@@ -32,7 +32,7 @@ class Case(NamedTuple):
     @property
     def rounds(self):
         """Whether what is kept is a difference that is rounded, so that it adds up to a few units of the last place only."""
-        return self.codec == "onebit"
+        return self.codec in ("eden", "onebit")
 
     def __str__(self):
         return f"{self.codec}-{self.level:g}" + (f"-{self.values}" if self.codec == "topk" else "")
@@ -54,6 +54,9 @@ CASES = [
     Case("topk", 0.001, "fp32"),
     Case("topk", 0.3),
     Case("topk", 1.0, "fp32"),
+    Case("eden", 1),
+    Case("eden", 3),
+    Case("eden", 4),
     Case("onebit", 512),
     Case("onebit", 16384),
     Case("signsgd", 2.0**-10),

@@ -185,7 +185,7 @@ def test_a_codec_without_a_twin_is_named():
     class Homely(type(CASES[0].build())):
         name = "homely"
 
-    known = "bf16, dense, int, natural, onebit, qsgd, random_block, signsgd, terngrad, topk"
+    known = "bf16, dense, eden, int, natural, onebit, qsgd, random_block, signsgd, terngrad, topk"
     with pytest.raises(CodecError, match=f"codec homely has no form for accelerators: expected one of {known}"):
         device.twin_of(Homely())
 

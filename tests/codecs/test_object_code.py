@@ -22,7 +22,7 @@ codecs.warm()
 seen = hashlib.sha256()
 gradient = np.random.default_rng(0).standard_normal({n}).astype(np.float32)
 levels = {{"dense": (16, 32), "int": (4,), "natural": (8,), "onebit": (512,), "qsgd": (2,)}}
-levels |= {{"bf16": (16,), "random_block": (0.1,), "signsgd": (1,), "terngrad": (2,), "topk": (0.01, 0.5)}}
+levels |= {{"bf16": (16,), "eden": (2,), "random_block": (0.1,), "signsgd": (1,), "terngrad": (2,), "topk": (0.01, 0.5)}}
 for name, level in [(name, level) for name in levels for level in levels[name]]:
     codec = codecs.get(name)
     residual, out = np.zeros_like(gradient), np.zeros(codec.payload_bound(gradient.size, level) + 4, np.uint8)

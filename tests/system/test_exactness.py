@@ -16,7 +16,7 @@ THROUGH_AND_THROUGH = ("dense32", "dense16", "topk", "topk32", "random_block")
 NUMBERS = [*itertools.product([1, 2, 3], [1, 2, 3], THROUGH_AND_THROUGH), (3, 2, "onebit")]
 USUAL = [case for case in NUMBERS if case[2] not in ("dense16", "topk32") or case[:2] in ((2, 3), (3, 2))]
 """Another number format adds up the same way, whatever the numbers."""
-ONCE = ("bf16", "int", "natural", "qsgd", "signsgd", "terngrad")
+ONCE = ("bf16", "eden", "int", "natural", "qsgd", "signsgd", "terngrad")
 """Codecs that share their rounds with others: one number of workers and servers is enough."""
 
 
@@ -37,7 +37,9 @@ def test_quantised_runs_have_the_bits_of_a_replay(tmp_path, codec):
     events = [json.loads(line) for line in (tmp_path / "events-coordinator.jsonl").read_text().splitlines()]
     (ledger,) = [event for event in events if event["event"] == "ledger"]
     assert ledger["balanced"], ledger["text"]
-    assert all((ledger[side]["spread"] > 0) == (codec not in ("bf16", "int", "signsgd")) for side in ("workers", "servers"))
+    assert all(
+        (ledger[side]["spread"] > 0) == (codec not in ("bf16", "eden", "int", "signsgd")) for side in ("workers", "servers")
+    )
 
 
 def test_the_exactness_runs_do_change_levels(tmp_path):

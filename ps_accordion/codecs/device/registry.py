@@ -9,6 +9,7 @@ from .base import DeviceCodec
 from .bf16 import BF16Twin
 from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
+from .eden import EdenTwin
 from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
 from .signsgd import SignSGDTwin
@@ -21,6 +22,7 @@ _CLASSES: dict[str, type[DeviceCodec]] = {
     for twin in (
         BF16Twin,
         DenseTwin,
+        EdenTwin,
         IntTwin,
         NaturalTwin,
         OneBitTwin,

@@ -15,11 +15,11 @@ from ... import imports
 from . import _jit
 
 if TYPE_CHECKING:
-    from . import bfloat, buckets, choose, codes, half, signs, sparse, vector, votes
+    from . import bfloat, buckets, choose, codes, eden, hadamard, half, signs, sparse, vector, votes
 
-__all__ = ["bfloat", "buckets", "choose", "codes", "half", "signs", "sparse", "vector", "votes", "warm"]
+__all__ = ["bfloat", "buckets", "choose", "codes", "eden", "hadamard", "half", "signs", "sparse", "vector", "votes", "warm"]
 
-_MODULES = ("bfloat", "buckets", "choose", "codes", "half", "signs", "sparse", "vector", "votes")
+_MODULES = ("bfloat", "buckets", "choose", "codes", "eden", "hadamard", "half", "signs", "sparse", "vector", "votes")
 
 
 def __getattr__(name: str) -> ModuleType:
