@@ -62,13 +62,13 @@ def test_the_transform_is_that_of_the_textbook_and_its_own_inverse():
 def test_what_is_too_large_waits_and_stays_finite():
     """Of magnitudes from 2^126 on nothing is sent, or what is kept might be infinite; below, some of it in each round."""
     signs = np.where(np.arange(5000) % 3 == 0, 1, -1).astype(np.float32)
-    for size, share in ((np.finfo(np.float32).max, 0), (2.0**126, 0), (2.0**125, 2.0**-6)):
+    for size, least, most in ((np.finfo(np.float32).max, 0, 0), (2.0**126, 0, 0), (2.0**125, 2.0**-8, 2.0**-5)):
         v = signs * np.float32(size)
         kept = np.zeros_like(v)
         coding, payload = encode(Case("eden", 1), v, kept)
         assert np.isfinite(kept).all()
         made = decode(Case("eden", 1), coding, payload).astype(np.float64)
-        assert made @ signs / (5000 * float(size)) == pytest.approx(share, rel=0.3)
+        assert least <= made @ signs / (5000 * float(size)) <= most
 
 
 @pytest.mark.parametrize("level", [0, 5, 2.5, float("nan")])
