@@ -56,7 +56,6 @@ CASES = [
     Case("topk", 1.0, "fp32"),
     Case("eden", 1),
     Case("eden", 3),
-    Case("eden", 4),
     Case("onebit", 512),
     Case("onebit", 16384),
     Case("signsgd", 2.0**-10),

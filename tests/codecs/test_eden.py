@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import rotated
+import torch
 
-from ps_accordion.codecs import get
+from ps_accordion.codecs import device, get
 from ps_accordion.codecs.kernels import hadamard
 from ps_accordion.codecs.noise import noise_key
 from ps_accordion.errors import CodecError, PayloadError
@@ -24,6 +25,23 @@ def test_the_error_is_that_of_the_best_levels_for_normal_numbers_whatever_the_ve
     assert lost(level, gaussian(n)) == pytest.approx(expected, rel=0.03)
     for v in (rng.standard_t(2, n), gaussian(n, 1) * (rng.random(n) < 0.1), rng.random(n)):
         assert lost(level, v.astype(np.float32)) < 1.03 * expected
+
+
+@pytest.mark.parametrize("level", [2, 4])
+def test_host_device_and_twin_agree_at_the_levels_that_other_tests_leave_out(level):
+    """Payload, residual and what is decoded, of a whole tile and a part of one."""
+    v, before = gaussian(20_000, 1), gaussian(20_000, 2)
+    kept, expected = before.copy(), rotated.pack(level, v + before, SEED)
+    coding, payload = encode(Case("eden", level), v, kept)
+    assert (payload.tobytes(), kept.tobytes()) == (expected[0], expected[1].tobytes())
+    made = decode(Case("eden", level), coding, payload)
+    assert made.tobytes() == rotated.decode(level, 20_000, payload.tobytes()).tobytes()
+    twin, residual, out = device.twin_of(get("eden")), torch.from_numpy(before), torch.empty(20_000)
+    parcel = device.encode(twin, torch.from_numpy(v), residual, level=level, seed=SEED).numpy()
+    opened = device.open_parcel(twin, parcel, elements=20_000, level=level)
+    twin.decode(opened.payload, coding, out)
+    assert (opened.payload.tobytes(), residual.numpy().tobytes()) == (payload.tobytes(), kept.tobytes())
+    assert out.numpy().tobytes() == made.tobytes()
 
 
 def test_an_element_alone_is_sent_as_it_is():

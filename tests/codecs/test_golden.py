@@ -30,7 +30,6 @@ DIGESTS = {
     "terngrad-2": "9920c57743f72e937216d3bf1adc0c92",
     "eden-1": "b618b584cc6ea664ff1e8a867f00750d",
     "eden-3": "1c2d2e0b489c1c77357454064bffc7de",
-    "eden-4": "34f3dc2fa885a59e7bce93c9b768c916",
     "signsgd-0.000976562": "af0987d5a1be329e8e49d1c103af5ad7",
     "topk-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
