@@ -6,7 +6,7 @@ import numpy as np
 
 from ps_accordion.seeds import mix64
 
-__all__ = ["NAMES", "decode", "pack", "payload_bound"]
+__all__ = ["NAMES", "decode", "hashed", "pack", "payload_bound"]
 
 NAMES = ("int", "natural", "qsgd", "terngrad")
 KEEPING = ("int",)
@@ -25,12 +25,18 @@ def payload_bound(level, n, bucket=512):
 
 def noise(start, m, seed):
     """Return 16 signed bits for each of the m elements of the bucket that begins at `start`: two share a hash."""
-    key, middle = mix64(seed), (m + 1) // 2
-    x = (np.arange(start, start + middle) & 0xFFFFFFFF).astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
+    middle = (m + 1) // 2
+    x = hashed(np.arange(start, start + middle), seed)
+    return np.concatenate([x >> np.uint32(16), x[: m - middle] & np.uint32(0xFFFF)]).astype(np.uint16).view(np.int16)
+
+
+def hashed(places, seed):
+    """Return 32 bits for each place, as uint32."""
+    key = mix64(seed)
+    x = (places & 0xFFFFFFFF).astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15)) ^ np.uint32(key >> 32)) * np.uint32(0x846CA68B)
-    x = x ^ (x >> np.uint32(16))
-    return np.concatenate([x >> np.uint32(16), x[: m - middle] & np.uint32(0xFFFF)]).astype(np.uint16).view(np.int16)
+    return x ^ (x >> np.uint32(16))
 
 
 def join(codes, bits):

@@ -32,9 +32,12 @@ ROUNDS = 20
 CODECS = {
     "dense32": {"codec.name": "dense", "codec.light": 32, "codec.heavy": 16},
     "dense16": {"codec.name": "dense", "codec.light": 16, "codec.heavy": 16},
+    "bf16": {"codec.name": "bf16"},
+    "eden": {"codec.name": "eden"},
     "int": {"codec.name": "int"},
     "natural": {"codec.name": "natural"},
     "qsgd": {"codec.name": "qsgd"},
+    "signsgd": {"codec.name": "signsgd"},
     "terngrad": {"codec.name": "terngrad"},
     "topk": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01},
     "topk32": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "fp32"},

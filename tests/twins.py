@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import quantised
+import rotated
 
 from ps_accordion.codecs import Coding
 from ps_accordion.seeds import mix64, unmix64
@@ -46,7 +47,7 @@ class Folded:
 
 def entries(codec, level, n):
     """Return how many entries a payload has at most."""
-    if codec in ("dense", "onebit") or codec in quantised.NAMES:
+    if codec in ("bf16", "dense", "eden", "onebit", "signsgd") or codec in quantised.NAMES:
         return n
     if codec in SPARSE:
         return min(n, max(1, math.ceil((CAP if codec == "threshold" else level) * n)))
@@ -62,6 +63,12 @@ def payload_bound(codec, level, n, values="fp16"):
     count = entries(codec, level, n)
     if codec == "dense":
         return 4 * n if level == 32 else 4 + 2 * n
+    if codec == "bf16":
+        return 2 * n
+    if codec == "eden":
+        return rotated.payload_bound(level, n)
+    if codec == "signsgd":
+        return 4 * math.ceil(n / 32)
     if codec in SPARSE and values == "packed":
         return 8 + 2 * count + 2 * math.ceil(n / PACKED_CHUNK)
     if codec in SPARSE:
@@ -130,6 +137,15 @@ def halves(x, peak):
     return exponent, half, half.astype(F32) * F32(2.0**exponent)
 
 
+def upper_halves(v):
+    """Return the bfloat16 next to each of `v`, as uint16: of the one below and the one above the nearer, or the even one."""
+    below = v.view(np.uint32) >> 16
+    lost = v.view(np.uint32) & 0xFFFF
+    up = (lost > 0x8000) | ((lost == 0x8000) & (below & 1 == 1))
+    above = np.where(below & 0x7FFF == 0x7F7F, below, below + 1)  # the largest has none above
+    return np.where(up, above, below).astype("<u2")
+
+
 def block_of(x, peak, values):
     """Return (bytes of a value block, what its values stand for)."""
     if values == "fp32":
@@ -174,6 +190,17 @@ def pack(codec, level, v, seed=0, values="fp16"):
     if codec == "dense":
         payload, stands_for = block_of(v, peak, "fp16")
         return Packed(payload, n, v - stands_for)
+    if codec == "eden":
+        payload, rest = rotated.pack(level, v, seed)
+        return Packed(payload, n, rest)
+    if codec == "bf16":
+        upper = upper_halves(v)
+        return Packed(upper.tobytes(), n, v - (upper.astype(np.uint32) << 16).view(F32))
+    if codec == "signsgd":
+        coins = np.unpackbits(quantised.hashed(np.arange(math.ceil(n / 32)), seed).view(np.uint8), bitorder="little")[:n]
+        negative = (v < 0) | ((v == 0) & (coins == 1))
+        payload = np.packbits(negative, bitorder="little").tobytes()
+        return Packed(payload + bytes(-len(payload) % 4), n, np.zeros(n, F32))
     if codec == "onebit":
         chunks = [v[start : start + int(level)] for start in range(0, n, int(level))]
         sizes = np.array([lane_sum(np.abs(chunk.astype(np.float64))) / chunk.size for chunk in chunks]).astype("<f4")
@@ -221,6 +248,12 @@ def decode(coding, payload):
         return quantised.decode(codec, level, n, payload)
     if codec == "dense":
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
+    if codec == "eden":
+        return rotated.decode(level, n, payload)
+    if codec == "bf16":
+        return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(F32)
+    if codec == "signsgd":
+        return np.where(np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")[:n] == 1, -F32(level), F32(level))
     if codec == "onebit":
         chunks = math.ceil(n / level)
         bits = np.unpackbits(np.frombuffer(payload, np.uint8)[4 * chunks :], bitorder="little")[:n]

@@ -15,7 +15,7 @@ Both sides call `decode` on what the server answers, and get the same bits.
 Promises that every codec keeps (the shared test suite checks them):
 
 * `D(payload) + new_residual == v`, bit for bit where the arithmetic is exact, else to a few ulp; or, where nothing is kept,
-  D(payload) is v in the mean over seeds;
+  D(payload) is v in the mean over seeds (but for `signsgd`, whose loss is the point of it);
 * the same bytes for the same input, level and seed, on every host and with any number of threads: reductions have a fixed
   order, no reassociation, no contraction, and no randomness but the counter seed that is handed in;
 * not finite in, nothing changed: `encode` returns None and leaves the residual as it was;
@@ -135,7 +135,7 @@ class Codec(ABC):
         return not self.exact(level)
 
     def noisy(self, level: float) -> bool:
-        """Return whether D(C(v)) is v in the mean only: what is lost is noise, which nobody keeps."""
+        """Return whether what is lost is kept nowhere: noise, where D(C(v)) is v in the mean, or cut off by design."""
         return not self.keeps(level) and not self.exact(level)
 
     @abstractmethod
@@ -190,6 +190,7 @@ class Codec(ABC):
         """Return how far apart the two numbers are to one of which each element of a stretch was rounded. Noisy levels only.
 
         For the ledger, which has what was encoded and what was sent, and takes what lies between for noise up to this distance.
+        What is clipped is lost; that is all of it where a codec keeps nothing and is not v in the mean either.
 
         Args:
             payload: It has been validated.

@@ -20,21 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CodecError, PayloadError
-from ..seeds import mix64
 from . import kernels
-from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .base import Coding, Encoded, FloatVector, Payload
+from .onepass import OnePassCodec
 from .packing import INFINITE, ONE
 from .workspace import borrow
 
-__all__ = ["BUCKETS", "PREAMBLE", "BucketCodec", "Parts", "bucket_of", "noise_key", "parts_of", "scratch_codes"]
+__all__ = ["BUCKETS", "PREAMBLE", "BucketCodec", "Parts", "bucket_of", "parts_of", "scratch_codes"]
 
 BUCKETS = (128, 256, 512, 1024, 2048, 4096)
 """Elements that may share a scale: fewer cost more than 1/4 bit each, more leave the first-level cache."""
 PREAMBLE = 4
 BLOCK = 1 << 15
 """Elements that are summed over all members before the next: half of a second-level cache of 256 KiB, and whole buckets."""
-NOTHING: FloatVector = np.empty(0, np.float32)
-NOTHING.flags.writeable = False
 
 
 class Parts(NamedTuple):
@@ -50,7 +48,7 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BucketCodec(Codec):
+class BucketCodec(OnePassCodec):
     """A codec with one scale a bucket. Level: bits a code.
 
     Attributes:
@@ -79,58 +77,24 @@ class BucketCodec(Codec):
         self.check_level(level)
         return _length(elements, self.bucket, int(level))
 
-    def encode(
-        self,
-        gradient: FloatVector,
-        residual: FloatVector | None,
-        *,
-        level: float,
-        seed: int,
-        out: Payload,
-        rest: FloatVector | None = None,
-        hint: Hint | None = None,
-    ) -> Encoded | None:
-        """Encode at a worker; see `Codec.encode`."""
-        kept = rest
-        if kept is None and residual is not None:
-            kept = borrow("v", gradient.size, np.float32)
-        encoded = self._encode(gradient, ONE, residual, kept, level=level, seed=seed, out=out)
-        if encoded is not None and rest is None and residual is not None and kept is not None:
-            np.copyto(residual, kept)
-        return encoded
-
-    def reencode(
-        self,
-        total: FloatVector,
-        scale: np.float32,
-        residual: FloatVector | None,
-        new_residual: FloatVector | None,
-        *,
-        level: float,
-        seed: int,
-        out: Payload,
-        hint: Hint | None = None,
-    ) -> Encoded | None:
-        """Encode at a server; see `Codec.reencode`."""
-        return self._encode(total, scale, residual, new_residual, level=level, seed=seed, out=out)
-
-    def _encode(
+    def fuse(
         self,
         a: FloatVector,
         scale: np.float32,
-        b: FloatVector | None,
+        b: FloatVector,
         rest: FloatVector | None,
         *,
         level: float,
         seed: int,
         out: Payload,
     ) -> Encoded | None:
+        """Write buckets; see `OnePassCodec.fuse`."""
         self.check_level(level)
         n, width = a.size, int(level)
         end = _length(n, self.bucket, width)
         out[:PREAMBLE].view(np.uint32)[0] = self.bucket
         parts = _parts(out[:end], n, self.bucket)
-        if self.quantise(a, scale, NOTHING if b is None else b, rest, width=width, seed=seed, parts=parts) >= INFINITE:
+        if self.quantise(a, scale, b, rest, width=width, seed=seed, parts=parts) >= INFINITE:
             return None
         return Encoded(end, n)
 
@@ -242,12 +206,6 @@ def _code_bytes(elements: int, bucket: int, width: int) -> int:
     """Return the bytes of all codes: those of a last, shorter bucket are rounded up."""
     whole, left = divmod(elements, bucket)
     return whole * (bucket * width // 8) + -(-left * width // 8)
-
-
-def noise_key(seed: int) -> tuple[int, int]:
-    """Return the two words that key the noise of a seed: (lower, upper) of `mix64(seed)`."""
-    mixed = mix64(seed)
-    return mixed & 0xFFFFFFFF, mixed >> 32
 
 
 def scratch_codes(bucket: int) -> NDArray[np.uint8]:

@@ -15,7 +15,6 @@ Payload, little-endian, with C = ceil(n / level) chunks:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -24,8 +23,9 @@ from numpy.typing import NDArray
 
 from ..errors import CodecError, PayloadError
 from . import kernels
-from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .base import Coding, Encoded, FloatVector, Hint, Payload
 from .packing import INFINITE, ONE, check_length, need_rest
+from .signs import SignCodec, words_of
 from .workspace import borrow
 
 __all__ = ["OneBit"]
@@ -37,11 +37,10 @@ MOST: Final = 1 << 16
 
 
 @dataclass(frozen=True)
-class OneBit(Codec):
+class OneBit(SignCodec):
     """A bit an element. Level: elements that share a size, a power of two from 64 to 65,536; fewer is lighter."""
 
     name: ClassVar[str] = "onebit"
-    zero_kept: ClassVar[bool] = False
 
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is a power of two from 64 to 65,536."""
@@ -50,7 +49,7 @@ class OneBit(Codec):
 
     def payload_bound(self, elements: int, level: float) -> int:
         """Return the payload's length in bytes; every payload has it."""
-        return 4 * (self._chunks(elements, level) + _words(elements))
+        return 4 * (self._chunks(elements, level) + words_of(elements))
 
     def encode(
         self,
@@ -96,7 +95,7 @@ class OneBit(Codec):
     ) -> Encoded | None:
         """Set `v := a * scale + b`, write its sizes and signs to `out`, and leave in `v` what they do not carry."""
         n = v.size
-        sizes, words = self._parts(out[: self.payload_bound(n, level)], n, level)
+        sizes, words = self.parts(out[: self.payload_bound(n, level)], n, level)
         lanes = borrow("lanes", kernels.vector.LANES, np.float64)
         if not kernels.signs.split(a, scale, b, v, int(level), sizes, words, lanes):
             return None
@@ -106,63 +105,20 @@ class OneBit(Codec):
         """Raise `PayloadError` unless length, sizes and the bits beyond the end are those of an encoder."""
         n = coding.elements
         check_length(self, payload, coding)
-        sizes, words = self._parts(payload, n, coding.level)
+        sizes, words = self.parts(payload, n, coding.level)
         if int(sizes.view(np.uint32).max()) >= INFINITE:
             raise PayloadError("onebit: expected sizes that are finite and not below zero, got another one")
-        if n % 32 and int(words[-1]) >> n % 32:
-            raise PayloadError(f"onebit: expected no sign beyond element {n}, got one")
+        self.check_end(words, n)
 
-    def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
-        """Write `0 + -size` or `0 + size` to each element of `out`."""
-        sizes, words = self._parts(payload, coding.elements, coding.level)
-        kernels.signs.add(words, sizes, 1, int(coding.level), 1, out)
+    def parts(self, payload: Payload, elements: int, level: float) -> tuple[FloatVector, NDArray[np.uint32]]:
+        """Return sizes and words; see `SignCodec.parts`."""
+        words_at = 4 * self._chunks(elements, level)
+        return payload[:words_at].view(np.float32), payload[words_at:].view(np.uint32)
 
-    def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
-        """Write D(payload)[start : start + out.size] to `out`."""
-        sizes, words = self._parts(payload, coding.elements, coding.level)
-        at = np.arange(start, start + out.size)
-        size = sizes[at // int(coding.level)]
-        negative = (words[at // 32] >> (at % 32).astype(np.uint32)) & np.uint32(1) != 0
-        np.add(np.where(negative, -size, size), np.float32(0), out=out)
-
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
-        """Add `-weight * size` or `weight * size` to each element of `total`."""
-        sizes, words = self._parts(payload, coding.elements, coding.level)
-        kernels.signs.add(words, _scaled(sizes, weight), 1, int(coding.level), 0, total)
-
-    def begin_all(
-        self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
-    ) -> None:
-        """Sum all members in one pass over `total` where their chunks are alike; see `Codec.begin_all`."""
-        level, n, members = codings[0].level, total.size, len(payloads)
-        if any(coding.level != level for coding in codings):
-            super().begin_all(payloads, codings, weights, total)
-            return
-        words = borrow("words", members * _words(n), np.uint32)
-        sizes = borrow("sizes", members * self._chunks(n, level), np.float32)
-        places = zip(np.split(words, members), np.split(sizes, members), strict=True)
-        for (words_at, sizes_at), payload, weight in zip(places, payloads, weights, strict=True):
-            theirs, signs = self._parts(payload, n, level)
-            kernels.vector.scaled_into(theirs, weight, sizes_at)
-            np.copyto(words_at, signs)
-        kernels.signs.add(words, sizes, members, int(level), 1, total)
+    def chunk(self, level: float) -> int:
+        """Return the level."""
+        return int(level)
 
     def _chunks(self, elements: int, level: float) -> int:
         self.check_level(level)
         return -(-elements // int(level))
-
-    def _parts(self, payload: Payload, elements: int, level: float) -> tuple[FloatVector, NDArray[np.uint32]]:
-        """Return sizes and words of a payload that has its length."""
-        words_at = 4 * self._chunks(elements, level)
-        return payload[:words_at].view(np.float32), payload[words_at:].view(np.uint32)
-
-
-def _words(elements: int) -> int:
-    return -(-elements // 32)
-
-
-def _scaled(sizes: FloatVector, weight: np.float32) -> FloatVector:
-    """Return `sizes * weight`, in the thread's scratch `sizes`."""
-    scaled = borrow("sizes", sizes.size, np.float32)
-    kernels.vector.scaled_into(sizes, weight, scaled)
-    return scaled

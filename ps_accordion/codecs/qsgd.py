@@ -21,7 +21,8 @@ import numpy as np
 
 from . import kernels
 from .base import FloatVector
-from .buckets import BucketCodec, Parts, noise_key, scratch_codes
+from .buckets import BucketCodec, Parts, scratch_codes
+from .noise import noise_key
 from .workspace import borrow
 
 __all__ = ["Qsgd"]

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from ..seeds import mix64, unmix64
 from . import kernels
 from .base import Coding, Encoded, FloatVector, Payload
-from .buckets import noise_key
 from .covering import CoveringCodec
+from .noise import noise_key
 from .packing import INFINITE
 from .workspace import borrow
 
@@ -40,13 +40,11 @@ class Draw(NamedTuple):
     """What a seed says.
 
     Attributes:
-        low: Lower word of the key of the hash.
-        high: Its upper word.
+        key: Keys the hash.
         turn: What is added to every place, below m.
     """
 
-    low: int
-    high: int
+    key: int
     turn: int
 
 
@@ -115,7 +113,8 @@ class RandomK(CoveringCodec):
     def _places(self, elements: int, level: float, seed: int, first: int, count: int) -> NDArray[np.uint32]:
         """Return the places of `count` stretches from `first` on, as far as they are below `elements`: the thread's scratch."""
         m = self.stretch(elements, level)
-        low, high, turn = draw_of(seed, m)
+        key, turn = draw_of(seed, m)
+        low, high = noise_key(key)
         places = borrow("index", count, np.uint32)
         return places[: kernels.places.draw(first, m, low, high, turn, elements, places)]
 
@@ -123,4 +122,4 @@ class RandomK(CoveringCodec):
 def draw_of(seed: int, stretch: int) -> Draw:
     """Return what a seed says for stretches of so many elements."""
     draw = mix64(seed)
-    return Draw(*noise_key(draw >> 32), (draw & 0xFFFFFFFF) % stretch)
+    return Draw(draw >> 32, (draw & 0xFFFFFFFF) % stretch)

@@ -11,13 +11,16 @@ from typing import Any
 from ..errors import CodecError
 from . import plugins
 from .base import Codec
+from .bf16 import BF16
 from .dense import Dense
+from .eden import Eden
 from .int import Int
 from .natural import Natural
 from .onebit import OneBit
 from .qsgd import Qsgd
 from .random_block import RandomBlock
 from .random_k import RandomK
+from .signsgd import SignSGD
 from .terngrad import TernGrad
 from .threshold import Threshold
 from .topk import TopK
@@ -29,7 +32,8 @@ Choice = tuple[str, float]
 """A codec's name and a level."""
 
 _CLASSES: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Dense, Int, Natural, OneBit, Qsgd, RandomBlock, RandomK, TernGrad, Threshold, TopK)
+    codec.name: codec
+    for codec in (*(BF16, Dense, Eden, Int, Natural, OneBit, Qsgd, RandomBlock, RandomK, SignSGD, TernGrad, Threshold, TopK),)
 }
 
 

@@ -15,13 +15,16 @@ from .switch import settle
 __all__ = ["warm"]
 
 _LEVELS = {
+    "bf16": (16.0,),
     "dense": (32.0, 16.0),
+    "eden": (4.0, 1.0),
     "int": (8.0, 4.0),
     "natural": (8.0,),
     "onebit": (64.0,),
     "qsgd": (8.0, 4.0),
     "random_block": (0.5,),
     "random_k": (0.5,),
+    "signsgd": (2.0**-10,),
     "terngrad": (2.0,),
     "threshold": (0.5,),
     "topk": (0.5,),

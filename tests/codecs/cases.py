@@ -34,7 +34,7 @@ class Case(NamedTuple):
     @property
     def rounds(self):
         """Whether what is kept is a difference that is rounded, so that it adds up to a few units of the last place only."""
-        return self.codec == "onebit"
+        return self.codec in ("eden", "onebit")
 
     def __str__(self):
         return f"{self.codec}-{self.level:g}" + (f"-{self.values}" if self.codec in SPARSE else "")
@@ -43,6 +43,7 @@ class Case(NamedTuple):
 CASES = [
     Case("dense", 32),
     Case("dense", 16),
+    Case("bf16", 16),
     Case("int", 8),
     Case("int", 4),
     Case("int", 2),
@@ -58,8 +59,11 @@ CASES = [
     Case("topk", 0.1, "int8"),
     Case("threshold", 0.5),
     Case("threshold", 2.0, "packed"),
+    Case("eden", 1),
+    Case("eden", 3),
     Case("onebit", 512),
     Case("onebit", 16384),
+    Case("signsgd", 2.0**-10),
     Case("random_block", 0.01),
     Case("random_block", 0.37),
     Case("random_block", 1.0),

@@ -14,12 +14,15 @@ from ps_accordion.errors import PayloadError
 
 LEVELS = (0.0, -1.0, 1e-320, 0.5, 1.0, 2.0, 16.0, 32.0, 1e300, float("nan"), float("inf"))
 LEVELS_OF = {
+    "bf16": (16,),
     "dense": (32, 16),
+    "eden": (1, 3),
     "int": (8, 2),
     "natural": (8,),
     "qsgd": (4,),
     "random_block": (0.1,),
     "random_k": (0.1,),
+    "signsgd": (2.0**-10,),
     "terngrad": (2,),
     "threshold": (1.5,),
     "topk": (0.02, 0.5),

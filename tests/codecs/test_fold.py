@@ -40,6 +40,10 @@ def run(pushes, residual, total_weight=None, values="fp16", n=N, **options):
 MIXES = {
     "one dense": [Case("dense", 32)],
     "dense of both widths": [Case("dense", 32), Case("dense", 16)],
+    "bf16 and dense": [Case("bf16", 16), Case("dense", 16), Case("bf16", 16)],
+    "eden of several widths, and topk": [Case("eden", 1), Case("eden", 4), Case("topk", 0.01)],
+    "three signsgd": [Case("signsgd", 1)] * 3,
+    "signsgd of two levels, and onebit": [Case("signsgd", 1), Case("signsgd", 4), Case("onebit", 512)],
     "three topk": [Case("topk", 0.01)] * 3,
     "topk of different levels and formats": [Case("topk", 0.001), Case("topk", 0.05, "fp32"), Case("topk", 0.01)],
     "topk and dense": [Case("topk", 0.01), Case("dense", 16), Case("topk", 0.01)],

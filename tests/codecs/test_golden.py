@@ -19,6 +19,7 @@ def fixed(n):
 DIGESTS = {
     "dense-32": "54216d7fc06cc755f585222679c19786",
     "dense-16": "6bf49715a9c0f8ccbc7db7656f00754f",
+    "bf16-16": "ee23b1cd5428b9fa7fce9a61300a66dc",
     "int-8": "4d7cf69c68c2ca713539a7953581cd12",
     "int-4": "7b4d3735aada437fd78c02bbaace9be7",
     "int-2": "c767fb3b853ddf336a132010b3cb9d1a",
@@ -27,6 +28,9 @@ DIGESTS = {
     "qsgd-2": "f2c548499069b933453c285f276a9974",
     "natural-8": "ab602c39c8d4b274d3412dd7a8ce1441",
     "terngrad-2": "9920c57743f72e937216d3bf1adc0c92",
+    "eden-1": "b618b584cc6ea664ff1e8a867f00750d",
+    "eden-3": "1c2d2e0b489c1c77357454064bffc7de",
+    "signsgd-0.000976562": "af0987d5a1be329e8e49d1c103af5ad7",
     "topk-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
@@ -67,6 +71,7 @@ def test_the_smallest_payloads_byte_by_byte():
     assert payload("dense-32") == "0000 803f 0000 40c0 0000 003f"
     # exponent -13: 3.0 becomes 24576, which lies in [2^14, 2^15)
     assert payload("dense-16") == "0100 f3ff 0070 00f6 006c"
+    assert payload("bf16-16") == "803f 40c0 003f"
     # bucket 512, unit 3/7; codes 10 and 9 in the first byte, 1 in the second
     assert payload("int-4") == "0002 0000 b76d db3e 9a01"
     # scale 4: 1.0 is 2^-2 of it, and its code 125; -3.0 has become -2, 0.5 is exact

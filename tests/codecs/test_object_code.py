@@ -22,7 +22,8 @@ codecs.warm()
 seen = hashlib.sha256()
 gradient = np.random.default_rng(0).standard_normal({n}).astype(np.float32)
 levels = {{"dense": (16, 32), "int": (4,), "natural": (8,), "onebit": (512,), "qsgd": (2,)}}
-levels |= {{"random_block": (0.1,), "random_k": (0.1,), "terngrad": (2,), "threshold": (2.0,), "topk": (0.01, 0.5)}}
+levels |= {{"bf16": (16,), "eden": (2,), "random_block": (0.1,), "random_k": (0.1,), "signsgd": (1,), "terngrad": (2,)}}
+levels |= {{"threshold": (2.0,), "topk": (0.01, 0.5)}}
 cases = [(codecs.get(name), level) for name in levels for level in levels[name]]
 for codec, level in cases + [(codecs.get("topk", values=form), 0.01) for form in ("int8", "packed")]:
     residual, out = np.zeros_like(gradient), np.zeros(codec.payload_bound(gradient.size, level) + 4, np.uint8)

@@ -8,7 +8,10 @@ from ps_accordion.errors import CodecError
 
 def test_names_are_the_wire_names_and_get_finds_each():
     """What stands in a header finds the codec that wrote the payload."""
-    assert names() == ["dense", "int", "natural", "onebit", "qsgd", "random_block", "random_k", "terngrad", "threshold", "topk"]
+    assert (
+        ", ".join(names())
+        == "bf16, dense, eden, int, natural, onebit, qsgd, random_block, random_k, signsgd, terngrad, threshold, topk"
+    )
     assert [get(name).name for name in names()] == names()
 
 
@@ -16,10 +19,10 @@ def test_an_unknown_codec_is_refused_with_the_legal_names_and_the_nearest():
     """The message is enough to correct the configuration."""
     with pytest.raises(
         CodecError,
-        match=r"among dense, int, natural, .*, terngrad, threshold, topk, got 'topkk'; did you mean 'topk'\?",
+        match=r"among bf16, dense, eden, int, .*, terngrad, threshold, topk, got 'topkk'; did you mean 'topk'\?",
     ):
         get("topkk")
-    with pytest.raises(CodecError, match=r"among dense, int, .*, random_block, random_k, terngrad, threshold, topk, got 'zzz'$"):
+    with pytest.raises(CodecError, match=r"among bf16, dense, .*, threshold, topk, got 'zzz'$"):
         effective("zzz", 0.1, 10)
 
 

@@ -28,7 +28,7 @@ def test_every_codec_has_a_light_and_a_heavy_level_to_be_measured_at():
     assert bench_codecs.cases_of("topk:0.3, dense:16") == [("topk", 0.3), ("dense", 16.0)]
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("topkk", "among dense, .*got 'topkk'"), ("topk:much", "name or name:level")])
+@pytest.mark.parametrize(("text", "wanted"), [("topkk", "among bf16, dense, .*got 'topkk'"), ("topk:much", "name or name:level")])
 def test_codecs_that_do_not_exist_are_not_measured(text, wanted):
     """What came is quoted, and what is legal named."""
     with pytest.raises(ConfigError, match=wanted):

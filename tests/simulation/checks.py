@@ -164,7 +164,7 @@ def _lose(world, round_, residuals, bounds):
 
 def _ledger(world, counted):
     names = {world.settings.codec.of(tensor.name).codec for tensor in world.layout.tensors if not tensor.small}
-    if world.settings.codec.residual_at_switch != "keep" or "terngrad" in names:
+    if world.settings.codec.residual_at_switch != "keep" or names & {"signsgd", "terngrad"}:
         return  # what a switch throws away is itemised by its norm only, and what is clipped by its mass
     codecs = registry.suite(**world.settings.codec.options)
     for process in world.workers_ever:

@@ -18,7 +18,7 @@ USUAL = [case for case in NUMBERS if case[2] not in ("dense16", "topk32") or cas
 """Another number format adds up the same way, whatever the numbers."""
 NOISY = ("natural", "qsgd", "terngrad")
 SPARSE = ("random_k, cyclic", "blocks, cyclic", "threshold, packed", "topk, int8")
-ONCE = usually(("int", *NOISY, *SPARSE), "int", *NOISY, "random_k, cyclic")
+ONCE = usually(("bf16", "eden", "int", "signsgd", *NOISY, *SPARSE), "eden", "int", "signsgd", *NOISY, "random_k, cyclic")
 """Codecs that share their rounds with others: one number of workers and servers is enough."""
 
 

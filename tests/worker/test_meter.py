@@ -9,6 +9,7 @@ from machines import layout_of, plan_bytes, settings_of
 from ps_accordion.regimes import Choice
 from ps_accordion.regimes.plan import decode_plan
 from ps_accordion.telemetry.events import JsonLines
+from ps_accordion.telemetry.trace import Trace
 from ps_accordion.worker.exchange import Timing
 from ps_accordion.worker.meter import Meter
 from ps_accordion.worker.rounds import Decide
@@ -20,7 +21,7 @@ class Run:
     """A meter over counters that the test moves."""
 
     def __init__(self, file=None) -> None:
-        self.client = SimpleNamespace(transport=SimpleNamespace(sent_bytes=0, received_bytes=0), state_bytes=0)
+        self.client = SimpleNamespace(transport=SimpleNamespace(sent_bytes=0, received_bytes=0), state_bytes=0, trace=Trace())
         self.rounds = SimpleNamespace(idle=None)
         self.exchange = SimpleNamespace(layout=LAYOUT, number=0, rounds=self.rounds)
         self.meter = Meter(self.client)

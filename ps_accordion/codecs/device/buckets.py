@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ..base import Coding, Payload
-from ..buckets import PREAMBLE, BucketCodec, noise_key, parts_of
+from ..buckets import PREAMBLE, BucketCodec, parts_of
 from .base import DeviceCodec, upload
+from .noise import hashed
 
-__all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin", "keyed_hash"]
+__all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin"]
 
 _MAGIC: Final = 1.5 * 2.0**23
 _FIXED: Final = 256
@@ -186,26 +187,12 @@ def _noise16(rows: torch.Tensor, seed: int, last: int) -> torch.Tensor:
     buckets, bucket = rows.shape
     place = torch.arange(bucket // 2, dtype=torch.int32, device=rows.device)
     starts = torch.arange(0, buckets * bucket, bucket, dtype=torch.int32, device=rows.device)
-    word = keyed_hash(starts[:, None] + place, *noise_key(seed))
+    word = hashed(starts[:, None] + place, seed)
     noise = torch.cat((word >> 16, word << 16 >> 16), 1)
     middle = (last + 1) // 2
     if last < bucket:
         noise[-1, :last] = torch.cat((word[-1, :middle] >> 16, word[-1, : last - middle] << 16 >> 16))
     return noise
-
-
-def keyed_hash(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    """Return 32 bits that follow from each number and a key of two words, as int32."""
-    low, high = (word - (1 << 32) if word >> 31 else word for word in (low, high))
-    x = x ^ low
-    x = _mixed(x, 16) * 0x7FEB352D
-    x = (_mixed(x, 15) ^ high) * (0x846CA68B - (1 << 32))
-    return _mixed(x, 16)
-
-
-def _mixed(x: torch.Tensor, shift: int) -> torch.Tensor:
-    """Return `x ^ (x >> shift)`, with zeros shifted in."""
-    return x ^ ((x >> shift) & ((1 << (32 - shift)) - 1))
 
 
 def _packed(codes: torch.Tensor, width: int) -> torch.Tensor:

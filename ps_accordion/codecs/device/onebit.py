@@ -14,6 +14,7 @@ import torch
 
 from ..base import Coding, Payload
 from .base import DeviceCodec, upload
+from .signs import packed, unpacked
 
 __all__ = ["OneBitTwin"]
 
@@ -34,7 +35,7 @@ class OneBitTwin(DeviceCodec):
         negative = v < 0
         words_at = 4 * sizes.numel()
         payload[:words_at].view(torch.float32).copy_(sizes)
-        payload[words_at:].view(torch.int32).copy_(_packed(negative))
+        payload[words_at:].view(torch.int32).copy_(packed(negative))
         size = _spread(sizes, n, chunk)
         return v - torch.where(negative, -size, size), n
 
@@ -50,8 +51,7 @@ class OneBitTwin(DeviceCodec):
     def _signed(payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
         n, chunk = coding.elements, int(coding.level)
         uploaded, words_at = upload(payload, device), 4 * -(-n // chunk)
-        words = uploaded[words_at:].view(torch.int32)
-        negative = ((words[:, None] >> _places(device)) & 1).view(-1)[:n] != 0
+        negative = unpacked(uploaded[words_at:].view(torch.int32), n)
         size = _spread(uploaded[:words_at].view(torch.float32), n, chunk)
         return torch.where(negative, -size, size)
 
@@ -82,18 +82,6 @@ def _row_by_row(magnitudes: torch.Tensor) -> torch.Tensor:
     for row in range(1, magnitudes.size(1)):
         lanes += magnitudes[:, row]
     return lanes
-
-
-def _places(device: torch.device) -> torch.Tensor:
-    return torch.arange(32, dtype=torch.int32, device=device)
-
-
-def _packed(negative: torch.Tensor) -> torch.Tensor:
-    """Return bool[n] as int32[ceil(n / 32)], the first in the lowest bit."""
-    n = negative.numel()
-    bits = torch.zeros(-(-n // 32), 32, dtype=torch.int32, device=negative.device)
-    bits.view(-1)[:n].copy_(negative)
-    return (bits << _places(negative.device)).sum(1, dtype=torch.int32)
 
 
 def _spread(sizes: torch.Tensor, n: int, chunk: int) -> torch.Tensor:

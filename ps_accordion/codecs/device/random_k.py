@@ -10,7 +10,7 @@ import torch
 from ..base import Coding, Payload
 from ..random_k import RandomK, draw_of
 from .base import DeviceCodec, upload
-from .buckets import keyed_hash
+from .noise import hashed
 
 __all__ = ["RandomKTwin"]
 
@@ -48,8 +48,8 @@ class RandomKTwin(DeviceCodec):
     def _places(self, elements: int, level: float, seed: int, device: torch.device) -> torch.Tensor:
         """Return int64[covered], rising."""
         m, count = self.codec.stretch(elements, level), self.codec.covered(elements, level, seed)
-        low, high, turn = draw_of(seed, m)
-        words = keyed_hash(torch.arange(count, dtype=torch.int32, device=device), low, high).to(torch.int64) & 0xFFFFFFFF
+        key, turn = draw_of(seed, m)
+        words = hashed(torch.arange(count, dtype=torch.int32, device=device), key).to(torch.int64) & 0xFFFFFFFF
         places = ((words * m) >> 32).add_(turn)
         places = torch.where(places >= m, places - m, places)
         return places.add_(torch.arange(count, device=device) * m)

@@ -6,24 +6,30 @@ from ...errors import CodecError
 from .. import plugins
 from ..base import Codec
 from .base import DeviceCodec
+from .bf16 import BF16Twin
 from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
+from .eden import EdenTwin
 from .onebit import OneBitTwin
 from .random_block import RandomBlockTwin
 from .random_k import RandomKTwin
+from .signsgd import SignSGDTwin
 from .threshold import ThresholdTwin
 from .topk import TopKTwin
 
 __all__ = ["twin_of"]
 
 _TWINS: tuple[type[DeviceCodec], ...] = (
+    BF16Twin,
     DenseTwin,
+    EdenTwin,
     IntTwin,
     NaturalTwin,
     OneBitTwin,
     QsgdTwin,
     RandomBlockTwin,
     RandomKTwin,
+    SignSGDTwin,
     TernGradTwin,
     ThresholdTwin,
     TopKTwin,

@@ -15,11 +15,42 @@ from ... import imports
 from . import _jit
 
 if TYPE_CHECKING:
-    from . import buckets, choose, codes, half, octets, packed, places, signs, sparse, vector
+    from . import bfloat, buckets, choose, codes, eden, hadamard, half, octets, packed, places, signs, sparse, vector, votes
 
-__all__ = ["buckets", "choose", "codes", "half", "octets", "packed", "places", "signs", "sparse", "vector", "warm"]
+__all__ = [
+    "bfloat",
+    "buckets",
+    "choose",
+    "codes",
+    "eden",
+    "hadamard",
+    "half",
+    "octets",
+    "packed",
+    "places",
+    "signs",
+    "sparse",
+    "vector",
+    "votes",
+    "warm",
+]
 
-_MODULES = ("buckets", "choose", "codes", "half", "octets", "packed", "places", "signs", "sparse", "vector")
+_MODULES = (
+    "bfloat",
+    "buckets",
+    "choose",
+    "codes",
+    "eden",
+    "hadamard",
+    "half",
+    "octets",
+    "packed",
+    "places",
+    "signs",
+    "sparse",
+    "vector",
+    "votes",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

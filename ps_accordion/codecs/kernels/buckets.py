@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from ._jit import F32, F32_IN, F64, U8, bits, fetch, float32, helper, int32, int64, kernel, real
+from .noise import hashed
 
 __all__ = ["DEVIATIONS", "LANES", "LARGEST", "SMALLEST", "dither", "natural", "nearest"]
 
@@ -100,18 +101,6 @@ def _sum(a: Any, scale: Any, b: Any, out: Any) -> Any:
 
 
 @helper
-def _noise(place: Any, low: Any, high: Any) -> Any:
-    """Return 32 bits that follow from a place and a key of two words."""
-    # 32 bits wide at every step, or it is computed in 64, at half the speed.
-    x = np.uint32(place ^ low)
-    x = np.uint32(x ^ np.uint32(x >> np.uint32(16)))
-    x = np.uint32(x * np.uint32(0x7FEB352D))
-    x = np.uint32(x ^ np.uint32(x >> np.uint32(15)))
-    x = np.uint32(np.uint32(x ^ high) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ np.uint32(x >> np.uint32(16)))
-
-
-@helper
 def _round(rest: Any, inverse: Any, scale: Any, magic: Any, codes: Any) -> None:
     """Write codes of `rest` to `codes`, and what they do not carry to `rest`."""
     for j in range(rest.shape[0]):
@@ -143,11 +132,11 @@ def _dither(v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any, c
     middle = (v.shape[0] + 1) // 2
     front, back, front_codes, back_codes = v[:middle], v[middle:], codes[:middle], codes[middle : v.shape[0]]
     for j in range(back.shape[0]):
-        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
         front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
         back_codes[j] = _code(back[j], inverse, np.int32(word & _UNIFORM), magic)
     for j in range(back.shape[0], middle):
-        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
         front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
 
 
@@ -166,11 +155,11 @@ def _to_powers(v: Any, inverse: Any, first: Any, low: Any, high: Any, codes: Any
     middle = (v.shape[0] + 1) // 2
     front, back, front_codes, back_codes = v[:middle], v[middle:], codes[:middle], codes[middle : v.shape[0]]
     for j in range(back.shape[0]):
-        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
         front_codes[j] = _power_code(front[j], inverse, np.int32(np.int32(np.int32(word >> 9) & _NOISE) | _MIDDLE))
         back_codes[j] = _power_code(back[j], inverse, np.int32(np.int32(np.int32(word << 7) & _NOISE) | _MIDDLE))
     for j in range(back.shape[0], middle):
-        word = np.int32(_noise(np.uint32(first + np.uint32(j)), low, high))
+        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
         front_codes[j] = _power_code(front[j], inverse, np.int32(np.int32(np.int32(word >> 9) & _NOISE) | _MIDDLE))
 
 

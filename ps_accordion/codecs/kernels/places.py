@@ -6,21 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, U32, U32_IN, float32, helper, int64, kernel, void
+from ._jit import F32, F32_IN, U32, U32_IN, float32, int64, kernel, void
+from .noise import hashed
 
 __all__ = ["add", "draw", "take"]
-
-
-@helper
-def _hash(place: Any, low: Any, high: Any) -> Any:
-    """Return 32 bits that follow from a number and a key of two words, as `buckets.py` has them."""
-    # 32 bits wide at every step, or it is computed in 64, at half the speed.
-    x = np.uint32(place ^ low)
-    x = np.uint32(x ^ np.uint32(x >> np.uint32(16)))
-    x = np.uint32(x * np.uint32(0x7FEB352D))
-    x = np.uint32(x ^ np.uint32(x >> np.uint32(15)))
-    x = np.uint32(np.uint32(x ^ high) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ np.uint32(x >> np.uint32(16)))
 
 
 @kernel(int64(int64, int64, int64, int64, int64, int64, U32))
@@ -40,7 +29,7 @@ def draw(first: Any, length: Any, low: Any, high: Any, turn: Any, elements: Any,
     count = places.shape[0]
     for i in range(count):
         at = first + i
-        word = np.uint64(_hash(np.uint32(at), low_word, high_word))
+        word = np.uint64(hashed(np.uint32(at), low_word, high_word))
         place = np.int64((word * np.uint64(length)) >> np.uint64(32)) + turn
         place = place - length if place >= length else place
         places[i] = np.uint32(at * length + place)

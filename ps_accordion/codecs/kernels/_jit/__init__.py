@@ -18,7 +18,20 @@ Options of the compilation, and why:
 object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
 """
 
-from .intrinsics import add_signs64, bits, count_bits, fetch, lowest_bit, mask64, masses64, mix64, real, take_signs64
+from .intrinsics import (
+    add_signs64,
+    bits,
+    butterfly32,
+    count_bits,
+    fetch,
+    lowest_bit,
+    mask64,
+    masses64,
+    mix64,
+    real,
+    signed16,
+    take_signs64,
+)
 from .library import helper, kernel, load
 from .signature import (
     F32,
@@ -60,6 +73,7 @@ __all__ = [
     "add_signs64",
     "bits",
     "boolean",
+    "butterfly32",
     "cache_directory",
     "count_bits",
     "fetch",
@@ -75,6 +89,7 @@ __all__ = [
     "masses64",
     "mix64",
     "real",
+    "signed16",
     "take_signs64",
     "void",
 ]

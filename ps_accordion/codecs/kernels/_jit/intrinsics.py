@@ -10,7 +10,20 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["add_signs64", "bits", "count_bits", "fetch", "lowest_bit", "mask64", "masses64", "mix64", "real", "take_signs64"]
+__all__ = [
+    "add_signs64",
+    "bits",
+    "butterfly32",
+    "count_bits",
+    "fetch",
+    "lowest_bit",
+    "mask64",
+    "masses64",
+    "mix64",
+    "real",
+    "signed16",
+    "take_signs64",
+]
 
 
 def bits(x: Any) -> Any:
@@ -104,3 +117,33 @@ def add_signs64(
         negative = np.unpackbits(words[at : at + 2].copy().view(np.uint8), bitorder="little").view(bool)
         row += np.where(negative, -sizes[size + m * step], sizes[size + m * step])
     return start + 64
+
+
+def butterfly32(x: Any, start: Any, stride: Any, out: Any, at: Any, step: Any) -> Any:
+    """`butterfly32(float32[], start, stride, float32[], at, step) -> int64`: Hadamard transforms of order 32, 16 side by side.
+
+    Row r is the 16 elements from `start + r * stride` on. For h = 16, 8, 4, 2, 1, rows r and r + h, where bit h of r is 0,
+    become their sum and their difference: each element goes through five additions, in an order that is part of what it is.
+    Row r of the result goes to `at + r * step` in `out`, which may be `x`. All rows stay in registers, as far as there are.
+    The caller promises that all of it exists. Returns `start`.
+    """
+    rows = [x[start + r * stride : start + r * stride + 16].copy() for r in range(32)]
+    for h in (16, 8, 4, 2, 1):
+        for r in range(32):
+            if not r & h:
+                rows[r], rows[r + h] = rows[r] + rows[r + h], rows[r] - rows[r + h]
+    for r in range(32):
+        out[at + r * step : at + r * step + 16] = rows[r]
+    return start
+
+
+def signed16(x: Any, start: Any, word: Any, factors: Any, out: Any, at: Any) -> Any:
+    """`signed16(float32[], start, uint32, float32[16], float32[], at) -> int64`: sixteen elements with other signs, scaled.
+
+    Sets `out[at + j] = (-x[start + j] if bit j of word is set else x[start + j]) * factors[j]`. The caller promises that all of
+    it exists; `out` may be `x`. Returns `start`.
+    """
+    bits_ = np.unpackbits(np.array([word], np.uint32).view(np.uint8)[:2], bitorder="little").view(bool)
+    row = x[start : start + 16]
+    out[at : at + 16] = np.where(bits_, -row, row) * factors
+    return start

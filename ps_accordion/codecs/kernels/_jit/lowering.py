@@ -94,13 +94,13 @@ def _type_mix64(context: Any) -> Any:
 
 
 class _Wide:
-    """64 lanes of a kind of number, in the making."""
+    """64 lanes of a kind of number, or fewer, in the making."""
 
-    def __init__(self, context: Any, builder: Any, lane: Any) -> None:
+    def __init__(self, context: Any, builder: Any, lane: Any, lanes: int = _LANES) -> None:
         self.context = context
         self.builder = builder
         self.lane = lane
-        self.kind = ir.VectorType(lane, _LANES)
+        self.kind = ir.VectorType(lane, lanes)
 
     def place(self, kind: Any, array: Any, start: Any) -> Any:
         """Return a pointer to the lanes from `start` on; `kind` is the array's type."""
@@ -227,3 +227,51 @@ def _add_signs64(context: Any, builder: Any, signature: Any, arguments: Any) -> 
         builder.store(builder.fadd(builder.load(sums), sent), sums)
     builder.store(builder.load(sums), floats.place(of_total, total, start)).align = 4
     return builder.add(start, ir.Constant(double_word, _LANES))
+
+
+@_typed(intrinsics.butterfly32)  # type: ignore[untyped-decorator]  # as above
+def _type_butterfly32(context: Any) -> Any:
+    def answer(x: Any, start: Any, stride: Any, out: Any, at: Any, step: Any) -> Any:
+        return _call(types.int64, x, types.int64, types.int64, out, types.int64, types.int64)
+
+    return answer
+
+
+@_lower(intrinsics.butterfly32, types.Array, types.int64, types.int64, types.Array, types.int64, types.int64)  # type: ignore[untyped-decorator]  # as above
+def _butterfly32(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    x, start, stride, out, at, step = arguments
+    of_x, _, _, of_out, _, _ = signature.args
+    short = _Wide(context, builder, ir.FloatType(), 16)
+    number = ir.IntType(64)
+
+    def row(first: Any, apart: Any, r: int) -> Any:
+        return builder.add(first, builder.mul(apart, ir.Constant(number, r)))
+
+    rows = [short.load(of_x, x, row(start, stride, r)) for r in range(32)]
+    for h in (16, 8, 4, 2, 1):
+        for r in range(32):
+            if not r & h:
+                rows[r], rows[r + h] = builder.fadd(rows[r], rows[r + h]), builder.fsub(rows[r], rows[r + h])
+    for r in range(32):
+        builder.store(rows[r], short.place(of_out, out, row(at, step, r))).align = 4
+    return start
+
+
+@_typed(intrinsics.signed16)  # type: ignore[untyped-decorator]  # as above
+def _type_signed16(context: Any) -> Any:
+    def answer(x: Any, start: Any, word: Any, factors: Any, out: Any, at: Any) -> Any:
+        return _call(types.int64, x, types.int64, types.uint32, factors, out, types.int64)
+
+    return answer
+
+
+@_lower(intrinsics.signed16, types.Array, types.int64, types.uint32, types.Array, types.Array, types.int64)  # type: ignore[untyped-decorator]
+def _signed16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    x, start, word, factors, out, at = arguments
+    of_x, _, _, of_factors, of_out, _ = signature.args
+    short = _Wide(context, builder, ir.FloatType(), 16)
+    row, factor = short.load(of_x, x, start), short.load(of_factors, factors, ir.Constant(ir.IntType(64), 0))
+    turned = builder.bitcast(builder.trunc(word, ir.IntType(16)), ir.VectorType(ir.IntType(1), 16))
+    scaled = builder.fmul(builder.select(turned, builder.fneg(row), row), factor)
+    builder.store(scaled, short.place(of_out, out, at)).align = 4
+    return start
