@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
@@ -22,9 +24,9 @@ from numpy.typing import NDArray
 
 from ..errors import CodecError, PayloadError
 from . import kernels, values
-from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .base import Changes, Codec, Coding, Encoded, FloatVector, Hint, Payload, Refolded
 from .fraction import check_fraction
-from .largest import mix
+from .largest import Chosen, choose, expected, mix, room_for
 from .packing import ONE, need_rest
 from .values import ValueFormat
 from .workspace import borrow
@@ -35,6 +37,12 @@ CHUNK = 1 << 15
 """Elements that a 16-bit index reaches. A power of two, and half of what fits, so that a chunk's count fits too."""
 MAX_ELEMENTS = 1 << 32
 """Indices are 32 bits wide while they are chosen."""
+
+SPARSE = 8
+"""Members that send more than one element in so many are summed as dense vectors: then most lines of the cache change anyway."""
+
+NOTHING: FloatVector = np.zeros(0, np.float32)
+NO_CHANGES = Changes(np.zeros(0, np.uint32), NOTHING, 0)
 
 KEPT = 1024
 """Pairs of length and level whose count is remembered: it is asked for a dozen times a key and round."""
@@ -120,17 +128,69 @@ class TopK(Codec):
         if n >= MAX_ELEMENTS:
             raise CodecError(f"topk: expected fewer than {MAX_ELEMENTS} elements, got {n}; cut the tensor into partitions")
         chosen = mix(a, scale, b, v, self.kept(n, level), hint)
-        if chosen is None:
-            return None
+        return None if chosen is None else self._write(chosen, v, out)[0]
+
+    def _write(self, chosen: Chosen, v: FloatVector, out: Payload) -> tuple[Encoded, FloatVector]:
+        """Write what was chosen of `v` to `out`, and in `v` to its places what the payload does not carry; return that, too."""
         index, sent, peak = chosen
-        count = index.size
+        count, n = index.size, v.size
         lost = borrow("lost", count, np.float32)
         places_at = values.store(sent, peak, self.values, lost, out)
         counts_at = places_at + 2 * count
         end = counts_at + 2 * _chunks(n)
         kernels.sparse.locate(index, out[places_at:counts_at].view(np.uint16), out[counts_at:end].view(np.uint16))
         kernels.sparse.put(lost, index, v)
-        return Encoded(end, count)
+        return Encoded(end, count), lost
+
+    def fold(
+        self,
+        payloads: Sequence[Payload],
+        codings: Sequence[Coding],
+        weights: Sequence[np.float32],
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        scratch: FloatVector,
+        hint: Hint | None = None,
+        changes: Changes | None = None,
+    ) -> Refolded | None:
+        """Sum sparse payloads without a dense sum, where they are sparse enough; see `Codec.fold`."""
+        need_rest(self, new_residual, level)
+        assert new_residual is not None
+        n, entries = new_residual.size, sum(coding.count for coding in codings)
+        if entries * SPARSE > n:
+            return super().fold(
+                *(payloads, codings, weights, scale, residual, new_residual),
+                level=level, seed=seed, out=out, scratch=scratch, hint=hint,
+            )  # fmt: skip
+        how = kernels.merge.COPY
+        if residual is None:
+            how, residual = kernels.merge.ANEW, NOTHING
+        elif changes is not None:
+            how = kernels.merge.UPDATE
+        old = changes if how == kernels.merge.UPDATE and changes is not None else NO_CHANGES
+        k = self.kept(n, level)
+        places, values = np.empty(entries + 1 + k, np.uint32), np.empty(entries + 1 + k, np.float32)
+        listing, low, seen = room_for(n), expected(hint), borrow("seen", 2, np.int32)
+        found = kernels.merge.merge(
+            *_together(payloads, codings, n), np.array(weights, np.float32), _heads(codings), scale,
+            how, residual, old.places, old.values, old.split,
+            borrow("total", min(n, CHUNK), np.float32), new_residual, places, values, low, *listing, seen,
+        )  # fmt: skip
+        touched, odd = seen.tolist()
+        chosen = choose(new_residual, k, hint, low, found, listing)
+        if chosen is None:
+            return None
+        encoded, lost = self._write(chosen, new_residual, out)
+        if odd or how == kernels.merge.ANEW:
+            return Refolded(encoded, None)
+        end = touched + encoded.count
+        places[touched:end], values[touched:end] = chosen.places, lost
+        return Refolded(encoded, Changes(places[:end], values[:end], touched))
 
     def validate(self, payload: Payload, coding: Coding) -> None:
         """Raise `PayloadError` unless counts, places and values fit each other and the header."""
@@ -155,9 +215,9 @@ class TopK(Codec):
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the values to their places in `out`, and zero elsewhere."""
-        kernels.vector.clear(out)
         places, counts = _positions(payload, coding.elements, coding.count)
-        kernels.sparse.scatter(values.load(payload, coding.count), places, counts, out)
+        row = borrow("row", kernels.sparse.ROW, np.float32)
+        kernels.sparse.spread(values.load(payload, coding.count), places, counts, row, out)
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write the values of a stretch to their places in `out`, and zero elsewhere: indices rise, so it is searched for."""
@@ -189,6 +249,29 @@ class TopK(Codec):
 def _kept(elements: int, level: float) -> int:
     check_fraction(TopK.name, level)
     return min(elements, max(1, math.ceil(level * elements)))
+
+
+def _together(
+    payloads: Sequence[Payload], codings: Sequence[Coding], elements: int
+) -> tuple[FloatVector, NDArray[np.uint16], NDArray[np.uint16]]:
+    """Return values, places and counts of all payloads, one behind another: the thread's scratch."""
+    chunks, entries = _chunks(elements), sum(coding.count for coding in codings)
+    all_values, all_places = borrow("decoded", entries, np.float32), borrow("places", entries, np.uint16)
+    all_counts = borrow("chunks", chunks * len(codings), np.uint16)
+    at = 0
+    for member, (payload, coding) in enumerate(zip(payloads, codings, strict=True)):
+        end = at + coding.count
+        values.load_into(payload, all_values[at:end])
+        places, counts = _positions(payload, elements, coding.count)
+        all_places[at:end] = places
+        all_counts[chunks * member : chunks * (member + 1)] = counts
+        at = end
+    return all_values, all_places, all_counts
+
+
+def _heads(codings: Sequence[Coding]) -> NDArray[np.int32]:
+    """Return the first entry of each payload where they stand one behind another."""
+    return np.array(list(accumulate((coding.count for coding in codings[:-1]), initial=0)), np.int32)
 
 
 def _chunks(elements: int) -> int:

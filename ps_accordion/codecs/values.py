@@ -37,6 +37,7 @@ __all__ = [
     "decoded",
     "exponent_of",
     "load",
+    "load_into",
     "power",
     "read_preamble",
     "store",
@@ -131,6 +132,16 @@ def load(block: Payload, count: int) -> FloatVector:
     form, exponent = read_preamble(block)
     values = values_of(block, form, count)
     return values.view(np.float32) if form == FP32 else decoded(values.view(np.uint16), exponent)
+
+
+def load_into(block: Payload, out: FloatVector) -> None:
+    """Write the values of a checked block, as many as `out` has room for, to `out` as float32."""
+    form, exponent = read_preamble(block)
+    codes = values_of(block, form, out.size)
+    if form == FP32:
+        np.copyto(out, codes.view(np.float32))
+    else:
+        kernels.half.decode(codes.view(np.uint16), power(exponent), out)
 
 
 def decoded(codes: NDArray[np.uint16], exponent: int) -> FloatVector:

@@ -15,11 +15,11 @@ from ... import imports
 from . import _jit
 
 if TYPE_CHECKING:
-    from . import buckets, choose, codes, half, signs, sparse, vector
+    from . import buckets, choose, codes, half, merge, signs, sparse, vector
 
-__all__ = ["buckets", "choose", "codes", "half", "signs", "sparse", "vector", "warm"]
+__all__ = ["buckets", "choose", "codes", "half", "merge", "signs", "sparse", "vector", "warm"]
 
-_MODULES = ("buckets", "choose", "codes", "half", "signs", "sparse", "vector")
+_MODULES = ("buckets", "choose", "codes", "half", "merge", "signs", "sparse", "vector")
 
 
 def __getattr__(name: str) -> ModuleType:

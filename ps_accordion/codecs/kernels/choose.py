@@ -34,7 +34,7 @@ from ._jit import (
     mix64,
 )
 
-__all__ = ["BINS", "NOBODY", "SAMPLES", "collect", "guess", "mix", "narrow", "room"]
+__all__ = ["BINS", "NOBODY", "SAMPLES", "append", "append_rest", "collect", "guess", "mix", "narrow", "room"]
 
 BINS = 1 << 11
 """Bins of a counting pass: they fit into the first-level cache with room to spare."""
@@ -117,7 +117,7 @@ def guess(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> Any:
 
 
 @helper
-def _list(mask: Any, start: Any, v: Any, index: Any, words: Any, found: Any) -> Any:
+def append(mask: Any, start: Any, v: Any, index: Any, words: Any, found: Any) -> Any:
     """Append the elements of `v` whose bits are set to the first `found` of the list; return how many there are then."""
     after = found + count_bits(mask)
     # Three are listed whether they are there or not: what is too much is overwritten. A loop that ends after one here and
@@ -136,7 +136,8 @@ def _list(mask: Any, start: Any, v: Any, index: Any, words: Any, found: Any) -> 
 
 
 @helper
-def _list_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any) -> Any:
+def append_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any) -> Any:
+    """Append the elements of `v` from `first` on that reach a threshold, one by one; return how many there are then."""
     for i in range(first, v.shape[0]):
         if np.int32(bits(v[i]) & _MAGNITUDE) >= low:
             index[found], words[found] = np.uint32(i), np.uint32(bits(v[i]))
@@ -169,10 +170,10 @@ def mix(a: Any, scale: Any, b: Any, out: Any, threshold: Any, index: Any, words:
     for start in range(0, whole, 64):
         mask: Any = mix64(a, scale, b, out, start, low)
         if mask != np.uint64(0):
-            found = _list(mask, start, out, index, words, found)
+            found = append(mask, start, out, index, words, found)
     for i in range(whole, n):
         out[i] = a[i] * scale + b[i]
-    return _list_rest(out, whole, low, index, words, found)
+    return append_rest(out, whole, low, index, words, found)
 
 
 @kernel(int64(F32_IN, int64, U32, U32))
@@ -185,8 +186,8 @@ def collect(v: Any, threshold: Any, index: Any, words: Any) -> Any:
     for start in range(0, whole, 64):
         mask: Any = mask64(v, start, low)
         if mask != np.uint64(0):
-            found = _list(mask, start, v, index, words, found)
-    return _list_rest(v, whole, low, index, words, found)
+            found = append(mask, start, v, index, words, found)
+    return append_rest(v, whole, low, index, words, found)
 
 
 @helper

@@ -6,14 +6,35 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, U16, U16_IN, U32_IN, boolean, float32, helper, int64, kernel, void
+from ._jit import (
+    F32,
+    F32_IN,
+    U16,
+    U16_IN,
+    U32_IN,
+    boolean,
+    float32,
+    flush,
+    helper,
+    int64,
+    kernel,
+    off_line,
+    stream16,
+    void,
+)
 
-__all__ = ["CHUNK_SHIFT", "add", "check", "locate", "put", "scatter"]
+__all__ = ["CHUNK_SHIFT", "LONG", "ROW", "add", "check", "locate", "put", "spread"]
 
 CHUNK_SHIFT = 15
 """Indices are written as 16 bits within chunks of 32,768 elements."""
 
+ROW = 1 << 12
+"""Elements that are made before they are copied: they fit into the first-level cache."""
+LONG = 1 << 17
+"""Vectors from this length on are written past the cache: 512 KiB are a good part of what a core has to itself."""
+
 _CHUNK = 1 << CHUNK_SHIFT
+_ZERO = np.float32(0.0)
 
 
 @kernel(void(F32_IN, U32_IN, F32))
@@ -62,25 +83,55 @@ def check(places: Any, counts: Any, elements: Any) -> Any:
 
 
 @helper
-def _scatter_chunk(values: Any, places: Any, out: Any) -> None:
-    for j in range(places.shape[0]):
-        out[np.int64(places[j])] = values[j]
-
-
-@helper
 def _add_chunk(values: Any, places: Any, weight: Any, total: Any) -> None:
     for j in range(places.shape[0]):
         total[np.int64(places[j])] += weight * values[j]
 
 
-@kernel(void(F32_IN, U16_IN, U16_IN, F32))
-def scatter(values: Any, places: Any, counts: Any, out: Any) -> None:
-    """Write values to their places in `out`; the others keep what they hold. The payload has been checked."""
+@helper
+def _copy(row: Any, out: Any, start: Any, end: Any) -> None:
+    for i in range(start, end):
+        out[i] = row[i - start]
+
+
+@helper
+def _stream(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
+    """Copy a row past the cache; lines of `out` begin `off` elements after `start`."""
+    at = min(start + off, end)
+    _copy(row, out, start, at)
+    while at + 16 <= end:
+        at = stream16(row, at - start, out, at)
+    for i in range(at, end):
+        out[i] = row[i - start]
+
+
+@kernel(void(F32_IN, U16_IN, U16_IN, F32, F32))
+def spread(values: Any, places: Any, counts: Any, row: Any, out: Any) -> None:
+    """Write values to their places in `out`, and zero elsewhere; `row` is float32[ROW] of scratch. The payload has been checked.
+
+    A row is made in the cache and copied. A long vector is written past it: whoever reads it has to go to memory anyway, and
+    writing through the cache would read it from there first.
+    """
+    n, off = out.shape[0], off_line(out)
     first: Any = 0
+    row[:ROW] = _ZERO
     for chunk in range(counts.shape[0]):
+        base = chunk << CHUNK_SHIFT
         last = first + np.int64(counts[chunk])
-        _scatter_chunk(values[first:last], places[first:last], out[chunk * _CHUNK :])
-        first = last
+        for low in range(0, min(_CHUNK, n - base), ROW):
+            high = min(low + ROW, n - base)
+            at = first
+            while at < last and np.int64(places[at]) < high:
+                row[np.int64(places[at]) - low] = values[at]
+                at += 1
+            if n < LONG:
+                _copy(row, out, base + low, base + high)
+            else:
+                _stream(row, out, base + low, base + high, off)
+            for j in range(first, at):
+                row[np.int64(places[j]) - low] = _ZERO
+            first = at
+    flush(out)
 
 
 @kernel(void(F32_IN, U16_IN, U16_IN, float32, F32))

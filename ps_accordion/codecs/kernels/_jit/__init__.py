@@ -18,7 +18,21 @@ Options of the compilation, and why:
 object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
 """
 
-from .intrinsics import add_signs64, bits, count_bits, fetch, lowest_bit, mask64, masses64, mix64, real, take_signs64
+from .intrinsics import (
+    add_signs64,
+    bits,
+    count_bits,
+    fetch,
+    flush,
+    lowest_bit,
+    mask64,
+    masses64,
+    mix64,
+    off_line,
+    real,
+    stream16,
+    take_signs64,
+)
 from .library import helper, kernel, load
 from .signature import (
     F32,
@@ -65,6 +79,7 @@ __all__ = [
     "fetch",
     "float32",
     "float64",
+    "flush",
     "helper",
     "int32",
     "int64",
@@ -74,7 +89,9 @@ __all__ = [
     "mask64",
     "masses64",
     "mix64",
+    "off_line",
     "real",
+    "stream16",
     "take_signs64",
     "void",
 ]

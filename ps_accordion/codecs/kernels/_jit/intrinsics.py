@@ -10,7 +10,21 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["add_signs64", "bits", "count_bits", "fetch", "lowest_bit", "mask64", "masses64", "mix64", "real", "take_signs64"]
+__all__ = [
+    "add_signs64",
+    "bits",
+    "count_bits",
+    "fetch",
+    "flush",
+    "lowest_bit",
+    "mask64",
+    "masses64",
+    "mix64",
+    "off_line",
+    "real",
+    "stream16",
+    "take_signs64",
+]
 
 
 def bits(x: Any) -> Any:
@@ -25,6 +39,25 @@ def real(x: Any) -> Any:
 
 def fetch(array: Any, place: Any) -> None:
     """`fetch(array, place)`: start to bring the line of the cache that this element lies in. Changes nothing but the time."""
+
+
+def off_line(array: Any) -> Any:
+    """`off_line(float32[]) -> int64`: how many elements the first whole line of the cache is away, 0 to 15."""
+    return -array.ctypes.data // 4 % 16
+
+
+def stream16(source: Any, at: Any, out: Any, start: Any) -> Any:
+    """`stream16(float32[], at, float32[], start) -> int64`: copy 16 elements past the cache; return `start + 16`.
+
+    A line that is written in full need not be read first, as it is by stores that go through the cache.
+    The caller promises that all of them exist and that `out[start]` begins a line, and calls `flush` after the last.
+    """
+    out[start : start + 16] = source[at : at + 16]
+    return start + 16
+
+
+def flush(out: Any) -> None:
+    """`flush(array)`: what has been written past the cache is there for other threads, before anything that is written later."""
 
 
 def lowest_bit(mask: Any) -> Any:

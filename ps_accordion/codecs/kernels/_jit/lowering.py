@@ -15,6 +15,7 @@ from . import intrinsics
 __all__: list[str] = []
 
 _LANES = 64
+_LINE = 64  # bytes of a line of the cache
 _WORD = ir.IntType(32)
 _lower: Any = lower_builtin  # neither has hints that mypy could follow
 _typed: Any = type_callable
@@ -85,6 +86,46 @@ def _fetch(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return context.get_dummy_value()
 
 
+@_typed(intrinsics.off_line)  # type: ignore[untyped-decorator]  # as above
+def _type_off_line(context: Any) -> Any:
+    return lambda array: _call(types.int64, array)
+
+
+@_lower(intrinsics.off_line, types.Array)  # type: ignore[untyped-decorator]  # as above
+def _off_line(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    data = context.make_array(signature.args[0])(context, builder, value=arguments[0]).data
+    number = ir.IntType(64)
+    beyond = builder.and_(builder.neg(builder.ptrtoint(data, number)), ir.Constant(number, _LINE - 1))
+    return builder.lshr(beyond, ir.Constant(number, 2))
+
+
+@_typed(intrinsics.stream16)  # type: ignore[untyped-decorator]  # as above
+def _type_stream16(context: Any) -> Any:
+    return lambda source, at, out, start: _call(types.int64, source, types.int64, out, types.int64)
+
+
+@_lower(intrinsics.stream16, types.Array, types.int64, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
+def _stream16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    source, at, out, start = arguments
+    of_source, _, of_out, _ = signature.args
+    line = _Wide(context, builder, ir.FloatType(), lanes=_LINE // 4)
+    stored = builder.store(line.load(of_source, source, at), line.place(of_out, out, start))
+    stored.align = _LINE  # without it there is no such instruction
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_WORD, 1)]))
+    return builder.add(start, ir.Constant(ir.IntType(64), _LINE // 4))
+
+
+@_typed(intrinsics.flush)  # type: ignore[untyped-decorator]  # as above
+def _type_flush(context: Any) -> Any:
+    return lambda out: _call(types.none, out)
+
+
+@_lower(intrinsics.flush, types.Array)  # type: ignore[untyped-decorator]  # as above
+def _flush(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    builder.fence("seq_cst")
+    return context.get_dummy_value()
+
+
 @_typed(intrinsics.mix64)  # type: ignore[untyped-decorator]  # as above
 def _type_mix64(context: Any) -> Any:
     def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:
@@ -94,13 +135,13 @@ def _type_mix64(context: Any) -> Any:
 
 
 class _Wide:
-    """64 lanes of a kind of number, in the making."""
+    """Lanes of a kind of number, in the making."""
 
-    def __init__(self, context: Any, builder: Any, lane: Any) -> None:
+    def __init__(self, context: Any, builder: Any, lane: Any, lanes: int = _LANES) -> None:
         self.context = context
         self.builder = builder
         self.lane = lane
-        self.kind = ir.VectorType(lane, _LANES)
+        self.kind = ir.VectorType(lane, lanes)
 
     def place(self, kind: Any, array: Any, start: Any) -> Any:
         """Return a pointer to the lanes from `start` on; `kind` is the array's type."""
