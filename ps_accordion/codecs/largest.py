@@ -21,7 +21,7 @@ ERRORS = 4
 """Candidates begin this many mean errors below where the k-th is expected: too high costs a second pass, too low a long list."""
 LEAST_ERROR = 1 << 12
 """The least that is taken for the mean error, in bits: 1/2,048 of an octave of magnitude."""
-MANY = 3
+MANY = 2
 """But where about this many times k elements begin: more cost as much as the second pass that they may save."""
 INFINITE = 0x7F800000
 

@@ -11,7 +11,7 @@ written beside the old one, which is then the memory of the next key's: warm, an
 from __future__ import annotations
 
 import threading
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ VECTORS = 8
 class _Buffers(threading.local):
     def __init__(self) -> None:
         self.by_name: dict[str, NDArray[np.uint8]] = {}
+        self.last: dict[str, tuple[int, type[np.generic], NDArray[Any]]] = {}
         self.vectors: dict[int, FloatVector] = {}
 
 
@@ -38,12 +39,17 @@ _buffers = _Buffers()
 
 def borrow(name: str, elements: int, dtype: type[Element]) -> NDArray[Element]:
     """Return `dtype[elements]` with arbitrary contents, valid until this thread borrows `name` again."""
+    last = _buffers.last.get(name)
+    if last is not None and last[0] == elements and last[1] is dtype:
+        return last[2]
     nbytes = elements * np.dtype(dtype).itemsize
     buffer = _buffers.by_name.get(name)
     if buffer is None or buffer.nbytes < nbytes:
         buffer = on_line(max(4096, 1 << (nbytes - 1).bit_length()))
         _buffers.by_name[name] = buffer
-    return buffer[:nbytes].view(dtype)
+    view = buffer[:nbytes].view(dtype)
+    _buffers.last[name] = elements, dtype, view
+    return view
 
 
 def take(elements: int) -> FloatVector:

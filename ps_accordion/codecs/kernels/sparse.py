@@ -13,6 +13,7 @@ from ._jit import (
     U16_IN,
     U32_IN,
     boolean,
+    fetch,
     float32,
     flush,
     helper,
@@ -34,14 +35,17 @@ LONG = 1 << 17
 """Vectors from this length on are written past the cache: 512 KiB are a good part of what a core has to itself."""
 
 _CHUNK = 1 << CHUNK_SHIFT
+_AHEAD = 48  # places in a vector that has left the cache are brought this many entries before they are written
 _ZERO = np.float32(0.0)
 
 
 @kernel(void(F32_IN, U32_IN, F32))
 def put(values: Any, index: Any, out: Any) -> None:
     """Write `values` to `out[index]`."""
+    last = index.shape[0] - 1
     for j in range(index.shape[0]):
-        out[index[j]] = values[j]
+        fetch(out, np.int64(index[min(j + _AHEAD, last)]))
+        out[np.int64(index[j])] = values[j]
 
 
 @kernel(void(U32_IN, U16, U16))
