@@ -92,10 +92,7 @@ def choose(v: FloatVector, k: int, hint: Hint | None, low: int, found: int, list
     scratch, counts = borrow("scratch", index.size, np.uint32), borrow("counts", kernels.choose.BINS, np.int32)
     seen = borrow("seen", 2, np.int32)
     if found < k:
-        peak = kernels.vector.peak(v)
-        if peak >= INFINITE:
-            return None
-        low = kernels.choose.guess(v, k, peak, scratch, counts)
+        low = kernels.choose.guess(v, k, scratch, counts)
         found = kernels.choose.collect(v, low, index, words)
         if found < k and low > 1:
             low = 1

@@ -19,9 +19,10 @@ import numpy as np
 from ..errors import CodecError, PayloadError
 from ..seeds import mix64
 from . import kernels
-from .base import Coding, Encoded, FloatVector, Payload
+from .base import Coding, Encoded, FloatVector, Hint, Payload
 from .fraction import check_fraction
 from .packing import INFINITE, ONE, PackingCodec
+from .workspace import borrow
 
 __all__ = ["RandomBlock", "parts"]
 
@@ -47,15 +48,38 @@ class RandomBlock(PackingCodec):
         """Return the payload's length in bytes; every payload has it."""
         return 4 * self.length(elements, level)
 
+    def encode(
+        self,
+        gradient: FloatVector,
+        residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        rest: FloatVector | None = None,
+        hint: Hint | None = None,
+    ) -> Encoded | None:
+        """Encode at a worker; see `Codec.encode`. Beside the residual, what is kept takes one pass."""
+        if rest is None or residual is None:
+            return super().encode(gradient, residual, level=level, seed=seed, out=out, rest=rest)
+        row = borrow("row", kernels.vector.ROW, np.float32)
+        if kernels.vector.sum_past(gradient, residual, row, rest) >= INFINITE:
+            return None
+        return self._cut(rest, level=level, seed=seed, out=out)
+
     def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
         """Write the block of `v` that `seed` names; see `PackingCodec.pack`."""
         assert rest is not None
+        np.copyto(rest, v)
+        return self._cut(rest, level=level, seed=seed, out=out)
+
+    def _cut(self, v: FloatVector, *, level: float, seed: int, out: Payload) -> Encoded:
+        """Move the block of `v` that `seed` names to `out`, and leave zeros there."""
         b = self.length(v.size, level)
         block = out[: 4 * b].view(np.float32)
-        np.copyto(rest, v)
         for part, covered in parts(v.size, b, seed):
             block[part] = v[covered]
-            rest[covered] = 0.0
+            v[covered] = 0.0
         return Encoded(4 * b, b)
 
     def validate(self, payload: Payload, coding: Coding) -> None:

@@ -216,7 +216,7 @@ class TopK(Codec):
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the values to their places in `out`, and zero elsewhere."""
         places, counts = _positions(payload, coding.elements, coding.count)
-        row = borrow("row", kernels.sparse.ROW, np.float32)
+        row = borrow("row", kernels.vector.ROW, np.float32)
         kernels.sparse.spread(values.load(payload, coding.count), places, counts, row, out)
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:

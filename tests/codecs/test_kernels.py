@@ -11,7 +11,7 @@ from ps_accordion import codecs
 from ps_accordion.codecs.kernels import half, sparse, vector
 from ps_accordion.codecs.workspace import borrow, take, zeros
 
-from .cases import environment
+from .cases import environment, gaussian
 
 
 def python(script, **changes):
@@ -130,7 +130,7 @@ def test_scratch_memory_is_reused_by_name_and_belongs_to_a_thread():
     assert [vector.ctypes.data % 64 for vector in (a, take(10), zeros(10))] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("n", [1, 4097, sparse.LONG - 1, sparse.LONG + 5, sparse.LONG + (1 << 15) + 4])
+@pytest.mark.parametrize("n", [1, 4097, vector.LONG - 1, vector.LONG + 5, vector.LONG + (1 << 15) + 4])
 @pytest.mark.parametrize("off", [0, 1, 15])
 def test_values_are_spread_to_their_places_wherever_a_vector_begins(n, off):
     """Zero elsewhere, and nothing around it is touched; long vectors are written a line of the cache at a time."""
@@ -139,10 +139,15 @@ def test_values_are_spread_to_their_places_wherever_a_vector_begins(n, off):
     out, rng = room[first : first + n], np.random.default_rng(n)
     at = np.flatnonzero(rng.random(n) < 0.01)
     counts = np.array([np.count_nonzero(at >> 15 == chunk) for chunk in range(-(-n // (1 << 15)))], np.uint16)
-    values, row = rng.standard_normal(at.size).astype(np.float32), np.full(sparse.ROW, np.nan, np.float32)
+    values, row = rng.standard_normal(at.size).astype(np.float32), np.full(vector.ROW, np.nan, np.float32)
     sparse.spread(values, (at & 32767).astype(np.uint16), counts, row, out)
     expected = np.zeros(n, np.float32)
     expected[at] = values
     assert out.tobytes() == expected.tobytes()
+    assert np.isnan(room[:first]).all()
+    assert np.isnan(room[first + n :]).all()
+    a, b = gaussian(n), gaussian(n, 1)
+    assert vector.sum_past(a, b, row, out) == vector.peak(a + b)
+    assert out.tobytes() == (a + b).tobytes()
     assert np.isnan(room[:first]).all()
     assert np.isnan(room[first + n :]).all()

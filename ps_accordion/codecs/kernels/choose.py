@@ -26,7 +26,6 @@ from ._jit import (
     count_bits,
     float32,
     helper,
-    int32,
     int64,
     kernel,
     lowest_bit,
@@ -83,14 +82,13 @@ def _kth(values: Any, k: Any, low: Any, peak: Any, counts: Any, passes: Any) -> 
         shift = max(np.int64(0), shift - _BIN_BITS)
 
 
-@kernel(int64(F32_IN, int64, int32, U32, I32))
-def guess(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> Any:
+@kernel(int64(F32_IN, int64, U32, I32))
+def guess(v: Any, k: Any, sample: Any, counts: Any) -> Any:
     """Return magnitude bits, 1 at least, that somewhat more than k elements of `v` reach, most likely.
 
     Args:
-        v: float32[n], finite.
+        v: float32[n].
         k: 1 to n.
-        peak: Largest magnitude bits in `v`.
         sample: uint32[SAMPLES], scratch.
         counts: int32[BINS], scratch.
     """
@@ -101,15 +99,16 @@ def guess(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> Any:
     rank = np.int64(expected + 4.0 * np.sqrt(expected) + 4.0)
     if rank >= SAMPLES:
         return np.int64(1)
-    state = np.uint64(0x9E3779B97F4A7C15)
+    state, peak = np.uint64(0x9E3779B97F4A7C15), np.int64(0)
     for i in range(SAMPLES):
         first = i * n // SAMPLES
         stretch = (i + 1) * n // SAMPLES - first
         state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
         at = first + np.int64(((state >> np.uint64(40)) * np.uint64(stretch)) >> np.uint64(24))
-        sample[i] = np.uint32(bits(v[at]) & _MAGNITUDE)
+        word = np.int64(bits(v[at]) & _MAGNITUDE)
+        sample[i], peak = np.uint32(word), max(peak, word)
     # One pass over the octaves below the peak is fine enough, and nearly always finds the rank there.
-    low = max(np.int64(0), np.int64(peak) - _OCTAVES)
+    low = max(np.int64(0), peak - _OCTAVES)
     threshold, _ = _kth(sample[:SAMPLES], rank, low, peak, counts, 1)
     if threshold < low and low > 0:
         threshold, _ = _kth(sample[:SAMPLES], rank, np.int64(0), peak, counts, 2)

@@ -20,19 +20,14 @@ from ._jit import (
     int64,
     kernel,
     off_line,
-    stream16,
     void,
 )
+from .vector import ROW, store_row
 
-__all__ = ["CHUNK_SHIFT", "LONG", "ROW", "add", "check", "locate", "put", "spread"]
+__all__ = ["CHUNK_SHIFT", "add", "check", "locate", "put", "spread"]
 
 CHUNK_SHIFT = 15
 """Indices are written as 16 bits within chunks of 32,768 elements."""
-
-ROW = 1 << 12
-"""Elements that are made before they are copied: they fit into the first-level cache."""
-LONG = 1 << 17
-"""Vectors from this length on are written past the cache: 512 KiB are a good part of what a core has to itself."""
 
 _CHUNK = 1 << CHUNK_SHIFT
 _AHEAD = 48  # places in a vector that has left the cache are brought this many entries before they are written
@@ -92,30 +87,9 @@ def _add_chunk(values: Any, places: Any, weight: Any, total: Any) -> None:
         total[np.int64(places[j])] += weight * values[j]
 
 
-@helper
-def _copy(row: Any, out: Any, start: Any, end: Any) -> None:
-    for i in range(start, end):
-        out[i] = row[i - start]
-
-
-@helper
-def _stream(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
-    """Copy a row past the cache; lines of `out` begin `off` elements after `start`."""
-    at = min(start + off, end)
-    _copy(row, out, start, at)
-    while at + 16 <= end:
-        at = stream16(row, at - start, out, at)
-    for i in range(at, end):
-        out[i] = row[i - start]
-
-
 @kernel(void(F32_IN, U16_IN, U16_IN, F32, F32))
 def spread(values: Any, places: Any, counts: Any, row: Any, out: Any) -> None:
-    """Write values to their places in `out`, and zero elsewhere; `row` is float32[ROW] of scratch. The payload has been checked.
-
-    A row is made in the cache and copied. A long vector is written past it: whoever reads it has to go to memory anyway, and
-    writing through the cache would read it from there first.
-    """
+    """Write values to their places in `out`, and zero elsewhere. The payload has been checked; `row` is float32[ROW], scratch."""
     n, off = out.shape[0], off_line(out)
     first: Any = 0
     row[:ROW] = _ZERO
@@ -128,10 +102,7 @@ def spread(values: Any, places: Any, counts: Any, row: Any, out: Any) -> None:
             while at < last and np.int64(places[at]) < high:
                 row[np.int64(places[at]) - low] = values[at]
                 at += 1
-            if n < LONG:
-                _copy(row, out, base + low, base + high)
-            else:
-                _stream(row, out, base + low, base + high, off)
+            store_row(row, out, base + low, base + high, off)
             for j in range(first, at):
                 row[np.int64(places[j]) - low] = _ZERO
             first = at

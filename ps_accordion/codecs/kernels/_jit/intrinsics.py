@@ -92,21 +92,21 @@ def mix64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> A
     return mask64(out, start, threshold)
 
 
-def masses64(a: Any, scale: Any, b: Any, out: Any, start: Any, rows: Any, lanes: Any) -> Any:
-    """`masses64(float32[], float32, float32[], float32[], start, rows, float64[64]) -> int64`: a sum and its mass.
+def masses64(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:
+    """`masses64(float32[], float32, float32[], start, float32[], rows, float64[64]) -> int64`: a sum and its mass.
 
     A mass is the sum of magnitudes.
 
-    Sets `out[i] = a[i] * scale + b[i]`, rounded twice, for the `64 * rows` elements from `start` on, and lane j to
-    `0 + |out[start + j]| + |out[start + 64 + j]| + ...`, in that order, in float64. Returns the first element after them.
+    Sets `out[i] = a[start + i] * scale + b[start + i]`, rounded twice, for i below `64 * rows`, and lane j to
+    `0 + |out[j]| + |out[64 + j]| + ...`, in that order, in float64. Returns how many elements that are.
     The lanes stay in registers. The caller promises that all these elements exist.
     """
     lanes[:] = 0.0
-    for at in range(start, start + 64 * rows, 64):
-        part = slice(at, at + 64)
-        np.add(a[part] * np.float32(scale), b[part], out=out[part])
-        lanes += np.abs(out[part])
-    return start + 64 * rows
+    for at in range(0, 64 * rows, 64):
+        part, into = slice(start + at, start + at + 64), slice(at, at + 64)
+        np.add(a[part] * np.float32(scale), b[part], out=out[into])
+        lanes += np.abs(out[into])
+    return 64 * rows
 
 
 def take_signs64(v: Any, start: Any, size: Any) -> Any:

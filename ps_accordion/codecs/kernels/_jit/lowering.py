@@ -186,8 +186,8 @@ def _mix64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 @_typed(intrinsics.masses64)  # type: ignore[untyped-decorator]  # as above
 def _type_masses64(context: Any) -> Any:
-    def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, rows: Any, lanes: Any) -> Any:
-        return _call(types.int64, a, types.float32, b, out, types.int64, types.int64, lanes)
+    def answer(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:
+        return _call(types.int64, a, types.float32, b, types.int64, out, types.int64, lanes)
 
     return answer
 
@@ -211,24 +211,25 @@ def _type_add_signs64(context: Any) -> Any:
     return answer
 
 
-@_lower(intrinsics.masses64, types.Array, types.float32, types.Array, types.Array, types.int64, types.int64, types.Array)  # type: ignore[untyped-decorator]
+@_lower(intrinsics.masses64, types.Array, types.float32, types.Array, types.int64, types.Array, types.int64, types.Array)  # type: ignore[untyped-decorator]
 def _masses64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    a, scale, b, out, start, rows, lanes = arguments
-    of_a, _, of_b, of_out, _, _, of_lanes = signature.args
+    a, scale, b, start, out, rows, lanes = arguments
+    of_a, _, of_b, _, of_out, _, of_lanes = signature.args
     floats, words = _Wide(context, builder, ir.FloatType()), _Wide(context, builder, _WORD)
     doubles = _Wide(context, builder, ir.DoubleType())
     factor, stride = floats.splat(scale), ir.Constant(ir.IntType(64), _LANES)
     sums = _codegen.alloca_once_value(builder, ir.Constant(doubles.kind, [0.0] * _LANES))
     builder.store(ir.Constant(doubles.kind, [0.0] * _LANES), sums)  # allocated once, but begun at every call
     with _codegen.for_range(builder, rows) as loop:
-        at = builder.add(start, builder.mul(loop.index, stride))
+        into = builder.mul(loop.index, stride)
+        at = builder.add(start, into)
         mixed = builder.fadd(builder.fmul(floats.load(of_a, a, at), factor), floats.load(of_b, b, at))
-        builder.store(mixed, floats.place(of_out, out, at)).align = 4
+        builder.store(mixed, floats.place(of_out, out, into)).align = 4
         magnitude = builder.and_(builder.bitcast(mixed, words.kind), ir.Constant(words.kind, [0x7FFFFFFF] * _LANES))
         wide = builder.fpext(builder.bitcast(magnitude, floats.kind), doubles.kind)
         builder.store(builder.fadd(builder.load(sums), wide), sums)
     builder.store(builder.load(sums), doubles.place(of_lanes, lanes, ir.Constant(ir.IntType(64), 0))).align = 8
-    return builder.add(start, builder.mul(rows, stride))
+    return builder.mul(rows, stride)
 
 
 @_lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
