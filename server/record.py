@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ps_accordion.codecs.base import Coding, FloatVector, Hint, Payload
+from ps_accordion.codecs.base import Changes, Coding, FloatVector, Hint, Payload
 from ps_accordion.layout import Key
 from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.wire import messages as m
@@ -88,6 +88,8 @@ class KeyRecord:
         current_before: The same before the last finished round.
         open: Pushes of round `round + 1`, by slot.
         hint: What makes the next fold faster; forgotten with the process.
+        changes: What the last fold changed, and the half that it left: the other half is the same but for that. None where it
+            is not known; forgotten with the process, and as soon as anybody asks for a half to write.
     """
 
     key: Key
@@ -108,6 +110,7 @@ class KeyRecord:
     current_before: frozenset[int] | None = None
     open: dict[int, Held] = field(default_factory=dict)
     hint: Hint = field(default_factory=Hint)
+    changes: tuple[int, Changes] | None = None
     norm: float = 0.0
     """About the L2 norm of the residual as it was within the last rounds, for people; not kept."""
 
@@ -120,8 +123,13 @@ class KeyRecord:
         half = self.halves[self.after]
         return half if half is not None else np.zeros(self.key.elements, np.float32)
 
+    def changed(self, start: int) -> Changes | None:
+        """Return what the half from which a fold starts has that its target has not; None where that is not known."""
+        return self.changes[1] if self.changes is not None and self.changes[0] == start else None
+
     def target(self, start: int) -> FloatVector:
         """Return the half that a fold from `start` writes, float32[elements]."""
+        self.changes = None
         half = self.halves[1 - start]
         if half is None:
             room = np.zeros(self.key.elements, np.float32) if self.memory is None else self.memory[1 - start]
@@ -151,7 +159,7 @@ class KeyRecord:
         """
         self.round, self.epoch, self.result = finished.message.round, finished.message.epoch, finished
         again = again or KeyRecord(self.key, bound=bound, bound_before=bound)
-        self.halves = [None, None]
+        self.halves, self.changes = [None, None], None
         for place, half in enumerate(again.halves):
             if half is not None:
                 self.target(1 - place)[:] = half

@@ -490,6 +490,7 @@ class Shard:
         residual = record.halves[start.before]
         out = np.empty(bound, np.uint8)
         total_weight = sum(each.message.weight for each in held)
+        changes = record.changed(start.before)
         folded = fold(
             pushes,
             residual,
@@ -504,11 +505,14 @@ class Shard:
             held=[(part.offset, part.length) for part in key.elements_of(start.used)],
             rule=self.settings.codec.residual_at_switch if 0 < start.bound < bound else "keep",
             hint=record.hint,
+            changes=changes,
         )
         crashpoints.reach("s.half")
         if folded is None:
             return None
         after = 1 - start.before if folded.wrote else start.before
+        if folded.changes is not None:
+            record.changes = (after, folded.changes)
         payload = out[: folded.nbytes]
         tally = start.tally
         probe = self._probes.get((layout, key.number))

@@ -106,7 +106,7 @@ class KeyCoder:
         keeps = codec.keeps(choice.level)
         self._begun = True
         if keeps and self._residual is None:
-            self._residual = np.zeros(key.elements, np.float32)
+            self._residual = workspace.zeros(key.elements)
         loss, before, thrown = 0.0, None, 0.0
         if self._residual is not None and 0 < self.bound < bound:
             before = self._residual.copy()

@@ -8,7 +8,7 @@ Nothing here imports numba but to compile kernels that are not kept yet; `warm()
 
 from __future__ import annotations
 
-from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .base import Changes, Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .fold import Folded, Push, fold, keep, sum_decoded
 from .holding import Held, encode_holding
 from .norms import norm
@@ -18,6 +18,7 @@ from .warm import warm
 
 __all__ = [
     "RULES",
+    "Changes",
     "Choice",
     "Codec",
     "Codecs",

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from . import kernels
 
-__all__ = ["Codec", "Coding", "Encoded", "FloatVector", "Hint", "Payload"]
+__all__ = ["Changes", "Codec", "Coding", "Encoded", "FloatVector", "Hint", "Payload", "Refolded"]
 
 FloatVector = NDArray[np.float32]
 Payload = NDArray[np.uint8]
@@ -68,6 +68,35 @@ class Encoded(NamedTuple):
 
     nbytes: int
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+
+
+class Changes(NamedTuple):
+    """All that a fold changed: where the new residual differs from the old one, and what it has there.
+
+    Whoever folds the next round from that new residual into the memory of the old one can bring it up to date with these alone.
+    They say nothing any more once either has been written otherwise.
+
+    Attributes:
+        places: uint32, two lists, each of which rises from one 32,768 elements to the next. Nobody writes them again.
+        values: float32, what the new residual has there; where a place comes twice, the later one.
+        split: Where the second list begins.
+    """
+
+    places: NDArray[np.uint32]
+    values: FloatVector
+    split: int
+
+
+class Refolded(NamedTuple):
+    """What `Codec.fold` wrote.
+
+    Attributes:
+        encoded: Of the payload.
+        changes: What it changed, where that is little and known.
+    """
+
+    encoded: Encoded
+    changes: Changes | None
 
 
 @dataclass(slots=True)
@@ -252,6 +281,45 @@ class Codec(ABC):
         Returns:
             How much was written; None when any element of `p` is not finite (`new_residual` is then undefined).
         """
+
+    def fold(
+        self,
+        payloads: Sequence[Payload],
+        codings: Sequence[Coding],
+        weights: Sequence[np.float32],
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        scratch: FloatVector,
+        hint: Hint | None = None,
+        changes: Changes | None = None,
+    ) -> Refolded | None:
+        """Sum payloads and encode the sum again: `begin_all` and `reencode`, unless fewer passes give the same bits.
+
+        Args:
+            payloads: At least one, of this codec, all of them validated.
+            codings: What their headers say.
+            weights: Factors of theirs in the sum.
+            scale: As in `reencode`.
+            residual: As in `reencode`.
+            new_residual: As in `reencode`.
+            level: As in `reencode`.
+            seed: As in `reencode`.
+            out: As in `reencode`.
+            scratch: float32[n], overwritten.
+            hint: As in `reencode`.
+            changes: What `residual` has that `new_residual` has not; None where that is not known. A codec may ignore it.
+
+        Returns:
+            How much was written, and what has changed; None when the sum is not finite (`new_residual` is then undefined).
+        """
+        self.begin_all(payloads, codings, weights, scratch)
+        encoded = self.reencode(scratch, scale, residual, new_residual, level=level, seed=seed, out=out, hint=hint)
+        return None if encoded is None else Refolded(encoded, None)
 
     def sum_payloads(
         self, payloads: list[Payload], weights: list[np.float32], scale: np.float32, coding: Coding, out: Payload

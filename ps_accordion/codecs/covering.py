@@ -95,7 +95,11 @@ class CoveringCodec(PackingCodec):
         """Encode at a worker; see `Codec.encode`. The sum is made where what is not sent of it stays."""
         need_rest(self, residual, level)
         v = borrow("v", gradient.size, np.float32) if rest is None else rest
-        if summed(gradient, residual, v) >= INFINITE:
+        if rest is not None and residual is not None:
+            peak = int(kernels.vector.sum_past(gradient, residual, borrow("row", kernels.vector.ROW, np.float32), rest))
+        else:
+            peak = summed(gradient, residual, v)
+        if peak >= INFINITE:
             return None
         encoded = self.send(v, level=level, seed=seed, out=out)
         if rest is None and residual is not None:

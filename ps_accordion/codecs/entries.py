@@ -34,7 +34,18 @@ from .packing import ONE, need_rest
 from .values import FORMS, ValueFormat
 from .workspace import borrow
 
-__all__ = ["CHUNK", "PACKED_AT", "PACKED_CHUNK", "EntriesCodec", "chunk_of", "length_of"]
+__all__ = [
+    "CHUNK",
+    "MAX_ELEMENTS",
+    "PACKED_AT",
+    "PACKED_CHUNK",
+    "EntriesCodec",
+    "chunk_of",
+    "chunks_of",
+    "is_packed",
+    "length_of",
+    "positions_of",
+]
 
 CHUNK = 1 << 15
 """Elements that a 16-bit index reaches. A power of two, and half of what fits, so that a chunk's count fits too."""
@@ -151,9 +162,9 @@ class EntriesCodec(Codec):
         if n >= MAX_ELEMENTS:
             raise CodecError(f"{self.name}: expected fewer than {MAX_ELEMENTS} elements, got {n}; cut the tensor into partitions")
         chosen = self.choose(a, scale, b, v, level, hint)
-        return None if chosen is None else self._write(chosen, v, out)
+        return None if chosen is None else self.write(chosen, v, out)
 
-    def _write(self, chosen: Chosen, v: FloatVector, out: Payload) -> Encoded:
+    def write(self, chosen: Chosen, v: FloatVector, out: Payload) -> Encoded:
         """Write what was chosen of `v` to `out`, and leave in `v`, at the same places, what that does not carry."""
         if self.values == "packed":
             return _write_packed(chosen, v, out)
@@ -162,7 +173,7 @@ class EntriesCodec(Codec):
         lost = borrow("lost", count, np.float32)
         places_at = values.store(sent, peak, self.values, lost, out)
         counts_at = places_at + 2 * count
-        end = counts_at + 2 * _chunks(n, CHUNK)
+        end = counts_at + 2 * chunks_of(n, CHUNK)
         kernels.sparse.locate(index, out[places_at:counts_at].view(np.uint16), out[counts_at:end].view(np.uint16))
         kernels.sparse.put(lost, index, v)
         return Encoded(end, count)
@@ -188,7 +199,7 @@ class EntriesCodec(Codec):
             rising = kernels.packed.check(packed.entries, packed.counts, n)
         else:
             values.check(payload, form, count)
-            rising = kernels.sparse.check(*_positions(payload, n, count), n)
+            rising = kernels.sparse.check(*positions_of(payload, n, count), n)
         if not rising:
             chunk = chunk_of(FORMS[form])
             raise PayloadError(
@@ -198,30 +209,31 @@ class EntriesCodec(Codec):
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the values to their places in `out`, and zero elsewhere."""
-        kernels.vector.clear(out)
-        if _form(payload) == values.PACKED:
+        if is_packed(payload):
+            kernels.vector.clear(out)
             packed = _packed(payload, coding)
             kernels.packed.scatter(packed.entries, packed.counts, packed.unit, out)
             return
-        places, counts = _positions(payload, coding.elements, coding.count)
-        kernels.sparse.scatter(values.load(payload, coding.count), places, counts, out)
+        places, counts = positions_of(payload, coding.elements, coding.count)
+        row = borrow("row", kernels.vector.ROW, np.float32)
+        kernels.sparse.spread(values.load(payload, coding.count), places, counts, row, out)
 
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times the values at their places in `total`."""
-        if _form(payload) == values.PACKED:
+        if is_packed(payload):
             packed = _packed(payload, coding)
             kernels.packed.add(packed.entries, packed.counts, packed.unit, weight, total)
             return
-        places, counts = _positions(payload, coding.elements, coding.count)
+        places, counts = positions_of(payload, coding.elements, coding.count)
         kernels.sparse.add(values.load(payload, coding.count), places, counts, weight, total)
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write the values of a stretch to their places in `out`, and zero elsewhere: indices rise, so it is searched for."""
         out.fill(0.0)
-        if _form(payload) == values.PACKED:
+        if is_packed(payload):
             _peek_packed(_packed(payload, coding), coding.elements, start, out)
             return
-        places, counts = _positions(payload, coding.elements, coding.count)
+        places, counts = positions_of(payload, coding.elements, coding.count)
         end = start + out.size
         for chunk in range(start // CHUNK, -(-end // CHUNK)):
             base, first = chunk * CHUNK, int(counts[:chunk].sum(dtype=np.int64))
@@ -240,22 +252,23 @@ def chunk_of(form: ValueFormat) -> int:
 def length_of(elements: int, count: int, form: ValueFormat) -> int:
     """Return the length in bytes of a payload of `count` entries."""
     if form == "packed":
-        return PACKED_AT + 2 * count + 2 * _chunks(elements, PACKED_CHUNK)
-    return values.block_length(form, count) + 2 * count + 2 * _chunks(elements, CHUNK)
+        return PACKED_AT + 2 * count + 2 * chunks_of(elements, PACKED_CHUNK)
+    return values.block_length(form, count) + 2 * count + 2 * chunks_of(elements, CHUNK)
 
 
-def _chunks(elements: int, chunk: int) -> int:
+def chunks_of(elements: int, chunk: int) -> int:
+    """Return how many chunks of a length there are."""
     return -(-elements // chunk)
 
 
-def _form(payload: Payload) -> int:
-    """Return the number of the format of a payload that has been validated."""
-    return int(payload[0])
+def is_packed(payload: Payload) -> bool:
+    """Return whether the entries of a payload that has been validated are packed."""
+    return int(payload[0]) == values.PACKED
 
 
-def _positions(payload: Payload, elements: int, count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+def positions_of(payload: Payload, elements: int, count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """Return the places and the counts of a payload whose length has been checked: they end it."""
-    counts_at = payload.size - 2 * _chunks(elements, CHUNK)
+    counts_at = payload.size - 2 * chunks_of(elements, CHUNK)
     return payload[counts_at - 2 * count : counts_at].view(np.uint16), payload[counts_at:].view(np.uint16)
 
 
@@ -272,7 +285,7 @@ def _write_packed(chosen: Chosen, v: FloatVector, out: Payload) -> Encoded:
     unit, border = values.packed_unit(peak)
     values.write_preamble(out, values.PACKED)
     out[values.PREAMBLE : PACKED_AT].view(np.float32)[0] = unit
-    room, chunks = out[PACKED_AT : PACKED_AT + 2 * index.size].view(np.uint16), _chunks(v.size, PACKED_CHUNK)
+    room, chunks = out[PACKED_AT : PACKED_AT + 2 * index.size].view(np.uint16), chunks_of(v.size, PACKED_CHUNK)
     counts = borrow("chunked", chunks, np.uint16)
     count = int(kernels.packed.write(index, sent, unit, border, room, counts, v))
     counts_at = PACKED_AT + 2 * count
@@ -283,7 +296,7 @@ def _write_packed(chosen: Chosen, v: FloatVector, out: Payload) -> Encoded:
 
 def _peek_packed(packed: _Packed, elements: int, start: int, out: FloatVector) -> None:
     """Write the values of a stretch, whose chunks are decoded whole and cut."""
-    first, last = start // PACKED_CHUNK, _chunks(start + out.size, PACKED_CHUNK)
+    first, last = start // PACKED_CHUNK, chunks_of(start + out.size, PACKED_CHUNK)
     whole = borrow("peeked", min(last * PACKED_CHUNK, elements) - first * PACKED_CHUNK, np.float32)
     whole.fill(0.0)
     skipped, counts = int(packed.counts[:first].sum(dtype=np.int64)), packed.counts[first:last]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CodecError
-from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .base import Changes, Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .holding import Held, without
 from .registry import DEFAULT, Choice, Codecs, find, lightest
 from .switch import Rule, settle
@@ -51,12 +51,14 @@ class Folded(NamedTuple):
         nbytes: Bytes written to the front of `out`.
         wrote: Whether `new_residual` was written; where it was not, the residual stays what it was (zero if there was none).
         lost: L2 norm of what the switch rule threw away from the residual.
+        changes: What `new_residual` has that `residual` has not, where that is little and known.
     """
 
     coding: Coding
     nbytes: int
     wrote: bool
     lost: float
+    changes: Changes | None = None
 
 
 def fold(
@@ -74,6 +76,7 @@ def fold(
     held: Held = (),
     rule: Rule = "keep",
     hint: Hint | None = None,
+    changes: Changes | None = None,
 ) -> Folded | None:
     """Sum the pushes of a round, add the residual, and encode once.
 
@@ -92,6 +95,8 @@ def fold(
         held: Spans that nobody used: what the result has there counts for nothing, their residual is carried over as it is.
         rule: What happens to the residual first, if the reply is lighter than the last one (`switch.py`).
         hint: Of this key, at this server; None for none.
+        changes: What `residual` has that `new_residual` has not: what the fold said that made `residual` out of what
+            `new_residual` holds. None where `new_residual` may hold anything.
 
     Returns:
         None when something in the result is not finite; `new_residual` is then undefined.
@@ -119,6 +124,16 @@ def fold(
     )
     if undecoded:
         return _sum(codec, pushes, residual, new_residual, scale=scale, out=out)
+    if not held and (residual is None or rule == "keep") and all(push.coding.codec == codec.name for push in pushes):
+        refolded = codec.fold(
+            *_columns(pushes), scale, residual, new_residual,
+            level=choice[1], seed=seed, out=out, scratch=scratch, hint=hint, changes=changes,
+        )  # fmt: skip
+        if refolded is None:
+            return None
+        written, changed = refolded
+        coding = _coding(codec, choice[1], elements, written, seed)
+        return Folded(coding, written.nbytes, new_residual is not None, 0.0, changed)
     sum_decoded(pushes, scratch, codecs=known)
     for start, length in held:
         scratch[start : start + length] = 0.0
@@ -171,14 +186,21 @@ def sum_decoded(pushes: Sequence[Push], total: FloatVector, *, codecs: Codecs | 
     """Set `total`, float32[n], to the sum of weight * D(payload), in the order of the pushes: the first half of a fold."""
     known = DEFAULT if codecs is None else codecs
     if len({push.coding.codec for push in pushes}) == 1:
-        weights = [np.float32(push.weight) for push in pushes]
-        codec = find(known, pushes[0].coding.codec)
-        codec.begin_all([push.payload for push in pushes], [push.coding for push in pushes], weights, total)
+        find(known, pushes[0].coding.codec).begin_all(*_columns(pushes), total)
         return
     for position, push in enumerate(pushes):
         member = find(known, push.coding.codec)
         add = member.accumulate if position else member.begin
         add(push.payload, push.coding, np.float32(push.weight), total)
+
+
+def _columns(pushes: Sequence[Push]) -> tuple[list[Payload], list[Coding], list[np.float32]]:
+    """Return payloads, codings and weights."""
+    return (
+        [push.payload for push in pushes],
+        [push.coding for push in pushes],
+        [np.float32(push.weight) for push in pushes],
+    )
 
 
 def _sum(

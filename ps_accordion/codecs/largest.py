@@ -15,15 +15,18 @@ from . import kernels
 from .base import FloatVector, Hint
 from .workspace import borrow
 
-__all__ = ["Chosen", "mix"]
+__all__ = ["Chosen", "Listing", "choose", "expected", "mix", "room_for"]
 
 ERRORS = 4
 """Candidates begin this many mean errors below where the k-th is expected: too high costs a second pass, too low a long list."""
 LEAST_ERROR = 1 << 12
 """The least that is taken for the mean error, in bits: 1/2,048 of an octave of magnitude."""
-MANY = 3
+MANY = 2
 """But where about this many times k elements begin: more cost as much as the second pass that they may save."""
 INFINITE = 0x7F800000
+
+Listing = tuple[NDArray[np.uint32], NDArray[np.uint32]]
+"""Places and elements, as bits, of candidates."""
 
 
 class Chosen(NamedTuple):
@@ -54,25 +57,46 @@ def mix(a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVect
     Returns:
         None when something in `out` is not finite.
     """
-    n = out.size
-    room = kernels.choose.room(n)
-    index, words, scratch = (borrow(name, room, np.uint32) for name in ("index", "words", "scratch"))
-    counts, seen = borrow("counts", kernels.choose.BINS, np.int32), borrow("seen", 2, np.int32)
-    low = kernels.choose.NOBODY if hint is None or not hint.threshold else hint.threshold
-    found = 0
+    room = room_for(out.size)
+    low, found = expected(hint), 0
     if b is None:
         kernels.vector.scaled_into(a, scale, out)
     else:
-        found = kernels.choose.mix(a, scale, b, out, low, index, words)
+        found = kernels.choose.mix(a, scale, b, out, low, *room)
+    return choose(out, k, hint, low, found, room)
+
+
+def expected(hint: Hint | None) -> int:
+    """Return where candidates begin, as magnitude bits: nobody reaches it where nothing is known."""
+    return hint.threshold if hint is not None and hint.threshold else kernels.choose.NOBODY
+
+
+def room_for(elements: int) -> Listing:
+    """Return room for a list of candidates: the thread's scratch `index` and `words`."""
+    room = kernels.choose.room(elements)
+    return borrow("index", room, np.uint32), borrow("words", room, np.uint32)
+
+
+def choose(v: FloatVector, k: int, hint: Hint | None, low: int, found: int, listing: Listing) -> Chosen | None:
+    """Choose the k largest elements of a vector of which candidates have been listed; the arguments are those of `mix`.
+
+    Args:
+        v: float32[n].
+        k: 1 to n.
+        hint: Updated.
+        low: Magnitude bits that candidates reach.
+        found: How many there are.
+        listing: Their places and bits; overwritten.
+    """
+    index, words = listing
+    scratch, counts = borrow("scratch", index.size, np.uint32), borrow("counts", kernels.choose.BINS, np.int32)
+    seen = borrow("seen", 2, np.int32)
     if found < k:
-        peak = kernels.vector.peak(out)
-        if peak >= INFINITE:
-            return None
-        low = kernels.choose.guess(out, k, peak, scratch, counts)
-        found = kernels.choose.collect(out, low, index, words)
+        low = kernels.choose.guess(v, k, scratch, counts)
+        found = kernels.choose.collect(v, low, index, words)
         if found < k and low > 1:
             low = 1
-            found = kernels.choose.collect(out, low, index, words)
+            found = kernels.choose.collect(v, low, index, words)
     kept = kernels.choose.narrow(k, low, found, index, words, scratch, counts, seen)
     peak, smallest = seen.tolist()
     if peak >= INFINITE:
@@ -99,4 +123,5 @@ def _learn(hint: Hint, smallest: int, low: int, found: int, k: int) -> None:
     margin = ERRORS * max(hint.error, LEAST_ERROR)
     if found > k:
         margin = min(margin, (smallest - low) * (MANY - 1) * k // (found - k))
-    hint.smallest, hint.threshold = smallest, max(1, smallest + hint.trend - margin)
+    # After a jump of many octets the next one is expected as well, beyond all numbers: there nobody begins.
+    hint.smallest, hint.threshold = smallest, min(max(1, smallest + hint.trend - margin), INFINITE)

@@ -69,7 +69,7 @@ class OneBit(SignCodec):
         # pass that writes nothing, less than a second vector would.
         if rest is None and kernels.vector.peak_of_sum(gradient, residual) >= INFINITE:
             return None
-        return self._split(gradient, ONE, residual, residual if rest is None else rest, level, out)
+        return self._split(gradient, ONE, residual, residual if rest is None else rest, rest is not None, level, out)
 
     def reencode(
         self,
@@ -88,16 +88,21 @@ class OneBit(SignCodec):
         assert new_residual is not None
         if residual is None:
             kernels.vector.clear(new_residual)
-        return self._split(total, scale, new_residual if residual is None else residual, new_residual, level, out)
+        past = residual is not None
+        return self._split(total, scale, new_residual if residual is None else residual, new_residual, past, level, out)
 
     def _split(
-        self, a: FloatVector, scale: np.float32, b: FloatVector, v: FloatVector, level: float, out: Payload
+        self, a: FloatVector, scale: np.float32, b: FloatVector, v: FloatVector, past: bool, level: float, out: Payload
     ) -> Encoded | None:
-        """Set `v := a * scale + b`, write its sizes and signs to `out`, and leave in `v` what they do not carry."""
+        """Set `v := a * scale + b`, write its sizes and signs to `out`, and leave in `v` what they do not carry.
+
+        `past`: whether `v` is other memory than the rest, and may be written past the cache.
+        """
         n = v.size
         sizes, words = self.parts(out[: self.payload_bound(n, level)], n, level)
         lanes = borrow("lanes", kernels.vector.LANES, np.float64)
-        if not kernels.signs.split(a, scale, b, v, int(level), sizes, words, lanes):
+        row = borrow("row", int(level), np.float32)
+        if not kernels.signs.split(a, scale, b, v, int(past), int(level), sizes, words, row, lanes):
             return None
         return Encoded(4 * (sizes.size + words.size), n)
 

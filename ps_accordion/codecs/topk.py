@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .base import FloatVector, Hint
-from .entries import EntriesCodec
+from . import kernels, values
+from .base import Changes, Coding, FloatVector, Hint, Payload, Refolded
+from .entries import CHUNK, MAX_ELEMENTS, EntriesCodec, chunks_of, is_packed, positions_of
 from .fraction import check_fraction
-from .largest import Chosen, mix
+from .largest import Chosen, choose, expected, mix, room_for
+from .packing import need_rest
+from .workspace import borrow
 
 __all__ = ["TopK"]
+
+SPARSE = 8
+"""Members that send more than one element in so many are summed as dense vectors: then most lines of the cache change anyway."""
+
+NOTHING: FloatVector = np.zeros(0, np.float32)
+NO_CHANGES = Changes(np.zeros(0, np.uint32), NOTHING, 0)
 
 KEPT = 1024
 """Pairs of length and level whose count is remembered: it is asked for a dozen times a key and round."""
@@ -45,8 +57,83 @@ class TopK(EntriesCodec):
         """Set `out := a * scale + b` and choose the k largest elements; see `EntriesCodec.choose`."""
         return mix(a, scale, b, out, self.kept(out.size, level), hint)
 
+    def fold(
+        self,
+        payloads: Sequence[Payload],
+        codings: Sequence[Coding],
+        weights: Sequence[np.float32],
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        scratch: FloatVector,
+        hint: Hint | None = None,
+        changes: Changes | None = None,
+    ) -> Refolded | None:
+        """Sum sparse payloads without a dense sum, where they are sparse enough; see `Codec.fold`."""
+        need_rest(self, new_residual, level)
+        assert new_residual is not None
+        n, entries = new_residual.size, sum(coding.count for coding in codings)
+        # Zero times a scale that is not finite is no zero, and who changes how entries are added changes this, too.
+        dense = entries * SPARSE > n or n >= MAX_ELEMENTS or not np.isfinite(scale) or type(self) is not TopK
+        if dense or any(is_packed(payload) for payload in payloads):
+            return super().fold(
+                *(payloads, codings, weights, scale, residual, new_residual),
+                level=level, seed=seed, out=out, scratch=scratch, hint=hint,
+            )  # fmt: skip
+        how = kernels.merge.COPY
+        if residual is None:
+            how, residual = kernels.merge.ANEW, NOTHING
+        elif changes is not None:
+            how = kernels.merge.UPDATE
+        old = changes if how == kernels.merge.UPDATE and changes is not None else NO_CHANGES
+        k = self.kept(n, level)
+        places, values = np.empty(entries + 1 + k, np.uint32), np.empty(entries + 1 + k, np.float32)
+        listing, low, seen = room_for(n), expected(hint), borrow("seen", 2, np.int32)
+        found = kernels.merge.merge(
+            *_together(payloads, codings, n), np.array(weights, np.float32), _heads(codings), scale,
+            how, residual, old.places, old.values, old.split,
+            borrow("total", min(n, CHUNK), np.float32), new_residual, places, values, low, *listing, seen,
+        )  # fmt: skip
+        touched, odd = seen.tolist()
+        chosen = choose(new_residual, k, hint, low, found, listing)
+        if chosen is None:
+            return None
+        encoded = self.write(chosen, new_residual, out)
+        if odd or how == kernels.merge.ANEW:
+            return Refolded(encoded, None)
+        end = touched + chosen.places.size
+        places[touched:end], values[touched:end] = chosen.places, new_residual[chosen.places]
+        return Refolded(encoded, Changes(places[:end], values[:end], touched))
+
 
 @functools.lru_cache(maxsize=KEPT)
 def _kept(elements: int, level: float) -> int:
     check_fraction(TopK.name, level)
     return min(elements, max(1, math.ceil(level * elements)))
+
+
+def _together(
+    payloads: Sequence[Payload], codings: Sequence[Coding], elements: int
+) -> tuple[FloatVector, NDArray[np.uint16], NDArray[np.uint16]]:
+    """Return values, places and counts of all payloads, one behind another: the thread's scratch."""
+    chunks, entries = chunks_of(elements, CHUNK), sum(coding.count for coding in codings)
+    all_values, all_places = borrow("decoded", entries, np.float32), borrow("places", entries, np.uint16)
+    all_counts = borrow("chunks", chunks * len(codings), np.uint16)
+    at = 0
+    for member, (payload, coding) in enumerate(zip(payloads, codings, strict=True)):
+        end = at + coding.count
+        values.load_into(payload, all_values[at:end])
+        places, counts = positions_of(payload, elements, coding.count)
+        all_places[at:end] = places
+        all_counts[chunks * member : chunks * (member + 1)] = counts
+        at = end
+    return all_values, all_places, all_counts
+
+
+def _heads(codings: Sequence[Coding]) -> NDArray[np.int32]:
+    """Return the first entry of each payload where they stand one behind another."""
+    return np.array(list(accumulate((coding.count for coding in codings[:-1]), initial=0)), np.int32)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ __all__ = [
     "check",
     "exponent_of",
     "load",
+    "load_into",
     "packed_unit",
     "power",
     "read_preamble",
@@ -174,6 +175,20 @@ def load(block: Payload, count: int, first: int = 0, last: int | None = None) ->
     if form == FP32:
         return values.view(np.float32)
     out = borrow("decoded", values.size, np.float32)
-    loop = kernels.half.decode if form == FP16 else kernels.octets.decode
-    loop(values, power(exponent), out)
+    _decode(values, form, exponent, out)
     return out
+
+
+def load_into(block: Payload, out: FloatVector) -> None:
+    """Write the values of a checked block, as many as `out` has room for, to `out` as float32."""
+    form, exponent = read_preamble(block)
+    values = values_of(block, form, out.size)
+    if form == FP32:
+        np.copyto(out, values.view(np.float32))
+    else:
+        _decode(values, form, exponent, out)
+
+
+def _decode(codes: NDArray[Any], form: int, exponent: int, out: FloatVector) -> None:
+    loop = kernels.half.decode if form == FP16 else kernels.octets.decode
+    loop(codes, power(exponent), out)

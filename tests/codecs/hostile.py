@@ -35,7 +35,7 @@ COUNTS = (-1, 0, 1, 2, 3, 65_535, 65_536, 1 << 31, 1 << 63)
 def bounds_are_checked():
     """Write outside an array on purpose: without this, the whole test would prove nothing."""
     try:
-        sparse.scatter(np.ones(1, np.float32), np.full(1, 9, np.uint16), np.ones(1, np.uint16), np.zeros(3, np.float32))
+        sparse.put(np.ones(1, np.float32), np.full(1, 9, np.uint32), np.zeros(3, np.float32))
     except IndexError:
         return True
     return False

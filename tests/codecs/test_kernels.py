@@ -9,9 +9,9 @@ from numba.core import config
 
 from ps_accordion import codecs
 from ps_accordion.codecs.kernels import half, sparse, vector
-from ps_accordion.codecs.workspace import borrow
+from ps_accordion.codecs.workspace import borrow, take, zeros
 
-from .cases import environment
+from .cases import environment, gaussian
 
 
 def python(script, **changes):
@@ -127,3 +127,27 @@ def test_scratch_memory_is_reused_by_name_and_belongs_to_a_thread():
     assert a.ctypes.data == b.ctypes.data
     assert borrow("two", 100, np.float32).ctypes.data != a.ctypes.data
     assert borrow("one", 0, np.float32).size == 0
+    assert [vector.ctypes.data % 64 for vector in (a, take(10), zeros(10))] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("n", [1, 4097, vector.LONG - 1, vector.LONG + 5, vector.LONG + (1 << 15) + 4])
+@pytest.mark.parametrize("off", [0, 1, 15])
+def test_values_are_spread_to_their_places_wherever_a_vector_begins(n, off):
+    """Zero elsewhere, and nothing around it is touched; long vectors are written a line of the cache at a time."""
+    room = np.full(n + 64, np.nan, np.float32)
+    first = off + -room.ctypes.data // 4 % 16
+    out, rng = room[first : first + n], np.random.default_rng(n)
+    at = np.flatnonzero(rng.random(n) < 0.01)
+    counts = np.array([np.count_nonzero(at >> 15 == chunk) for chunk in range(-(-n // (1 << 15)))], np.uint16)
+    values, row = rng.standard_normal(at.size).astype(np.float32), np.full(vector.ROW, np.nan, np.float32)
+    sparse.spread(values, (at & 32767).astype(np.uint16), counts, row, out)
+    expected = np.zeros(n, np.float32)
+    expected[at] = values
+    assert out.tobytes() == expected.tobytes()
+    assert np.isnan(room[:first]).all()
+    assert np.isnan(room[first + n :]).all()
+    a, b = gaussian(n), gaussian(n, 1)
+    assert vector.sum_past(a, b, row, out) == vector.peak(a + b)
+    assert out.tobytes() == (a + b).tobytes()
+    assert np.isnan(room[:first]).all()
+    assert np.isnan(room[first + n :]).all()

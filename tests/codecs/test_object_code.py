@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ps_accordion.codecs.kernels import choose, half, sparse, vector
+from ps_accordion.codecs.kernels import half, sparse, vector
 from ps_accordion.codecs.kernels._jit import store
 
 from .cases import environment
@@ -295,10 +295,6 @@ def test_numbers_are_taken_from_python_and_numpy_and_nothing_else():
     for elements in (1.0, F32(1), "1", 1 << 63):
         with pytest.raises(TypeError, match=r"sparse\.check is "):
             sparse.check(places, counts, elements)
-    scratch = np.zeros(choose.room(3), np.uint32), np.zeros(choose.BINS, np.int32)
-    for peak in (1 << 31, -(1 << 31) - 1, 1 << 32):
-        with pytest.raises(TypeError, match=r"choose\.guess is "):
-            choose.guess(total, 1, peak, *scratch)
 
 
 def test_results_are_plain_python():

@@ -119,3 +119,18 @@ def test_k_is_a_ceiling_and_at_least_one():
     """The formula other implementations must follow, in float64."""
     topk = get("topk")
     assert [topk.kept(n, level) for n, level in ((1, 1e-9), (100, 0.01), (101, 0.01), (100, 0.07), (7, 1.0))] == [1, 1, 2, 8, 7]
+
+
+@pytest.mark.parametrize("magnitudes", [(1e-3, 1e-3, 1e25, 1e25), (1e-3, 1e-3, 1e27, 1e27), (0.0, 1e-40, 1e20, 1e20)])
+def test_what_is_remembered_of_a_jump_expects_no_more_than_there_are_numbers(magnitudes):
+    """A run that diverges grows by many octets in a step, and what was expected after it once lay beyond every float."""
+    codec, n, hint = get("topk"), 1 << 16, Hint()
+    residual, rest, out = np.zeros(n, np.float32), np.empty(n, np.float32), np.empty(codec.payload_bound(n, 0.01), np.uint8)
+    plain, alone = np.zeros(n, np.float32), np.empty_like(out)
+    for step, magnitude in enumerate(magnitudes):
+        v = gaussian(n, step) * np.float32(magnitude)
+        done = codec.encode(v, residual, level=0.01, seed=1, out=out, rest=rest, hint=hint)
+        assert done == codec.encode(v, plain, level=0.01, seed=1, out=alone)
+        assert np.array_equal(out[: done.nbytes], alone[: done.nbytes])
+        assert 0 <= hint.threshold <= 0x7F800000
+        residual, rest = rest, residual

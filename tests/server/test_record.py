@@ -1,9 +1,12 @@
 """What a key keeps between rounds: two halves of a residual, and how to go back one round."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from machines import layout_of, settings_of
 
+from ps_accordion.codecs import Changes
 from ps_accordion.ledger import NO_TALLY
 from ps_accordion.server.record import NO_CODING, Finished, Held, KeyRecord, Outcome
 from ps_accordion.wire import messages as m
@@ -93,3 +96,19 @@ def test_bounds_follow_the_halves() -> None:
     assert (record.bound_before, record.bound) == (100, 300)
     finish(record, wrote=False, skipped=True)
     assert (record.bound_before, record.bound) == (100, 100)
+
+
+def test_what_changed_is_known_for_the_next_fold_alone() -> None:
+    """Not where it begins at the other half, nor after anybody has asked for a half to write, or the record was restored."""
+    record, changes = KeyRecord(KEY), Changes(np.zeros(0, np.uint32), np.zeros(0, np.float32), 0)
+    for forget in (lambda: record.target(0), lambda: record.target(1), restored(record)):
+        record.changes = (1, changes)
+        assert record.changed(1) is changes
+        assert record.changed(0) is None
+        forget()
+        assert record.changed(1) is None
+
+
+def restored(record: KeyRecord) -> Callable[[], None]:
+    """Return what restores a record of which nothing is left but a result."""
+    return lambda: record.restore(Finished(m.Result(0, KEY.number, 3, 1, "DATA", 1), ()), bound=1, version=0)

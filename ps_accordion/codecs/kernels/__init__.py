@@ -15,7 +15,23 @@ from ... import imports
 from . import _jit
 
 if TYPE_CHECKING:
-    from . import bfloat, buckets, choose, codes, eden, hadamard, half, octets, packed, places, signs, sparse, vector, votes
+    from . import (
+        bfloat,
+        buckets,
+        choose,
+        codes,
+        eden,
+        hadamard,
+        half,
+        merge,
+        octets,
+        packed,
+        places,
+        signs,
+        sparse,
+        vector,
+        votes,
+    )
 
 __all__ = [
     "bfloat",
@@ -25,6 +41,7 @@ __all__ = [
     "eden",
     "hadamard",
     "half",
+    "merge",
     "octets",
     "packed",
     "places",
@@ -43,6 +60,7 @@ _MODULES = (
     "eden",
     "hadamard",
     "half",
+    "merge",
     "octets",
     "packed",
     "places",

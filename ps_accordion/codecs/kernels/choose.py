@@ -26,7 +26,6 @@ from ._jit import (
     count_bits,
     float32,
     helper,
-    int32,
     int64,
     kernel,
     lowest_bit,
@@ -34,7 +33,7 @@ from ._jit import (
     mix64,
 )
 
-__all__ = ["BINS", "NOBODY", "SAMPLES", "collect", "guess", "mix", "narrow", "room"]
+__all__ = ["BINS", "NOBODY", "SAMPLES", "append", "append_rest", "collect", "guess", "mix", "narrow", "room"]
 
 BINS = 1 << 11
 """Bins of a counting pass: they fit into the first-level cache with room to spare."""
@@ -83,14 +82,13 @@ def _kth(values: Any, k: Any, low: Any, peak: Any, counts: Any, passes: Any) -> 
         shift = max(np.int64(0), shift - _BIN_BITS)
 
 
-@kernel(int64(F32_IN, int64, int32, U32, I32))
-def guess(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> Any:
+@kernel(int64(F32_IN, int64, U32, I32))
+def guess(v: Any, k: Any, sample: Any, counts: Any) -> Any:
     """Return magnitude bits, 1 at least, that somewhat more than k elements of `v` reach, most likely.
 
     Args:
-        v: float32[n], finite.
+        v: float32[n].
         k: 1 to n.
-        peak: Largest magnitude bits in `v`.
         sample: uint32[SAMPLES], scratch.
         counts: int32[BINS], scratch.
     """
@@ -101,15 +99,16 @@ def guess(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> Any:
     rank = np.int64(expected + 4.0 * np.sqrt(expected) + 4.0)
     if rank >= SAMPLES:
         return np.int64(1)
-    state = np.uint64(0x9E3779B97F4A7C15)
+    state, peak = np.uint64(0x9E3779B97F4A7C15), np.int64(0)
     for i in range(SAMPLES):
         first = i * n // SAMPLES
         stretch = (i + 1) * n // SAMPLES - first
         state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
         at = first + np.int64(((state >> np.uint64(40)) * np.uint64(stretch)) >> np.uint64(24))
-        sample[i] = np.uint32(bits(v[at]) & _MAGNITUDE)
+        word = np.int64(bits(v[at]) & _MAGNITUDE)
+        sample[i], peak = np.uint32(word), max(peak, word)
     # One pass over the octaves below the peak is fine enough, and nearly always finds the rank there.
-    low = max(np.int64(0), np.int64(peak) - _OCTAVES)
+    low = max(np.int64(0), peak - _OCTAVES)
     threshold, _ = _kth(sample[:SAMPLES], rank, low, peak, counts, 1)
     if threshold < low and low > 0:
         threshold, _ = _kth(sample[:SAMPLES], rank, np.int64(0), peak, counts, 2)
@@ -117,7 +116,7 @@ def guess(v: Any, k: Any, peak: Any, sample: Any, counts: Any) -> Any:
 
 
 @helper
-def _list(mask: Any, start: Any, v: Any, index: Any, words: Any, found: Any) -> Any:
+def append(mask: Any, start: Any, v: Any, index: Any, words: Any, found: Any) -> Any:
     """Append the elements of `v` whose bits are set to the first `found` of the list; return how many there are then."""
     after = found + count_bits(mask)
     # Three are listed whether they are there or not: what is too much is overwritten. A loop that ends after one here and
@@ -136,7 +135,8 @@ def _list(mask: Any, start: Any, v: Any, index: Any, words: Any, found: Any) -> 
 
 
 @helper
-def _list_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any) -> Any:
+def append_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any) -> Any:
+    """Append the elements of `v` from `first` on that reach a threshold, one by one; return how many there are then."""
     for i in range(first, v.shape[0]):
         if np.int32(bits(v[i]) & _MAGNITUDE) >= low:
             index[found], words[found] = np.uint32(i), np.uint32(bits(v[i]))
@@ -169,10 +169,10 @@ def mix(a: Any, scale: Any, b: Any, out: Any, threshold: Any, index: Any, words:
     for start in range(0, whole, 64):
         mask: Any = mix64(a, scale, b, out, start, low)
         if mask != np.uint64(0):
-            found = _list(mask, start, out, index, words, found)
+            found = append(mask, start, out, index, words, found)
     for i in range(whole, n):
         out[i] = a[i] * scale + b[i]
-    return _list_rest(out, whole, low, index, words, found)
+    return append_rest(out, whole, low, index, words, found)
 
 
 @kernel(int64(F32_IN, int64, U32, U32))
@@ -185,8 +185,8 @@ def collect(v: Any, threshold: Any, index: Any, words: Any) -> Any:
     for start in range(0, whole, 64):
         mask: Any = mask64(v, start, low)
         if mask != np.uint64(0):
-            found = _list(mask, start, v, index, words, found)
-    return _list_rest(v, whole, low, index, words, found)
+            found = append(mask, start, v, index, words, found)
+    return append_rest(v, whole, low, index, words, found)
 
 
 @helper

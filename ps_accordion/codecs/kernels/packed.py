@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, U16, U16_IN, U32_IN, bits, boolean, float32, helper, int32, int64, kernel, real, void
+from ._jit import F32, F32_IN, U16, U16_IN, U32_IN, bits, boolean, float32, helper, int64, kernel, real, void
 
 __all__ = ["CHUNK_SHIFT", "add", "check", "scatter", "write"]
 
@@ -38,7 +38,7 @@ def _value(unit: Any, entry: Any) -> Any:
     return real(np.int32(word | np.int32(np.int32(entry & _SIGN) << 16)))
 
 
-@kernel(int64(U32_IN, F32_IN, float32, int32, U16, U16, F32))
+@kernel(int64(U32_IN, F32_IN, float32, int64, U16, U16, F32))
 def write(index: Any, values: Any, unit: Any, border: Any, entries: Any, counts: Any, v: Any) -> Any:
     """Write entries of the elements of `v` that are large enough, and subtract there what they stand for.
 
@@ -54,7 +54,8 @@ def write(index: Any, values: Any, unit: Any, border: Any, entries: Any, counts:
     Returns:
         How many entries there are.
     """
-    base, least = bits(unit), max(border, _SMALLEST_BITS)
+    low = np.int32(border)
+    base, least = bits(unit), max(low, _SMALLEST_BITS)
     for chunk in range(counts.shape[0]):
         counts[chunk] = 0
     written: Any = 0
@@ -63,7 +64,7 @@ def write(index: Any, values: Any, unit: Any, border: Any, entries: Any, counts:
         magnitude = np.int32(word & _MAGNITUDE)
         if magnitude >= least:
             at = np.int64(index[j])
-            exponent = min(np.int32(np.int32(magnitude - border) >> _EXPONENT_BITS), _LARGEST)
+            exponent = min(np.int32(np.int32(magnitude - low) >> _EXPONENT_BITS), _LARGEST)
             sign = np.int32(np.int32(word >> 16) & _SIGN)
             entry = np.int32(np.int32(np.int32(at) & _PLACE) | np.int32(np.int32(exponent << 12) | sign))
             entries[written] = np.uint16(entry)

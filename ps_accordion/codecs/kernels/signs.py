@@ -22,14 +22,16 @@ from ._jit import (
     add_signs64,
     boolean,
     float32,
+    flush,
     helper,
     int64,
     kernel,
     masses64,
+    off_line,
     take_signs64,
     void,
 )
-from .vector import fold_lanes
+from .vector import copy_row, fold_lanes, store_row
 
 __all__ = ["add", "split"]
 
@@ -39,36 +41,36 @@ _HALF = np.uint64(32)
 
 
 @helper
-def _mean(a: Any, scale: Any, b: Any, v: Any, start: Any, end: Any, lanes: Any) -> Any:
-    """Set `v := a * scale + b` from `start` to `end`; return the mean magnitude there."""
-    at = masses64(a, scale, b, v, start, (end - start) // 64, lanes)
-    for i in range(at, end):
-        v[i] = a[i] * scale + b[i]
-        lanes[i - at] += np.float64(abs(v[i]))
+def _mean(a: Any, scale: Any, b: Any, start: Any, end: Any, row: Any, lanes: Any) -> Any:
+    """Set `row := a * scale + b` from `start` to `end`; return the mean magnitude there."""
+    at = masses64(a, scale, b, start, row, (end - start) // 64, lanes)
+    for i in range(at, end - start):
+        row[i] = a[start + i] * scale + b[start + i]
+        lanes[i - at] += np.float64(abs(row[i]))
     return np.float32(fold_lanes(lanes) / np.float64(end - start))
 
 
 @helper
-def _halve(v: Any, start: Any, end: Any, size: Any, words: Any) -> None:
-    """Write the signs of `v` from `start` to `end` to their words, and leave in `v` what they do not carry."""
-    whole = start + (end - start) // 64 * 64
-    for at in range(start, whole, 64):
-        mask: Any = take_signs64(v, at, size)
-        words[at // 32] = np.uint32(mask & _LOW)
-        words[at // 32 + 1] = np.uint32(mask >> _HALF)
-    for word in range(whole // 32, (end + 31) // 32):
+def _halve(row: Any, length: Any, size: Any, words: Any, first: Any) -> None:
+    """Write the signs of a row to words, from `first` on, and leave in the row what they do not carry."""
+    whole = length // 64 * 64
+    for at in range(0, whole, 64):
+        mask: Any = take_signs64(row, at, size)
+        words[first + at // 32] = np.uint32(mask & _LOW)
+        words[first + at // 32 + 1] = np.uint32(mask >> _HALF)
+    for word in range(whole // 32, (length + 31) // 32):
         mask = np.uint64(0)
-        for i in range(32 * word, min(32 * word + 32, end)):
-            if v[i] < _ZERO:
+        for i in range(32 * word, min(32 * word + 32, length)):
+            if row[i] < _ZERO:
                 mask |= np.uint64(1) << np.uint64(i - 32 * word)
-                v[i] += size
+                row[i] += size
             else:
-                v[i] -= size
-        words[word] = np.uint32(mask)
+                row[i] -= size
+        words[first + word] = np.uint32(mask)
 
 
-@kernel(boolean(F32_IN, float32, F32_IN, F32, int64, F32, U32, F64))
-def split(a: Any, scale: Any, b: Any, v: Any, chunk: Any, sizes: Any, words: Any, lanes: Any) -> Any:
+@kernel(boolean(F32_IN, float32, F32_IN, F32, int64, int64, F32, U32, F32, F64))
+def split(a: Any, scale: Any, b: Any, v: Any, past: Any, chunk: Any, sizes: Any, words: Any, row: Any, lanes: Any) -> Any:
     """Set `v := a * scale + b` (two roundings), write its signs and sizes, and leave in `v` what they do not carry.
 
     Args:
@@ -76,22 +78,29 @@ def split(a: Any, scale: Any, b: Any, v: Any, chunk: Any, sizes: Any, words: Any
         scale: A factor.
         b: float32[n].
         v: float32[n]; may be `a` or `b`.
+        past: 1 if it is other memory, and may be written past the cache, else 0.
         chunk: Elements of a chunk, a multiple of 64.
         sizes: float32[ceil(n / chunk)], receives the mean magnitudes.
         words: uint32[ceil(n / 32)], receives the signs: bit j of word w says `v[32 w + j] < 0`; what is beyond n is 0.
+        row: float32[chunk or more], scratch.
         lanes: float64[64], scratch.
 
     Returns:
         False if an element of `v` is not finite; then everything that is written to is undefined.
     """
-    n = v.shape[0]
+    n, off = v.shape[0], off_line(v)
     for place in range(sizes.shape[0]):
         start, end = place * chunk, min((place + 1) * chunk, n)
-        size = _mean(a, scale, b, v, start, end, lanes)
+        size = _mean(a, scale, b, start, end, row, lanes)
         if not np.isfinite(size):
             return False
         sizes[place] = size
-        _halve(v, start, end, size, words)
+        _halve(row, end - start, size, words, start // 32)
+        if past != 0:
+            store_row(row, v, start, end, off)
+        else:
+            copy_row(row, v, start, end)
+    flush(v)
     return True
 
 

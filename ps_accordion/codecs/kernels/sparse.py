@@ -6,21 +6,41 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, U16, U16_IN, U32_IN, boolean, float32, helper, int64, kernel, void
+from ._jit import (
+    F32,
+    F32_IN,
+    U16,
+    U16_IN,
+    U32_IN,
+    boolean,
+    fetch,
+    float32,
+    flush,
+    helper,
+    int64,
+    kernel,
+    off_line,
+    void,
+)
+from .vector import ROW, store_row
 
-__all__ = ["CHUNK_SHIFT", "add", "check", "locate", "put", "scatter"]
+__all__ = ["CHUNK_SHIFT", "add", "check", "locate", "put", "spread"]
 
 CHUNK_SHIFT = 15
 """Indices are written as 16 bits within chunks of 32,768 elements."""
 
 _CHUNK = 1 << CHUNK_SHIFT
+_AHEAD = 48  # places in a vector that has left the cache are brought this many entries before they are written
+_ZERO = np.float32(0.0)
 
 
 @kernel(void(F32_IN, U32_IN, F32))
 def put(values: Any, index: Any, out: Any) -> None:
     """Write `values` to `out[index]`."""
+    last = index.shape[0] - 1
     for j in range(index.shape[0]):
-        out[index[j]] = values[j]
+        fetch(out, np.int64(index[min(j + _AHEAD, last)]))
+        out[np.int64(index[j])] = values[j]
 
 
 @kernel(void(U32_IN, U16, U16))
@@ -62,25 +82,31 @@ def check(places: Any, counts: Any, elements: Any) -> Any:
 
 
 @helper
-def _scatter_chunk(values: Any, places: Any, out: Any) -> None:
-    for j in range(places.shape[0]):
-        out[np.int64(places[j])] = values[j]
-
-
-@helper
 def _add_chunk(values: Any, places: Any, weight: Any, total: Any) -> None:
     for j in range(places.shape[0]):
         total[np.int64(places[j])] += weight * values[j]
 
 
-@kernel(void(F32_IN, U16_IN, U16_IN, F32))
-def scatter(values: Any, places: Any, counts: Any, out: Any) -> None:
-    """Write values to their places in `out`; the others keep what they hold. The payload has been checked."""
+@kernel(void(F32_IN, U16_IN, U16_IN, F32, F32))
+def spread(values: Any, places: Any, counts: Any, row: Any, out: Any) -> None:
+    """Write values to their places in `out`, and zero elsewhere. The payload has been checked; `row` is float32[ROW], scratch."""
+    n, off = out.shape[0], off_line(out)
     first: Any = 0
+    row[:ROW] = _ZERO
     for chunk in range(counts.shape[0]):
+        base = chunk << CHUNK_SHIFT
         last = first + np.int64(counts[chunk])
-        _scatter_chunk(values[first:last], places[first:last], out[chunk * _CHUNK :])
-        first = last
+        for low in range(0, min(_CHUNK, n - base), ROW):
+            high = min(low + ROW, n - base)
+            at = first
+            while at < last and np.int64(places[at]) < high:
+                row[np.int64(places[at]) - low] = values[at]
+                at += 1
+            store_row(row, out, base + low, base + high, off)
+            for j in range(first, at):
+                row[np.int64(places[j]) - low] = _ZERO
+            first = at
+    flush(out)
 
 
 @kernel(void(F32_IN, U16_IN, U16_IN, float32, F32))

@@ -14,14 +14,31 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, F64, bits, float32, float64, helper, int32, kernel, void
+from ._jit import (
+    F32,
+    F32_IN,
+    F64,
+    bits,
+    float32,
+    float64,
+    flush,
+    helper,
+    int32,
+    kernel,
+    off_line,
+    stream16,
+    void,
+)
 
 __all__ = [
     "LANES",
+    "LONG",
+    "ROW",
     "add",
     "begin",
     "clear",
     "combine",
+    "copy_row",
     "fold_lanes",
     "peak",
     "peak_of_sum",
@@ -29,10 +46,18 @@ __all__ = [
     "scaled_into",
     "shrink",
     "squares",
+    "store_row",
     "sum_into",
+    "sum_past",
 ]
 
 LANES = 64
+ROW = 1 << 12
+"""Elements that are made in the first-level cache before they are copied."""
+LONG = 1 << 17
+"""Vectors from this length on are written past the cache: 512 KiB are a good part of what a core has to itself. Whoever reads
+them has to go to memory anyway, and writing them through the cache would read them from there first."""
+
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
 
@@ -63,6 +88,55 @@ def sum_into(a: Any, b: Any, out: Any) -> Any:
         v = a[i] + b[i]
         out[i] = v
         top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@helper
+def copy_row(row: Any, out: Any, start: Any, end: Any) -> None:
+    """Copy a row to `out`, from `start` to `end`."""
+    for i in range(start, end):
+        out[i] = row[i - start]
+
+
+@helper
+def _stream(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
+    """Copy a row past the cache; lines of `out` begin `off` elements after `start`."""
+    at = min(start + off, end)
+    copy_row(row, out, start, at)
+    while at + 16 <= end:
+        at = stream16(row, at - start, out, at)
+    for i in range(at, end):
+        out[i] = row[i - start]
+
+
+@helper
+def store_row(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
+    """Copy a row to `out`, lines of which begin `off` elements after `start`; `flush` after the last."""
+    if out.shape[0] < LONG:
+        copy_row(row, out, start, end)
+    else:
+        _stream(row, out, start, end, off)
+
+
+@helper
+def _sum_row(a: Any, b: Any, start: Any, end: Any, row: Any, top: Any) -> Any:
+    for i in range(start, end):
+        v = a[i] + b[i]
+        row[i - start] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@kernel(int32(F32_IN, F32_IN, F32, F32))
+def sum_past(a: Any, b: Any, row: Any, out: Any) -> Any:
+    """Do what `sum_into` does, past the cache where it is long, with float32[ROW] of scratch; `out` is other memory."""
+    n, off = out.shape[0], off_line(out)
+    top = np.int32(0)
+    for start in range(0, n, ROW):
+        end = min(start + ROW, n)
+        top = _sum_row(a, b, start, end, row, top)
+        store_row(row, out, start, end, off)
+    flush(out)
     return top
 
 

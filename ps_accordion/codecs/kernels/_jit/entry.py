@@ -116,10 +116,6 @@ class _Entry:
             self._require(builder.icmp_unsigned("==", error, ir.Constant(_OBJECT, None)), self.failed)
         if kind.name == "float32":
             return builder.fptrunc(value, ir.FloatType())
-        if kind.name == "int32":
-            narrow = builder.trunc(value, _INT)
-            self._require(builder.icmp_signed("==", builder.sext(narrow, _LONG), value))
-            return narrow
         assert kind.name in ("float64", "int64"), f"kernels do not take {kind}"
         return value
 

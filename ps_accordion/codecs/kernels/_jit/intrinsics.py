@@ -16,12 +16,15 @@ __all__ = [
     "butterfly32",
     "count_bits",
     "fetch",
+    "flush",
     "lowest_bit",
     "mask64",
     "masses64",
     "mix64",
+    "off_line",
     "real",
     "signed16",
+    "stream16",
     "take_signs64",
 ]
 
@@ -38,6 +41,25 @@ def real(x: Any) -> Any:
 
 def fetch(array: Any, place: Any) -> None:
     """`fetch(array, place)`: start to bring the line of the cache that this element lies in. Changes nothing but the time."""
+
+
+def off_line(array: Any) -> Any:
+    """`off_line(float32[]) -> int64`: how many elements the first whole line of the cache is away, 0 to 15."""
+    return -array.ctypes.data // 4 % 16
+
+
+def stream16(source: Any, at: Any, out: Any, start: Any) -> Any:
+    """`stream16(float32[], at, float32[], start) -> int64`: copy 16 elements past the cache; return `start + 16`.
+
+    A line that is written in full need not be read first, as it is by stores that go through the cache.
+    The caller promises that all of them exist and that `out[start]` begins a line, and calls `flush` after the last.
+    """
+    out[start : start + 16] = source[at : at + 16]
+    return start + 16
+
+
+def flush(out: Any) -> None:
+    """`flush(array)`: what has been written past the cache is there for other threads, before anything that is written later."""
 
 
 def lowest_bit(mask: Any) -> Any:
@@ -72,21 +94,21 @@ def mix64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> A
     return mask64(out, start, threshold)
 
 
-def masses64(a: Any, scale: Any, b: Any, out: Any, start: Any, rows: Any, lanes: Any) -> Any:
-    """`masses64(float32[], float32, float32[], float32[], start, rows, float64[64]) -> int64`: a sum and its mass.
+def masses64(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:
+    """`masses64(float32[], float32, float32[], start, float32[], rows, float64[64]) -> int64`: a sum and its mass.
 
     A mass is the sum of magnitudes.
 
-    Sets `out[i] = a[i] * scale + b[i]`, rounded twice, for the `64 * rows` elements from `start` on, and lane j to
-    `0 + |out[start + j]| + |out[start + 64 + j]| + ...`, in that order, in float64. Returns the first element after them.
+    Sets `out[i] = a[start + i] * scale + b[start + i]`, rounded twice, for i below `64 * rows`, and lane j to
+    `0 + |out[j]| + |out[64 + j]| + ...`, in that order, in float64. Returns how many elements that are.
     The lanes stay in registers. The caller promises that all these elements exist.
     """
     lanes[:] = 0.0
-    for at in range(start, start + 64 * rows, 64):
-        part = slice(at, at + 64)
-        np.add(a[part] * np.float32(scale), b[part], out=out[part])
-        lanes += np.abs(out[part])
-    return start + 64 * rows
+    for at in range(0, 64 * rows, 64):
+        part, into = slice(start + at, start + at + 64), slice(at, at + 64)
+        np.add(a[part] * np.float32(scale), b[part], out=out[into])
+        lanes += np.abs(out[into])
+    return 64 * rows
 
 
 def take_signs64(v: Any, start: Any, size: Any) -> Any:

@@ -15,6 +15,7 @@ from . import intrinsics
 __all__: list[str] = []
 
 _LANES = 64
+_LINE = 64  # bytes of a line of the cache
 _WORD = ir.IntType(32)
 _lower: Any = lower_builtin  # neither has hints that mypy could follow
 _typed: Any = type_callable
@@ -85,6 +86,46 @@ def _fetch(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return context.get_dummy_value()
 
 
+@_typed(intrinsics.off_line)  # type: ignore[untyped-decorator]  # as above
+def _type_off_line(context: Any) -> Any:
+    return lambda array: _call(types.int64, array)
+
+
+@_lower(intrinsics.off_line, types.Array)  # type: ignore[untyped-decorator]  # as above
+def _off_line(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    data = context.make_array(signature.args[0])(context, builder, value=arguments[0]).data
+    number = ir.IntType(64)
+    beyond = builder.and_(builder.neg(builder.ptrtoint(data, number)), ir.Constant(number, _LINE - 1))
+    return builder.lshr(beyond, ir.Constant(number, 2))
+
+
+@_typed(intrinsics.stream16)  # type: ignore[untyped-decorator]  # as above
+def _type_stream16(context: Any) -> Any:
+    return lambda source, at, out, start: _call(types.int64, source, types.int64, out, types.int64)
+
+
+@_lower(intrinsics.stream16, types.Array, types.int64, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
+def _stream16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    source, at, out, start = arguments
+    of_source, _, of_out, _ = signature.args
+    line = _Wide(context, builder, ir.FloatType(), lanes=_LINE // 4)
+    stored = builder.store(line.load(of_source, source, at), line.place(of_out, out, start))
+    stored.align = _LINE  # without it there is no such instruction
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_WORD, 1)]))
+    return builder.add(start, ir.Constant(ir.IntType(64), _LINE // 4))
+
+
+@_typed(intrinsics.flush)  # type: ignore[untyped-decorator]  # as above
+def _type_flush(context: Any) -> Any:
+    return lambda out: _call(types.none, out)
+
+
+@_lower(intrinsics.flush, types.Array)  # type: ignore[untyped-decorator]  # as above
+def _flush(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    builder.fence("seq_cst")
+    return context.get_dummy_value()
+
+
 @_typed(intrinsics.mix64)  # type: ignore[untyped-decorator]  # as above
 def _type_mix64(context: Any) -> Any:
     def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:
@@ -94,7 +135,7 @@ def _type_mix64(context: Any) -> Any:
 
 
 class _Wide:
-    """64 lanes of a kind of number, or fewer, in the making."""
+    """Lanes of a kind of number, in the making."""
 
     def __init__(self, context: Any, builder: Any, lane: Any, lanes: int = _LANES) -> None:
         self.context = context
@@ -145,8 +186,8 @@ def _mix64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 @_typed(intrinsics.masses64)  # type: ignore[untyped-decorator]  # as above
 def _type_masses64(context: Any) -> Any:
-    def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, rows: Any, lanes: Any) -> Any:
-        return _call(types.int64, a, types.float32, b, out, types.int64, types.int64, lanes)
+    def answer(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:
+        return _call(types.int64, a, types.float32, b, types.int64, out, types.int64, lanes)
 
     return answer
 
@@ -170,24 +211,25 @@ def _type_add_signs64(context: Any) -> Any:
     return answer
 
 
-@_lower(intrinsics.masses64, types.Array, types.float32, types.Array, types.Array, types.int64, types.int64, types.Array)  # type: ignore[untyped-decorator]
+@_lower(intrinsics.masses64, types.Array, types.float32, types.Array, types.int64, types.Array, types.int64, types.Array)  # type: ignore[untyped-decorator]
 def _masses64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    a, scale, b, out, start, rows, lanes = arguments
-    of_a, _, of_b, of_out, _, _, of_lanes = signature.args
+    a, scale, b, start, out, rows, lanes = arguments
+    of_a, _, of_b, _, of_out, _, of_lanes = signature.args
     floats, words = _Wide(context, builder, ir.FloatType()), _Wide(context, builder, _WORD)
     doubles = _Wide(context, builder, ir.DoubleType())
     factor, stride = floats.splat(scale), ir.Constant(ir.IntType(64), _LANES)
     sums = _codegen.alloca_once_value(builder, ir.Constant(doubles.kind, [0.0] * _LANES))
     builder.store(ir.Constant(doubles.kind, [0.0] * _LANES), sums)  # allocated once, but begun at every call
     with _codegen.for_range(builder, rows) as loop:
-        at = builder.add(start, builder.mul(loop.index, stride))
+        into = builder.mul(loop.index, stride)
+        at = builder.add(start, into)
         mixed = builder.fadd(builder.fmul(floats.load(of_a, a, at), factor), floats.load(of_b, b, at))
-        builder.store(mixed, floats.place(of_out, out, at)).align = 4
+        builder.store(mixed, floats.place(of_out, out, into)).align = 4
         magnitude = builder.and_(builder.bitcast(mixed, words.kind), ir.Constant(words.kind, [0x7FFFFFFF] * _LANES))
         wide = builder.fpext(builder.bitcast(magnitude, floats.kind), doubles.kind)
         builder.store(builder.fadd(builder.load(sums), wide), sums)
     builder.store(builder.load(sums), doubles.place(of_lanes, lanes, ir.Constant(ir.IntType(64), 0))).align = 8
-    return builder.add(start, builder.mul(rows, stride))
+    return builder.mul(rows, stride)
 
 
 @_lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
