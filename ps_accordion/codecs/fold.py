@@ -113,7 +113,8 @@ def fold(
     if reply is not None:
         choice = reply
     codec = find(known, choice[0])
-    scale = np.float32(1.0 / total_weight)
+    with np.errstate(over="ignore"):  # what comes of it is not finite, and is seen then
+        scale = np.float32(1.0 / total_weight)
     seed = seed_reply if shared is None else shared.seed
     undecoded = (
         codec.linear
