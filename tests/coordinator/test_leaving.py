@@ -145,8 +145,8 @@ def test_who_came_back_and_has_finished_ends_the_rounds_for_the_next_coordinator
     job.machine = Coordinator(job.settings, job.now, records=log)
     goodbye = m.Leave(1, 4, "", 0)
     assert job.say(b"w1", goodbye) == []
-    job.say(b"w1", m.Alive(1, 4, 2, [(0, 5, 0)], True, True, "", False))
-    assert records(job.say(b"w1", goodbye)) == ["ending"]
+    assert records(job.say(b"w1", m.Alive(1, 4, 2, [(0, 5, 0)], True, True, "", False))) == ["ending"]
+    job.say(b"w1", goodbye)
     assert notes(job.live(6), "proposal") == []
 
 

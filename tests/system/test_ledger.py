@@ -41,7 +41,7 @@ def test_pushed_is_applied_plus_residuals_plus_itemised_loss(tmp_path, monkeypat
     monkeypatch.setattr(
         registry,
         "_BUILDERS",
-        {**registry._BUILDERS, "cycle": lambda settings, tensors, light, heavy: Cycle(tensors, light=light, heavy=heavy)},
+        {**registry._BUILDERS, "cycle": lambda settings, light, heavy: Cycle(light=light, heavy=heavy)},
     )
 
     def work(session):
