@@ -77,6 +77,7 @@ def launch(tmp_path, *arguments):
     )
 
 
+@pytest.mark.full
 @pytest.mark.timeout(150)
 def test_two_hosts_of_two_processes_train_as_four(tmp_path):
     """The first gradient is the mean over all four, replicas have the same bits, and a skipped round reaches all."""
