@@ -18,7 +18,7 @@ DISK_SEEDS = 24
 REPLAY_SEEDS = 8
 ELASTIC_SEEDS = 8
 SEEDS = 300 - DISK_SEEDS - REPLAY_SEEDS - ELASTIC_SEEDS
-"""Half of them drawn at random, mild and harsh, and half rough ones, in which something dies all the time: 300 with the others."""
+"""Half of them drawn at random, mild and harsh, and half rough, where something dies all the time: 300 with the other kinds."""
 
 
 def start(*words, **environment):
