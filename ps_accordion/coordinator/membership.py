@@ -127,7 +127,13 @@ class Membership:
         return any(not any(worker.rounds.get(layout) for worker in members) for layout in self._run.layouts.entries)
 
     def _wait_for_more(self, why: str, gone: list[str], now: float) -> list[Action]:
-        """Let the rounds stand still until somebody comes, or comes back; those that are gone stay in the view."""
+        """Let the rounds stand still until somebody comes, or comes back; those that are gone stay in the view.
+
+        Who is taken for gone because it has not answered is asked on: its link may have been cut.
+        """
+        return self._still_waiting(why, gone, now) + (self._freeze(now) if self._run.views.proposal is not None else [])
+
+    def _still_waiting(self, why: str, gone: list[str], now: float) -> list[Action]:
         limits = self._run.settings.timeouts
         if math.isinf(self._short_since):
             self._short_since, self._noted = now, -math.inf

@@ -135,6 +135,24 @@ def test_a_shard_that_has_not_seen_the_view_that_restores_it_is_still_blank():
     assert (view.message.restore, view.message.cuts) == ([(1, 99)], [(0, 7, 1)])
 
 
+def test_workers_that_have_not_answered_are_asked_on_while_nobody_else_has_the_state():
+    """What asks them was lost, for as long as a link was cut: they live, and would wait for a question that never came again."""
+    job = blank()
+    actions = [
+        action
+        for _ in range(round(job.settings.timeouts.dead / 0.1) + 5)
+        for action in [*live(job, 0.1, servers=[0]), *back(job, boot=99, view=-1)]
+    ]
+    assert [gone["slot"] for gone in notes(actions, "gone")] == [0, 1]
+    assert notes(actions, "proposal") == []
+    (freeze,) = sends(live(job, 0.1, servers=[0]), m.Freeze)
+    assert {b"w0", b"w1"} == set(freeze.peers)
+    for slot in (0, 1):
+        job.say(b"w%d" % slot, m.Promise(2, slot, slot + 1, [(0, 7, 1, True)]))
+    (view,) = sends(live(job, 0.1, servers=[0]), m.View)
+    assert (view.message.members, view.message.restore) == ([(0, 1), (1, 2)], [(1, 99)])
+
+
 def test_a_worker_that_does_not_promise_is_taken_out():
     """It lives, but does not answer: the others get their shard back after `timeouts.dead`."""
     job = blank()
