@@ -249,10 +249,10 @@ def _measured(case: Case, job: _Job, what: Sequence[str], *, exact: bool = True)
 
 def _show_pushpull(rows: list[dict[str, Any]], job: _Job) -> None:
     caption = (
-        "medians; ratio: ours / gloo all_reduce, so below 1 is faster. bytes: a worker's, both ways.\n"
+        "medians in ms; ratio: ours / gloo all_reduce, so below 1 is faster. bytes: a worker's, both ways.\n"
         "encode and decode: time on a worker's codec threads, within ours, and beside each other"
     )
-    headings = ("case", "ours ms", "gloo ms", "ratio", "encode ms", "decode ms", "bytes", "fewer")
+    headings = ("case", "ours", "gloo", "ratio", "encode", "decode", "bytes", "fewer")
     lines = [
         (
             row["case"],
