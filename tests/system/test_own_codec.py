@@ -48,6 +48,6 @@ def test_a_worker_that_lacks_the_codec_says_so_before_the_first_round(tmp_path, 
     command = ("env", "PYTHONPATH=", sys.executable, "train.py")
     code, said = launch(tmp_path, TRAIN, "--set", TABLE, command=command)
     assert code == 1, said
-    assert "codec.tensors '0.*': expected a codec among dense, " in said
+    assert "codec.tensors '0.*': expected a codec among bf16, dense, " in said
     assert "got 'peaks'; one of another distribution must be installed wherever a process of the job runs" in said
     assert not any(event["event"] == "layout" for event in events(tmp_path, "coordinator"))
