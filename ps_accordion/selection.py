@@ -23,7 +23,7 @@ from .patterns import TensorCodec
 from .regimes.base import Choice
 from .regimes.plan import MAX_PALETTE
 
-__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "others", "unmatched"]
+__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "unmatched", "used"]
 
 EXACT = Choice("dense", 32.0)
 
@@ -69,15 +69,16 @@ def codecs_of(settings: CodecSettings) -> Codecs:
     return registry.suite(*_names(settings), **settings.options)
 
 
-def others(settings: CodecSettings) -> list[tuple[Codec, float]]:
-    """Return the codecs of other distributions that a job names, at their levels: they are not among those that `warm` knows.
+def used(settings: CodecSettings) -> list[tuple[Codec, float]]:
+    """Return the codecs that a job uses, at their levels: dense, and those that it names.
 
     Raises:
         CodecError, ConfigError: As `check` does.
     """
     check(settings)
     codecs = codecs_of(settings)
-    choices = {choice for row in _rows(settings) for choice in _levels(row) if choice.codec not in registry.DEFAULT}
+    choices = {choice for row in _rows(settings) for choice in _levels(row)}
+    choices |= {EXACT, Choice(EXACT.codec, float(settings.small_bits))}
     return [(codecs[codec], level) for codec, level in sorted(choices)]
 
 

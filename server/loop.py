@@ -24,7 +24,7 @@ from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.pace import Pace
 from ps_accordion.selection import check as check_codecs
-from ps_accordion.selection import others
+from ps_accordion.selection import used
 from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
@@ -152,8 +152,7 @@ class Server:
             self._transport.connect(COORDINATOR, self.settings.coordinator.address)
             if listening is not None:
                 listening(self._address)
-            warm()
-            warm(others(self.settings.codec))
+            warm(used(self.settings.codec))
             resume = self.settings.checkpoint.resume
             restore = Residuals(Path(resume)).restored if resume else None
             for number, store in self._stores.items():

@@ -10,6 +10,7 @@ from ps_accordion import config
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.coordinator import loop as coordinator_loop
+from ps_accordion.selection import used
 from ps_accordion.server.loop import Server
 from ps_accordion.wire.transport import Transport
 from ps_accordion.worker.session import Session
@@ -27,8 +28,9 @@ class Ring:
 
     def __init__(self, overrides: dict[str, Any], transport: Callable[[str], Transport] = lambda name: Transport()) -> None:
         base = {"coordinator.address": "tcp://127.0.0.1:*", "timeouts.join": 30, "timeouts.heartbeat": 0.2, "timeouts.grace": 2}
-        warm()  # Compiling takes longer than a role waits for another; a real server compiles before it says that it is there.
         self._settings = config.load(environment={}, overrides=base | overrides)
+        # Compiling takes longer than a role waits for another; a real server compiles before it says that it is there.
+        warm(used(self._settings.codec))
         self._transport = transport
         self.errors: list[BaseException] = []
         self.codes: dict[str, int] = {}

@@ -16,7 +16,7 @@ from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.errors import PsAccordionError, RunAborted, StorageError, UsageError
 from ps_accordion.layout import Layout, Tensor
-from ps_accordion.selection import others, unmatched
+from ps_accordion.selection import unmatched, used
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
@@ -71,11 +71,12 @@ class Session(BaseSession):
         self._interrupts = Interrupts(self._client, self._may_leave)
         self._entry = Entry(self._client, restarted=restart > 0)
         try:
-            warm()
+            # What this process knows of the job, meanwhile; a worker that was told little learns the rest from the coordinator.
+            warm(used(settings.codec))
             membership = self._client.membership
             join = settings.timeouts.join
             self._client.wait(lambda: membership.joined, f"the coordinator at {settings.coordinator.address}", join + 1)
-            warm(others(self.settings.codec))
+            warm(used(self.settings.codec))
             self._client.wait(lambda: membership.inside, "the other workers and the servers to join", join + 1)
             self.rank = self.slot = membership.slot
             self.world_size = self.settings.workers.count

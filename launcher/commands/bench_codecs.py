@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ps_accordion.codecs import names, warm
+from ps_accordion.codecs import names, suite, warm
 from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.errors import ConfigError
 from ps_accordion.selection import levels_of
@@ -54,7 +54,8 @@ def codecs(
         if value < 1:
             raise ConfigError(f"command line: --{name} {value}: expected at least 1")
     cases = cases_of(only)
-    warm()
+    known = suite(values=values)
+    warm((known[case.codec], case.level) for case in cases)
     console, rows = Console(), []
     plural = "s" if threads > 1 else ""
     console.print(f"{human_bytes(4 * elements)} of float32, {threads} thread{plural}; a full bar is {BAR_COPIES:g} copies")

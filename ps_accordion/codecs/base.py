@@ -137,6 +137,13 @@ class Codec(ABC):
     scope: ClassVar[Literal["partition", "tensor"]] = "partition"
     """Whether it works on partitions of a tensor or needs the tensor whole."""
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` whose code it runs, with these options and whatever the level.
+
+        `warm` makes them ready; what is missing here is compiled in the middle of a step.
+        """
+        return frozenset({"vector"})
+
     @abstractmethod
     def check_level(self, level: float) -> None:
         """Raise `CodecError`, naming the legal range, unless `level` is one this codec knows."""

@@ -34,6 +34,10 @@ class BF16(OnePassCodec):
 
     name: ClassVar[str] = "bf16"
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"bfloat"}
+
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is 16."""
         if level != 16:

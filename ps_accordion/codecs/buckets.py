@@ -61,6 +61,10 @@ class BucketCodec(OnePassCodec):
     """1 where codes are natural, else 0."""
     bucket: int = 512
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"buckets", "codes"}
+
     def __post_init__(self) -> None:
         """Refuse a bucket that no payload may have."""
         if self.bucket not in BUCKETS:

@@ -26,6 +26,10 @@ class Dense(PackingCodec):
 
     name: ClassVar[str] = "dense"
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"half"}
+
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is 32 or 16."""
         if level not in (16, 32):

@@ -68,6 +68,10 @@ class Eden(OnePassCodec):
     name: ClassVar[str] = "eden"
     zero_kept: ClassVar[bool] = False
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"eden"}
+
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is 1, 2, 3 or 4."""
         if level not in (1, 2, 3, 4):

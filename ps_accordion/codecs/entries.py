@@ -71,6 +71,15 @@ class _Packed(NamedTuple):
     counts: NDArray[np.uint16]
 
 
+_LIBRARIES: dict[ValueFormat, frozenset[str]] = {
+    "fp16": frozenset({"half", "sparse"}),
+    "fp32": frozenset({"sparse"}),
+    "int8": frozenset({"octets", "sparse"}),
+    "packed": frozenset({"codes", "packed"}),
+}
+"""Kernels that entries of a format take."""
+
+
 @dataclass(frozen=True)
 class EntriesCodec(Codec):
     """Some elements and where they are.
@@ -87,6 +96,10 @@ class EntriesCodec(Codec):
         if self.values not in FORMS:
             known = ", ".join(map(repr, FORMS[:-1]))
             raise CodecError(f"{self.name}: expected values to be {known} or {FORMS[-1]!r}, got {self.values!r}")
+
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"choose"} | _LIBRARIES[self.values]
 
     @abstractmethod
     def kept(self, elements: int, level: float) -> int:

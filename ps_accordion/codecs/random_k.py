@@ -54,6 +54,10 @@ class RandomK(CoveringCodec):
 
     name: ClassVar[str] = "random_k"
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"places", "sparse"}
+
     def stretch(self, elements: int, level: float) -> int:
         """Return m: the elements of which one is sent."""
         self.check_level(level)

@@ -26,6 +26,10 @@ class SignCodec(Codec):
 
     zero_kept: ClassVar[bool] = False
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"signs"}
+
     @abstractmethod
     def parts(self, payload: Payload, elements: int, level: float) -> tuple[FloatVector, NDArray[np.uint32]]:
         """Return the sizes, one a chunk, and the words of a payload that has its length."""

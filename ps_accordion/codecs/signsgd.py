@@ -52,6 +52,10 @@ class SignSGD(OnePassCodec, SignCodec):
 
     name: ClassVar[str] = "signsgd"
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | {"votes"}
+
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is a power of two from 2^-30 to 2^30."""
         if not LEAST <= level <= MOST or np.frexp(level)[0] != 0.5:

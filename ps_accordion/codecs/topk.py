@@ -43,6 +43,10 @@ class TopK(EntriesCodec):
 
     name: ClassVar[str] = "topk"
 
+    def libraries(self) -> frozenset[str]:
+        """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
+        return super().libraries() | (set() if self.values == "packed" else {"merge"})
+
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is in (0, 1]."""
         check_fraction(self.name, level)

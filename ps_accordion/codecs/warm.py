@@ -1,4 +1,4 @@
-"""Make the first step of training an ordinary one: compile and run every kernel beforehand."""
+"""Make the first step of training an ordinary one: compile and run beforehand what it will call."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ _LEVELS = {
 
 
 def warm(codecs: Iterable[tuple[Codec, float]] | None = None) -> None:
-    """Compile every kernel (or load it from the cache) and run every codec once. Some seconds without a cache, else under one.
+    """Compile the kernels of codecs (or load them) and run each once. Some seconds without a cache, else under one.
 
     Args:
-        codecs: Codecs and levels to run; None takes all of ours.
+        codecs: Codecs and levels to run; None takes all of ours, and whatever options they have.
     """
-    kernels.warm()
     if codecs is None:
+        kernels.warm()
         codecs = [(codec, level) for name, codec in DEFAULT.items() for level in _LEVELS[name]]
+    codecs = list(codecs)
+    kernels.warm(frozenset().union(*(codec.libraries() for codec, _ in codecs)))
     for codec, level in codecs:
         _run(codec, level)
 

@@ -8,10 +8,14 @@ import pytest
 from numba.core import config
 
 from ps_accordion import codecs
+from ps_accordion.codecs import Coding, kernels
+from ps_accordion.codecs.base import Hint
 from ps_accordion.codecs.kernels import half, sparse, vector
+from ps_accordion.codecs.kernels._jit.library import _libraries
+from ps_accordion.codecs.values import FORMS
 from ps_accordion.codecs.workspace import borrow, take, zeros
 
-from .cases import environment, gaussian
+from .cases import CASES, SEED, SPARSE, Case, buffer, environment, gaussian
 
 
 def python(script, **changes):
@@ -151,3 +155,53 @@ def test_values_are_spread_to_their_places_wherever_a_vector_begins(n, off):
     assert out.tobytes() == (a + b).tobytes()
     assert np.isnan(room[:first]).all()
     assert np.isnan(room[first + n :]).all()
+
+
+def noting(names, name, entry):
+    """Return the entry of a kernel that adds the name of its library to a set."""
+
+    def run(*arguments):
+        names.add(name)
+        return entry(*arguments)
+
+    return run
+
+
+def everything(case, n):
+    """Do all that workers and servers do with a codec, in two rounds."""
+    codec, level = case.build(), case.level
+    gradient, residual, new_residual, out = gaussian(n), np.zeros(n, np.float32), np.zeros(n, np.float32), np.empty(n, np.float32)
+    hints = Hint(), Hint()
+    for _ in range(2):
+        payload = buffer(codec, level, n)
+        encoded = codec.encode(gradient, residual, level=level, seed=SEED, out=payload, hint=hints[0])
+        coding, payload = Coding(case.codec, level, n, encoded.count, SEED), payload[: encoded.nbytes]
+        codec.validate(payload, coding)
+        codec.decode(payload, coding, out)
+        codec.peek(payload, coding, n // 2, out[: n // 4])
+        if codec.noisy(level):
+            codec.rounding(payload, coding, n // 2, gradient[n // 2 : n // 2 + n // 4].copy())
+        codec.accumulate(payload, coding, np.float32(0.5), out)
+        many = [payload] * 2, [coding] * 2, [np.float32(1)] * 2
+        how = {"level": level, "seed": SEED, "out": buffer(codec, level, n), "scratch": out, "hint": hints[1]}
+        assert codec.fold(*many, np.float32(0.5), residual, new_residual, **how)
+        if codec.linear:
+            codec.sum_payloads([payload] * 2, many[2], np.float32(0.5), coding, how["out"])
+            codec.release(residual, coding, how["out"][: encoded.nbytes], new_residual)
+
+
+def test_every_codec_names_the_kernels_that_it_runs(monkeypatch):
+    """Neither more, which would be compiled for nothing, nor fewer, which would be compiled in the middle of a step."""
+    kernels.warm()
+    ran = set()
+    for library in _libraries.values():
+        for kernel in library.kernels:
+            monkeypatch.setattr(kernel, "entry", noting(ran, library.name, kernel.entry))
+    named, used = {}, {}
+    for case in CASES + [Case(codec, 0.01, form) for codec in SPARSE for form in FORMS]:
+        ran.clear()
+        for n in (1, 1000, 70_000):
+            everything(case, n)
+        named[case.codec, case.values] = case.build().libraries()
+        used.setdefault((case.codec, case.values), {"vector"}).update(ran)
+    assert used == named

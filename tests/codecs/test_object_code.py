@@ -128,6 +128,27 @@ def test_two_processes_that_start_together_compile_once(tmp_path):
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".kernels"]
 
 
+def test_a_library_that_another_process_compiles_is_left_for_the_end(here):
+    """Processes that start together share the work: whoever does not want to wait is told so, and goes on with another."""
+    with store.turn("half", wait=True) as ours, store.turn("half", wait=False) as mine:
+        assert (ours, mine) == (True, False)
+        with store.turn("sparse", wait=False) as other:
+            assert other
+    with store.turn("half", wait=False) as mine:
+        assert mine
+    assert list(here.parent.iterdir()) == [here]
+
+
+def test_only_what_a_job_uses_is_compiled(tmp_path):
+    """A new codec costs nobody anything who does not use it."""
+    script = (
+        "from ps_accordion import codecs, config; from ps_accordion.selection import used; "
+        "codecs.warm(used(config.CodecSettings(name='signsgd')))"
+    )
+    assert output(start(script, tmp_path)) == []
+    assert sorted(files(tmp_path)) == ["half", "signs", "vector", "votes"]
+
+
 @pytest.mark.parametrize(
     "damage", [lambda c: b"", lambda c: c[:20], lambda c: c[:-1], lambda c: c + b"x", lambda c: b"x" + c[1:]]
 )

@@ -13,7 +13,7 @@ from ps_accordion import codecs
 from ps_accordion.codecs import Coding, device, plugins, registry
 from ps_accordion.config import CodecSettings
 from ps_accordion.errors import CodecError, PayloadError
-from ps_accordion.selection import check, codecs_of, levels_of, others
+from ps_accordion.selection import check, codecs_of, levels_of, used
 
 from .cases import SEED, buffer, gaussian, vectors
 
@@ -55,11 +55,13 @@ def test_a_declared_codec_is_there_by_name_and_not_before_it_is_named(installed)
     assert "peaks" not in sys.modules
     assert "peaks" not in codecs_of(CodecSettings())
     settings = CodecSettings(name="int", tensors={"*": {"codec": "peaks", "heavy": 9}})
-    assert codecs_of(settings)["peaks"] == registry.get("peaks") == others(settings)[0][0]
-    assert [level for _, level in others(settings)] == [9.0, 64.0]
+    assert codecs_of(settings)["peaks"] == registry.get("peaks")
+    assert [(codec.name, level) for codec, level in used(settings)] == [
+        *(("dense", 16.0), ("dense", 32.0), ("int", 4.0), ("int", 8.0), ("peaks", 9.0), ("peaks", 64.0)),
+    ]
     assert levels_of("peaks") == (64.0, 512.0)
     check(settings)
-    codecs.warm(others(settings))
+    codecs.warm(used(settings))
 
 
 def test_the_codec_of_the_page_keeps_the_contract(installed):

@@ -9,6 +9,7 @@ import torch
 from ps_accordion import config
 from ps_accordion.codecs import warm
 from ps_accordion.coordinator import loop as coordinator_loop
+from ps_accordion.selection import used
 from ps_accordion.server.loop import Server
 from ps_accordion.wire.transport import Transport
 from ps_accordion.worker.session import Session
@@ -29,7 +30,6 @@ class Heard:
 @pytest.mark.parametrize("order", list(itertools.permutations(["coordinator", "server", "worker"])), ids="-".join)
 def test_roles_may_start_in_any_order(tmp_path, order):
     """Each starts when the one before has begun to talk; the run is the same."""
-    warm()
     settings = config.load(
         environment={},
         overrides={
@@ -41,6 +41,7 @@ def test_roles_may_start_in_any_order(tmp_path, order):
             "codec.name": "dense",
         },
     )
+    warm(used(settings.codec))
     outcome = {}
 
     def coordinator(sockets, up):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -83,16 +83,26 @@ class Library:
         self._lock = threading.RLock()
         self._loaded = False
 
-    def load(self) -> None:
-        """Make every kernel ready to run. Takes seconds where nothing is kept, and nothing when done before."""
-        with self._lock:
-            if self._loaded:
-                return
-            for one, entry in zip(self.kernels, self._entries(), strict=True):
-                one.entry = entry
-            self._loaded = True
+    def load(self, *, wait: bool = True) -> bool:
+        """Make every kernel ready to run. Takes seconds where nothing is kept, and nothing when done before.
 
-    def _entries(self) -> list[Callable[..., Any]]:
+        Args:
+            wait: For another process that compiles the same right now.
+
+        Returns:
+            Whether it is ready; always, where this may wait.
+        """
+        with self._lock:
+            if not self._loaded:
+                entries = self._entries(wait)
+                if entries is None:
+                    return False
+                for one, entry in zip(self.kernels, entries, strict=True):
+                    one.entry = entry
+                self._loaded = True
+            return True
+
+    def _entries(self, wait: bool) -> list[Callable[..., Any]] | None:
         settings = _settings()
         if settings.get("NUMBA_DISABLE_JIT", "0") != "0":
             return [_wrapping(each.function) for each in self.kernels]
@@ -102,7 +112,9 @@ class Library:
             return compiler.dispatchers(self, settings)
         code = store.read(self.name)
         if code is None:
-            with store.turn():
+            with store.turn(self.name, wait=wait) as ours:
+                if not ours:
+                    return None
                 code = store.read(self.name)
                 if code is None:
                     from . import compiler
@@ -160,7 +172,12 @@ def helper(function: Function) -> Function:
     return function
 
 
-def load() -> None:
-    """Load, or compile, the kernels of all modules that have been imported."""
-    for library in list(_libraries.values()):
+def load(modules: Iterable[str]) -> None:
+    """Load, or compile, the kernels of modules, by their full names; they have been imported.
+
+    Processes that start together compile different ones meanwhile: a library that another one has begun is left for the end.
+    """
+    libraries = [_libraries[module] for module in modules]
+    begun = [library for library in libraries if not library.load(wait=False)]
+    for library in begun:
         library.load()

@@ -148,23 +148,39 @@ def keep(library: str, code: bytes) -> None:
 
 
 @contextlib.contextmanager
-def turn() -> Iterator[None]:
-    """Let one process compile while the others wait for what it keeps, instead of all compiling the same beside each other.
+def turn(library: str, *, wait: bool) -> Iterator[bool]:
+    """Let one process compile a library while the others wait for what it keeps, instead of all compiling the same.
 
     Nothing depends on it: where there is no folder or no lock, or the other takes too long, this process goes ahead.
+
+    Args:
+        library: What is to be compiled.
+        wait: Until another process has compiled it.
+
+    Yields:
+        Whether it is this process's turn; always, where it may wait.
     """
-    folder = _folder()
-    if folder is None or writable(folder) is None:
-        yield
+    file = _file(library)
+    descriptor = None if file is None or writable(file.parent) is None else _opened(file.with_suffix(".turn"))
+    if descriptor is None:
+        yield True
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + _PATIENCE
-        while not _locked(descriptor) and time.monotonic() < deadline:
+        deadline = time.monotonic() + (_PATIENCE if wait else 0.0)
+        while not (ours := _locked(descriptor)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        yield
+        yield ours or wait
+        if ours and file is not None:
+            file.with_suffix(".turn").unlink(missing_ok=True)  # Who waits for it finds what this process has kept.
     finally:
         os.close(descriptor)  # and with it the lock, also when a process is killed
+
+
+def _opened(file: Path) -> int | None:
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
 
 
 def _locked(descriptor: int) -> bool:
