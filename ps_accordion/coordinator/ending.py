@@ -62,6 +62,7 @@ class Ending:
             told = [worker for worker in self._run.workers.values() if self._run.ending and worker.name == name]
             for worker in told:
                 worker.left = True
+                self.known.discard(name)  # It says so once, and is gone.
             return self.all_left(now) if told else []
         self.known.discard(name)
         return [] if self.known else self._stop()

@@ -283,6 +283,17 @@ def test_lost_goodbyes_do_not_hold_it_up():
     assert len(abort.message.reason) == m.MAX_TEXT
 
 
+def test_who_was_told_of_the_end_before_it_is_not_waited_for():
+    """Rounds have ended, and a sign of life is answered with that: its goodbye comes before the others have left."""
+    job = Job().started().declared()
+    assert job.say(b"w0", leave(0)) != []
+    assert answers(job.say(b"w1", alive(1)), b"w1") == [m.Ended()]
+    assert answers(job.say(b"w1", m.Bye("worker 1")), b"w0") == [m.Ended()]
+    for name in ("worker 0", "server 0"):
+        assert job.say(b"x", m.Bye(name)) == []
+    assert job.say(b"x", m.Bye("server 1")) == [Stop(0)]
+
+
 def test_nobody_there_means_nobody_to_wait_for():
     """A coordinator that nobody found stops when the time for joining is over."""
     job = Job(timeouts_join=5.0)
