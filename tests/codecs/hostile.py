@@ -1,5 +1,7 @@
 """Feed mutated payloads to decoders compiled with bounds checks; run by test_hostile.py in a process of its own.
 
+    hostile.py TRIES CODEC...
+
 Prints, a codec, how many mutants were refused and how many were accepted and decoded. Any other outcome ends it with a traceback.
 """
 
@@ -19,6 +21,7 @@ LEVELS_OF = {
     "eden": (1, 3),
     "int": (8, 2),
     "natural": (8,),
+    "onebit": (512,),
     "qsgd": (4,),
     "random_block": (0.1,),
     "random_k": (0.1,),
@@ -92,12 +95,13 @@ def attack(codec, level, n, tries, rng):
 
 
 def main():
-    """Attack every codec at a few lengths."""
+    """Attack codecs at a few lengths."""
     rng = np.random.default_rng(0)
     tries = int(sys.argv[1])
     assert bounds_are_checked()
     results = {}
-    for name, levels in LEVELS_OF.items():
+    for name in sys.argv[2:]:
+        levels = LEVELS_OF[name]
         made = [get(name, values=form) for form in FORMATS] if hasattr(get(name), "values") else [get(name)]
         cases = [(codec, level, n) for codec in made for level in levels for n in (1, 5, 1000, 70_000)]
         share, left = divmod(tries, len(cases))

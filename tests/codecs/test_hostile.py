@@ -5,22 +5,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from suites import usually
 
 from ps_accordion.codecs import get
 from ps_accordion.codecs.kernels import _jit
+from ps_accordion.codecs.registry import DEFAULT
 from ps_accordion.errors import PayloadError
 
 from .cases import Case, encode, environment, gaussian
+from .hostile import LEVELS_OF
+
+PLACES = "random_k threshold topk"
+"""Those whose payloads say where in a vector to write."""
+OTHERS = " ".join(sorted(LEVELS_OF.keys() - set(PLACES.split())))
 
 
-def test_no_bytes_make_a_decoder_leave_its_arrays():
+def test_no_codec_is_spared():
+    """A new one is attacked, too."""
+    assert set(LEVELS_OF) == set(DEFAULT)
+
+
+@pytest.mark.parametrize("names", usually([PLACES, OTHERS], PLACES), ids=["places", "others"])
+def test_no_bytes_make_a_decoder_leave_its_arrays(names):
     """Two thousand mutated payloads a codec, with bounds checks compiled in: each is refused, or decodes to finite numbers."""
     directory = _jit.cache_directory()
     assert directory is not None
     # Numba does not tell code with checks from code without: they must not share a cache.
     checked = environment(NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(directory / "boundscheck"))
     script = Path(__file__).with_name("hostile.py")
-    done = subprocess.run([sys.executable, str(script), "2000"], env=checked, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, str(script), "2000", *names.split()], env=checked, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     for name, (refused, accepted) in json.loads(done.stdout).items():
         assert refused + accepted == 2000, name
