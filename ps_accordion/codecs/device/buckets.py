@@ -102,7 +102,7 @@ class IntTwin(BucketTwin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round to nearest; see `BucketTwin.quantise`."""
         limit, magic = float((1 << (width - 1)) - 1), _MAGIC + (1 << (width - 1))
-        torch.div(top, torch.tensor(limit, dtype=torch.float32), out=scales)
+        torch.div(top, torch.full_like(top, limit), out=scales)  # by a number, a GPU would multiply with one over it
         scales.clamp_(_SMALLEST, _LARGEST)
         shifted = (rows * torch.div(1.0, scales)[:, None]).clamp_(-limit, limit).add_(magic)
         return (shifted.view(torch.int32) & 0xFF).to(torch.uint8), rows - (shifted - magic) * scales[:, None]
@@ -119,7 +119,7 @@ class QsgdTwin(BucketTwin):
         """Round stochastically; nothing is kept. See `BucketTwin.quantise`."""
         limit, half = float((1 << (width - 1)) - 1), 1 << (width - 1)
         top = top.clamp(max=limit * _LARGEST)
-        torch.div(top, torch.tensor(limit, dtype=torch.float32), out=scales)
+        torch.div(top, torch.full_like(top, limit), out=scales)  # by a number, a GPU would multiply with one over it
         scales.clamp_(min=_SMALLEST)
         inverse = torch.div(limit, top).clamp_(max=_STEEPEST)[:, None]
         fixed = (torch.minimum(torch.maximum(rows, -top[:, None]), top[:, None]) * inverse).add_(_FIXED + half)
