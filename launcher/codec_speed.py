@@ -21,6 +21,7 @@ from ps_accordion import codecs
 from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push, registry
 from ps_accordion.codecs.packing import ONE
 from ps_accordion.codecs.values import ValueFormat
+from ps_accordion.codecs.workspace import zeros
 from ps_accordion.errors import CodecError
 
 __all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "distribution", "measure", "squared_errors"]
@@ -58,10 +59,10 @@ class _Bench:
     def __init__(self, codec: Codec, level: float, elements: int, thread: int) -> None:
         self.codec, self.level = codec, level
         self.gradient = distribution("gaussian", elements, seed=thread)
-        self.residual = np.zeros(elements, np.float32)
-        self.rest = np.empty(elements, np.float32)
-        self.total = np.empty(elements, np.float32)
-        self.zeros = np.full(elements, 0.0, np.float32)  # np.zeros would be one page, read again and again
+        # They begin a line of the cache, as those of workers and servers do.
+        self.residual, self.rest, self.total = zeros(elements), zeros(elements), zeros(elements)
+        self.zeros = zeros(elements)
+        self.zeros.fill(0.0)  # what nobody has written would be one page, read again and again
         self.hint = codecs.Hint()
         self.out: Payload = np.empty(codec.payload_bound(elements, level) + 4, np.uint8)
         for _ in range(3):

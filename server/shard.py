@@ -28,6 +28,7 @@ from typing_extensions import Buffer
 from ps_accordion import crashpoints
 from ps_accordion.codecs import fold, keep, registry
 from ps_accordion.codecs.base import Payload
+from ps_accordion.codecs.workspace import zeros
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, WireError
 from ps_accordion.layout import Key, Layout
@@ -157,7 +158,7 @@ class Shard:
             self._take_up(number)
             largest = max((key.elements for key in mine), default=0)
             if largest > self._scratch.size:
-                self._scratch = np.zeros(largest, np.float32)
+                self._scratch = zeros(largest)
         return []
 
     def _take_up(self, layout: int) -> None:

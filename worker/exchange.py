@@ -330,7 +330,7 @@ class Exchange(ABC):
         if self.flushed is not None:
             self.rounds.idle = self.flushed = None  # it had not left yet, and does so anew if it comes in again
         if self.rounds.idle == "EMPTY":
-            self.rounds.ended = True  # it had finished: there is nothing that it would come back for
+            self.rounds.ended = self.rounds.alone = True  # it had finished: there is nothing that it would come back for
         else:
             self._try_decide()
 

@@ -129,6 +129,8 @@ class Rounds:
         self.leaving = False
         """Whether that is so because it leaves the run while the others go on."""
         self.ended = False
+        self.alone = False
+        """Whether they have ended for this worker alone: it was taken out when it had finished, and the others go on."""
         self.out = False
         """Whether this worker has been taken out of the run, and has not been let in again."""
         self.skipped: collections.deque[int] = collections.deque(maxlen=SKIPS_KEPT)

@@ -385,9 +385,11 @@ class Session(BaseSession):
                 client.codecs.drain()  # a last skipped round returns its payloads there
                 account = client.accounting.close(tracked.exchange for tracked in self._exchanges)
                 client.call(lambda: client.carry(account))
-                client.call(lambda: client.membership.leave("", 0))
+                # Only who has seen the rounds end may say that they have; the others go on without this worker then.
+                alone = any(tracked.exchange.rounds.alone for tracked in self._exchanges)
+                client.call(lambda: ours.leave_others([]) if alone else ours.leave("", 0))
                 # Others may train for hours yet; who hears nothing of the coordinator for too long fails by itself.
-                client.wait(lambda: client.membership.gone, "the coordinator's goodbye")
+                client.wait(lambda: ours.gone or ours.released, "the coordinator's goodbye")
         except BaseException as failure:  # Ctrl-C while waiting for the others, too
             error = failure
             raise

@@ -582,7 +582,10 @@ class WorkerProcess(Process):
     def _finishing(self):
         if self.exchange.rounds.ended:
             self.client.carry(self.client.accounting.close([self.exchange]))
-            self.client.membership.leave("", 0)
+            if self.exchange.rounds.alone:
+                self.client.membership.leave_others([])
+            else:
+                self.client.membership.leave("", 0)
             self.state = "leaving"
 
     def _flush(self):
@@ -609,7 +612,7 @@ class WorkerProcess(Process):
             self._leaving_ends()
 
     def _leaving(self):
-        if self.client.membership.gone:
+        if self.client.membership.gone or self.client.membership.released:
             self._leaving_ends()
 
     def _leaving_ends(self):

@@ -99,7 +99,16 @@ def test_workers_that_leave_lose_nothing_and_others_that_come_count():
     assert happened["grown"] > ELASTIC_SEEDS / 2
 
 
-FOUND = [(2383, "disks"), (2384, "disks"), (3212, "replay"), (3413, "replay"), (3877, "elastic"), (3883, "elastic"), (10436, "")]
+FOUND = [
+    (2383, "disks"),
+    (2384, "disks"),
+    (3212, "replay"),
+    (3413, "replay"),
+    (3877, "elastic"),
+    (3883, "elastic"),
+    (5531, ""),
+    (10436, ""),
+]
 
 
 @pytest.mark.parametrize(("seed", "kind"), FOUND)

@@ -9,6 +9,7 @@ from machines import gaussian, layout_of, settings_of
 from steps import EXACT, TOPK, gradients, loss_of, network, run, same
 
 from ps_accordion.errors import UsageError
+from ps_accordion.wire import messages as m
 from ps_accordion.worker import DistributedModel
 from ps_accordion.worker.host_exchange import HostExchange
 from ps_accordion.worker.rounds import Decide
@@ -44,6 +45,18 @@ def test_a_residual_that_was_handed_over_where_nobody_trains_has_counted():
     assert exchange.rounds.idle == "EMPTY"
     for coder in exchange.coders:
         assert coder.account.uncounted() == pytest.approx(np.linalg.norm(gaussian(coder.key.elements, coder.key.number)))
+
+
+def test_who_is_taken_out_when_it_has_finished_knows_that_the_others_go_on():
+    """It has nothing to come back for. But that its rounds have ended says nothing of theirs, and it must not say so."""
+    settings = settings_of()
+    client = SimpleNamespace(settings=settings, membership=SimpleNamespace(slot=0, incarnation=1))
+    exchange = HostExchange(client, 0, layout_of(settings), lambda decision, timing: None)
+    assert not exchange.rounds.alone
+    exchange.rounds.idle = "EMPTY"
+    exchange.on_view(m.View(2, [(1, 2)], [(0, 0, 0)], [], [], 1, [(0, 1, 0, 0)]), 0.0, member=False)
+    assert exchange.rounds.ended
+    assert exchange.rounds.alone
 
 
 @pytest.mark.parametrize(("used", "current"), [((0, 0), True), ((0, 1), False)])

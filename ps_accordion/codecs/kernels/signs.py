@@ -23,6 +23,7 @@ from ._jit import (
     boolean,
     float32,
     flush,
+    fold64,
     helper,
     int64,
     kernel,
@@ -31,7 +32,7 @@ from ._jit import (
     take_signs64,
     void,
 )
-from .vector import copy_row, fold_lanes, store_row
+from .vector import copy_row, store_row
 
 __all__ = ["add", "split"]
 
@@ -47,7 +48,7 @@ def _mean(a: Any, scale: Any, b: Any, start: Any, end: Any, row: Any, lanes: Any
     for i in range(at, end - start):
         row[i] = a[start + i] * scale + b[start + i]
         lanes[i - at] += np.float64(abs(row[i]))
-    return np.float32(fold_lanes(lanes) / np.float64(end - start))
+    return np.float32(fold64(lanes) / np.float64(end - start))
 
 
 @helper

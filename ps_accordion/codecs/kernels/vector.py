@@ -22,6 +22,7 @@ from ._jit import (
     float32,
     float64,
     flush,
+    fold64,
     helper,
     int32,
     kernel,
@@ -39,7 +40,6 @@ __all__ = [
     "clear",
     "combine",
     "copy_row",
-    "fold_lanes",
     "peak",
     "peak_of_sum",
     "scaled",
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 LANES = 64
-ROW = 1 << 12
+ROW = 1 << 10
 """Elements that are made in the first-level cache before they are copied."""
 LONG = 1 << 17
 """Vectors from this length on are written past the cache: 512 KiB are a good part of what a core has to itself. Whoever reads
@@ -94,8 +94,9 @@ def sum_into(a: Any, b: Any, out: Any) -> Any:
 @helper
 def copy_row(row: Any, out: Any, start: Any, end: Any) -> None:
     """Copy a row to `out`, from `start` to `end`."""
-    for i in range(start, end):
-        out[i] = row[i - start]
+    part = out[start:end]  # An index that may be below zero, for all the compiler knows, costs more than what it does.
+    for i in range(part.shape[0]):
+        part[i] = row[i]
 
 
 @helper
@@ -105,8 +106,8 @@ def _stream(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
     copy_row(row, out, start, at)
     while at + 16 <= end:
         at = stream16(row, at - start, out, at)
-    for i in range(at, end):
-        out[i] = row[i - start]
+    if at < end:
+        copy_row(row[at - start :], out, at, end)
 
 
 @helper
@@ -120,9 +121,10 @@ def store_row(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
 
 @helper
 def _sum_row(a: Any, b: Any, start: Any, end: Any, row: Any, top: Any) -> Any:
-    for i in range(start, end):
-        v = a[i] + b[i]
-        row[i - start] = v
+    left, right = a[start:end], b[start:end]
+    for i in range(left.shape[0]):
+        v = left[i] + right[i]
+        row[i] = v
         top = max(top, np.int32(bits(v) & _MAGNITUDE))
     return top
 
@@ -195,17 +197,6 @@ def add(weight: Any, values: Any, total: Any) -> None:
 
 
 @helper
-def fold_lanes(lanes: Any) -> Any:
-    """Return the sum of float64[64], added pairwise; overwrites them."""
-    half = LANES // 2
-    while half > 0:
-        for j in range(half):
-            lanes[j] += lanes[j + half]
-        half //= 2
-    return lanes[0]
-
-
-@helper
 def _add_squares(row: Any, lanes: Any) -> None:
     for j in range(row.shape[0]):
         x = np.float64(row[j])
@@ -218,7 +209,7 @@ def squares(a: Any, lanes: Any) -> Any:
     lanes[:] = 0.0
     for start in range(0, a.shape[0], LANES):
         _add_squares(a[start : min(start + LANES, a.shape[0])], lanes)
-    return fold_lanes(lanes)
+    return fold64(lanes)
 
 
 @helper
@@ -237,4 +228,4 @@ def shrink(a: Any, factor: Any, lanes: Any) -> Any:
     lanes[:] = 0.0
     for start in range(0, a.shape[0], LANES):
         _shrink_row(a[start : min(start + LANES, a.shape[0])], factor, lanes)
-    return fold_lanes(lanes)
+    return fold64(lanes)

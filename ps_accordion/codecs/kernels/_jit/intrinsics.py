@@ -17,6 +17,7 @@ __all__ = [
     "count_bits",
     "fetch",
     "flush",
+    "fold64",
     "lowest_bit",
     "mask64",
     "masses64",
@@ -109,6 +110,14 @@ def masses64(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes:
         np.add(a[part] * np.float32(scale), b[part], out=out[into])
         lanes += np.abs(out[into])
     return 64 * rows
+
+
+def fold64(lanes: Any) -> Any:
+    """`fold64(float64[64]) -> float64`: add 64 numbers pairwise, j to j + 32, then j to j + 16, and so on."""
+    sums = np.array(lanes)
+    while sums.size > 1:
+        sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
+    return sums[0]
 
 
 def take_signs64(v: Any, start: Any, size: Any) -> Any:

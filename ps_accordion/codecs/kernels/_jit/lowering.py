@@ -232,6 +232,23 @@ def _masses64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
     return builder.mul(rows, stride)
 
 
+@_typed(intrinsics.fold64)  # type: ignore[untyped-decorator]  # as above
+def _type_fold64(context: Any) -> Any:
+    return lambda lanes: _call(types.float64, lanes)
+
+
+@_lower(intrinsics.fold64, types.Array)  # type: ignore[untyped-decorator]  # as above
+def _fold64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    doubles = _Wide(context, builder, ir.DoubleType())
+    sums, count = doubles.load(signature.args[0], arguments[0], ir.Constant(ir.IntType(64), 0)), _LANES
+    while count > 1:
+        count //= 2
+        first, second = ([ir.Constant(_WORD, at + i) for i in range(count)] for at in (0, count))
+        halves = (builder.shuffle_vector(sums, sums, ir.Constant(ir.VectorType(_WORD, count), part)) for part in (first, second))
+        sums = builder.fadd(*halves)
+    return builder.extract_element(sums, ir.Constant(_WORD, 0))
+
+
 @_lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
 def _take_signs64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     v, start, size = arguments
