@@ -83,6 +83,7 @@ class Membership:
         self.gone = False
         self.over = False
         """Whether the coordinator has said that all workers have finished."""
+        self._said_bye = False
         self._terms = terms
         self._token = token
         self._restart = restart
@@ -155,7 +156,7 @@ class Membership:
                 self.gone = True
                 if self.leaving is None:
                     raise RunAborted(f"the run has ended because of {message.culprit}: {message.reason}")
-                return self._bye()
+                return self.bye()
             case m.Ended():
                 if not self.joined:
                     raise RunOver(
@@ -163,7 +164,8 @@ class Membership:
                         "finished; start a new run"
                     )
                 self.gone = self.over = True
-                return self._bye()
+                # Who is in the view has an account to give, and that goes before the goodbye.
+                return self.bye() if self.leaving is not None or not self.member else []
             case _:
                 pass
         return []
@@ -189,8 +191,11 @@ class Membership:
         self._to_greet = self._to_greet & links.keys() | moved.keys()
         return [Connect(name, address) for name, address in moved.items()]
 
-    def _bye(self) -> list[Send | Connect]:
-        # It may be lost: the coordinator then waits a little longer before it ends.
+    def bye(self) -> list[Send | Connect]:
+        """Say, once, that this worker knows of the end, and has said all that it had to say."""
+        if self._said_bye:
+            return []
+        self._said_bye = True  # It may be lost: the coordinator then waits a little longer before it ends.
         return [Send((COORDINATOR,), m.Bye(f"worker {self.slot}"))]
 
     # ------------------------------------------------------------ out

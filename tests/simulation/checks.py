@@ -212,5 +212,11 @@ def _verdict(world):
             for worker in (each for each in world.workers_ever if each.left and each.client.membership.released):
                 why = items.get((f"worker {worker.number}", worker.client.membership.incarnation), "")
                 assert "made again" in why or not why, ("an item of a worker that left in peace", why)
+            silent = {who for who, why in items.items() if why == "gave no account at the end"}
+            # What was said to a coordinator that then died may be lost: who has heard of the end does not say it again.
+            lasted = [] if world.count["kills of coordinators"] else world.workers_ever
+            for worker in (each for each in lasted if each.state == "gone"):
+                member = (f"worker {worker.number}", worker.client.membership.incarnation)
+                assert member not in silent, ("an account that was given is not known", member)
             world.count["sums compared"] += verdict.compared
             world.count["residuals itemised as lost"] += len(verdict.lost)

@@ -232,6 +232,16 @@ def test_leaving_is_repeated_until_the_end():
     job.later(1000)  # nobody is missed any more
 
 
+def test_who_hears_of_the_end_first_gives_its_account_before_its_goodbye():
+    """A sign of life is answered with the end while this worker is still at its last round: the coordinator would not wait."""
+    job = Job().inside()
+    assert job.hear(m.Ended()) == []
+    assert job.membership.over
+    (bye,) = job.membership.bye()  # when its session ends
+    assert bye.message == m.Bye("worker 1")
+    assert job.membership.bye() == []
+
+
 @pytest.mark.parametrize("goodbye", [lambda job: job.leave("it broke", 1), lambda job: job.leave_others([(0, 4)])])
 def test_only_who_has_seen_the_end_says_that_it_is_done(goodbye):
     """Who fails ends the run by another word, and who leaves the others ends nothing."""
