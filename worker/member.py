@@ -118,6 +118,11 @@ class Membership:
         """Whether the last view names it."""
         return self.view is not None and self.joined and (self.slot, self.incarnation) in self.view.members
 
+    @property
+    def out(self) -> bool:
+        """Whether it was taken out of the run: it comes in again only as another incarnation."""
+        return self.joined and self._was_member and not self.member
+
     def cut_of(self, layout: int) -> int:
         """Return the first round of a layout that counts under the last view; 0 before the first."""
         return self.view.cut_of(layout)[0] if self.view is not None else 0
@@ -185,6 +190,9 @@ class Membership:
         self.view = view
         self._was_member = self._was_member or self.member
         self.came_late = self.came_late or not self._was_member
+        # The view that named it may never have come.
+        removed = any((slot, incarnation) == (self.slot, self.incarnation) for slot, incarnation, _, _ in view.removed)
+        self._was_member = self._was_member or removed
         links = {server_name(number, self.settings): address for number, _, address in view.shards}
         moved = {name: address for name, address in links.items() if self._links.get(name) != address}
         self._links = links
@@ -214,7 +222,7 @@ class Membership:
         """
         self.wants_in = True
         self._beat = 0.0
-        if self._was_member and not self.member:
+        if self.out:
             self._was_member = False
             self.incarnation, self._token, self._born = -1, token, now
             self._repeat = 0.0

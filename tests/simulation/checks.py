@@ -214,7 +214,8 @@ def _verdict(world):
                 assert "made again" in why or not why, ("an item of a worker that left in peace", why)
             silent = {who for who, why in items.items() if why == "gave no account at the end"}
             # What was said to a coordinator that then died may be lost: who has heard of the end does not say it again.
-            lasted = [] if world.count["kills of coordinators"] else world.workers_ever
+            deaf = world.count["kills of coordinators"] or coordinator.name in world.stalled
+            lasted = [] if deaf else world.workers_ever
             for worker in (each for each in lasted if each.state == "gone"):
                 member = (f"worker {worker.number}", worker.client.membership.incarnation)
                 assert member not in silent, ("an account that was given is not known", member)

@@ -475,6 +475,8 @@ class WorkerProcess(Process):
 
     def _waiting_for_a_place(self):
         membership = self.client.membership
+        if membership.out:
+            self.client.ask_in()
         if not (membership.member and membership.inside) or self.exchange.rounds.held:
             return
         cut, _ = membership.view.cut_of(0)

@@ -217,6 +217,21 @@ def test_an_abort_ends_this_worker_with_its_reason():
         Job().hear(m.Abort("coordinator", "nobody came"))
 
 
+def test_who_was_taken_out_before_it_knew_that_it_was_in_asks_as_another():
+    """The view with it was lost on the way; the next one says that it is out. The same incarnation would not be let in again."""
+    job = Job().welcome()
+    job.hear(view_of(job.theirs, slots=[0]))
+    job.membership.ask_in("first", job.now)
+    assert not job.membership.out
+    assert job.membership.incarnation == 2
+    job.hear(view_of(job.theirs, p=3, slots=[0], removed=[(1, 2, 0, 4)]))
+    assert job.membership.out
+    assert job.membership.came_late
+    job.membership.ask_in("second", job.now)
+    assert not job.membership.out
+    assert [message.token for _, message in job.later() if isinstance(message, m.Join)] == ["second"]
+
+
 def test_leaving_is_repeated_until_the_end():
     """Nothing else is, but signs of life, which say that it is done. The end is answered: the coordinator need not wait."""
     job = Job().inside()
