@@ -199,7 +199,10 @@ def _verdict(world):
             shard = server.shard
             whole = [(server.number, shard.boot)] if shard.whole else []
             coordinator.machine.handle(
-                b"", m.Books(server.number, [(server.number, *shard.account())], whole=whole), (), world.now
+                b"",
+                m.Books(server.number, [(server.number, *shard.account())], whole=whole, boots=[(server.number, shard.boot)]),
+                (),
+                world.now,
             )
         verdict = run.accounts.verdict(run.views.members, range(world.settings.num_shards), ended=True)
         if verdict is not None:
