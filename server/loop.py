@@ -247,11 +247,11 @@ class Server:
         for thread in self._threads.values():
             thread.close()
         entries = [(number, *thread.shard.account()) for number, thread in self._threads.items()]
-        self._transport.send(COORDINATOR, m.Books(self.number, entries, whole=self._whole()))
+        self._transport.send(COORDINATOR, m.Books(self.number, entries, whole=self._whole(), boots=self._boots()))
         self._transport.send(COORDINATOR, m.Bye(f"server {self.number}"))
 
     def _alive(self) -> None:
-        shards = [(number, thread.shard.boot) for number, thread in self._threads.items()]
+        shards = self._boots()
         terms = self.settings.terms() if self.view < 0 else {}
         layouts = [(number, layout.digest) for number, layout in self._layouts.items()]
         lost = self._lost[: m.MAX_TEXT]
@@ -261,6 +261,9 @@ class Server:
             self._norms_due = now + NORMS_S
             norms = [(number, *thread.shard.norm()) for number, thread in self._threads.items()]
             self._transport.send(COORDINATOR, m.Books(self.number, norms=norms, whole=self._whole()))
+
+    def _boots(self) -> list[tuple[int, int]]:
+        return [(number, thread.shard.boot) for number, thread in self._threads.items()]
 
     def _whole(self) -> list[tuple[int, int]]:
         return [(number, thread.shard.boot) for number, thread in self._threads.items() if thread.shard.whole]

@@ -103,7 +103,10 @@ class Entry:
         while client.behind:
             if not client.membership.member:
                 client.ask_in()
-            client.wait(lambda: client.membership.member and client.membership.inside, "a place in the run")
+                client.run(lambda: None)  # now it is asked for
+            client.wait(self._has_place, "a place in the run")
+            if client.membership.out:
+                continue
             for tracked in layouts:
                 if tracked.exchange.behind:
                     self._catch_up(tracked)
@@ -113,6 +116,11 @@ class Entry:
         print(f"ps-accordion: this worker came into the run {where}with the state of the others", file=sys.stderr, flush=True)
         client.events.write(event="took part", incarnation=client.membership.incarnation, rounds=rounds, waited_s=waited)
         return rounds[0] if rounds else 0
+
+    def _has_place(self) -> bool:
+        """Whether this worker is in, or has been taken out again before all servers knew it, and has to ask anew."""
+        membership = self._client.membership
+        return membership.out or (membership.member and membership.inside)
 
     def _catch_up(self, tracked: Tracked) -> None:
         """Take over the state of one layout, and go on in the round with which this worker's view begins.

@@ -83,6 +83,7 @@ class Membership:
         self.gone = False
         self.over = False
         """Whether the coordinator has said that all workers have finished."""
+        self._said_bye = False
         self._terms = terms
         self._token = token
         self._restart = restart
@@ -116,6 +117,11 @@ class Membership:
     def member(self) -> bool:
         """Whether the last view names it."""
         return self.view is not None and self.joined and (self.slot, self.incarnation) in self.view.members
+
+    @property
+    def out(self) -> bool:
+        """Whether it was taken out of the run: it comes in again only as another incarnation."""
+        return self.joined and self._was_member and not self.member
 
     def cut_of(self, layout: int) -> int:
         """Return the first round of a layout that counts under the last view; 0 before the first."""
@@ -155,7 +161,7 @@ class Membership:
                 self.gone = True
                 if self.leaving is None:
                     raise RunAborted(f"the run has ended because of {message.culprit}: {message.reason}")
-                return self._bye()
+                return self.bye()
             case m.Ended():
                 if not self.joined:
                     raise RunOver(
@@ -163,7 +169,8 @@ class Membership:
                         "finished; start a new run"
                     )
                 self.gone = self.over = True
-                return self._bye()
+                # Who is in the view has an account to give, and that goes before the goodbye.
+                return self.bye() if self.leaving is not None or not self.member else []
             case _:
                 pass
         return []
@@ -183,14 +190,20 @@ class Membership:
         self.view = view
         self._was_member = self._was_member or self.member
         self.came_late = self.came_late or not self._was_member
+        # The view that named it may never have come.
+        removed = any((slot, incarnation) == (self.slot, self.incarnation) for slot, incarnation, _, _ in view.removed)
+        self._was_member = self._was_member or removed
         links = {server_name(number, self.settings): address for number, _, address in view.shards}
         moved = {name: address for name, address in links.items() if self._links.get(name) != address}
         self._links = links
         self._to_greet = self._to_greet & links.keys() | moved.keys()
         return [Connect(name, address) for name, address in moved.items()]
 
-    def _bye(self) -> list[Send | Connect]:
-        # It may be lost: the coordinator then waits a little longer before it ends.
+    def bye(self) -> list[Send | Connect]:
+        """Say, once, that this worker knows of the end, and has said all that it had to say."""
+        if self._said_bye:
+            return []
+        self._said_bye = True  # It may be lost: the coordinator then waits a little longer before it ends.
         return [Send((COORDINATOR,), m.Bye(f"worker {self.slot}"))]
 
     # ------------------------------------------------------------ out
@@ -209,7 +222,7 @@ class Membership:
         """
         self.wants_in = True
         self._beat = 0.0
-        if self._was_member and not self.member:
+        if self.out:
             self._was_member = False
             self.incarnation, self._token, self._born = -1, token, now
             self._repeat = 0.0

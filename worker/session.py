@@ -420,7 +420,9 @@ class Session(BaseSession):
         self.closed = True
         self.training.close()
         client = self._client
-        if error is not None and client.membership.joined and not client.membership.gone:
+        if client.membership.over:
+            client.call(lambda: client.carry(client.membership.bye()))  # behind the account
+        elif error is not None and client.membership.joined and not client.membership.gone:
             leave_with(client, error)
         self._interrupts.close()
         client.close()

@@ -138,8 +138,7 @@ class Accounts:
 
         Args:
             books: It.
-            boots: Boot of each shard in the last view. One that is not whole under that boot, though nobody has heard of a loss,
-                has lost its memory since.
+            boots: Boot of each shard in the last view. One that has another has lost its memory since.
         """
         self._norms.update({shard: (round_, norm) for shard, round_, norm in books.norms})
         self._shards.update({shard: Tally(*sums) for shard, *sums in books.entries})
@@ -149,11 +148,10 @@ class Accounts:
             del self._lost[item.who, item.incarnation]
             self._found = True
             actions += [history.found(item), Note("found", {"who": item.who, "incarnation": item.incarnation})]
-        known = {item.who for item in self._lost.values()}
-        for shard, *_ in books.entries:
-            who, boot = f"shard {shard}", boots.get(shard)
-            if boot is not None and who not in known and (who, boot) not in whole:
-                actions += self.shard_lost(shard, boot, "its server was started again without it when the rounds had ended")
+        why = "its server was started again without it when the rounds had ended"
+        for shard, boot in books.boots:
+            if boots.get(shard, boot) != boot:
+                actions += self.shard_lost(shard, boots[shard], why, successor=boot)
         return actions
 
     def is_final(self, incarnation: int) -> bool:
@@ -179,12 +177,14 @@ class Accounts:
 
         Args:
             shard: Number of the shard.
-            boot: Of the memory that is lost.
+            boot: Of the memory that is lost, as a view has named it: another that came between has never had anything.
             why: What happened.
             successor: Boot of the one in its place. If that has all of it again, nothing is lost.
         """
-        if (f"shard {shard}", boot) in self._lost:
-            return []
+        known = self._lost.get((f"shard {shard}", boot))
+        if known is not None:
+            renamed = msgspec.structs.replace(known, successor=successor)
+            return [] if renamed == known else self._add(renamed)
         round_, norm = self._norms.pop(shard, (-1, None))
         return self._add(Lost(f"shard {shard}", boot, round_, norm, why, successor))
 

@@ -114,8 +114,7 @@ class Admission:
         actions: list[Action] = [Send((peer,), m.Pulse())]
         if known is not None and known.shards != tuple(alive.shards):
             # Where nothing has begun, nothing is lost with the one before.
-            lost = self._lost_memory(known, alive) if run.views.view is not None else []
-            actions += lost
+            actions += self._lost_memory(alive)
             known = None
         if known is None:
             known = Server(alive.server, alive.address, tuple(alive.shards), peer, now)
@@ -158,15 +157,15 @@ class Admission:
         """Whether a process that claims to be this server may be the one that was started in its place."""
         return bool(server.gone) or not math.isinf(server.lost) or server.peer is None
 
-    def _lost_memory(self, server: Server, alive: m.ServerAlive) -> list[Action]:
+    def _lost_memory(self, alive: m.ServerAlive) -> list[Action]:
         """Note what is lost with a server's memory: what was started in its place is not what it was, and begins anew."""
         why = alive.lost or "nothing of it was found (servers.state_directory, run.directory)"
-        boots = dict(alive.shards)
+        view, boots = self._run.view, dict(alive.shards)
         return [
             action
-            for number, boot in server.shards
-            if boots.get(number) != boot
-            for action in self._run.accounts.shard_lost(number, boot, why, successor=boots.get(number, 0))
+            for number, boot, _ in (view.shards if view is not None else [])
+            if boots.get(number, boot) != boot
+            for action in self._run.accounts.shard_lost(number, boot, why, successor=boots[number])
         ]
 
     def missing(self) -> str:

@@ -44,12 +44,19 @@ class Ending:
         return self._finish(m.Abort(culprit[:64], reason[: m.MAX_TEXT]), now, note)
 
     def all_left(self, now: float) -> list[Action]:
-        """End the run when nobody is left in it."""
+        """End the run when nobody is left in it. Who is gone may come back, as long as rounds go on."""
         # No view will tell the others where a server is that has moved. All they lack is its word that all have finished.
-        moved = self._run.ending and self._run.view is not None and self._run.view.shards != self._run.shards()
-        if not moved and not all(worker.left or worker.gone for worker in self._run.members()):
+        run = self._run
+        moved = run.ending and run.view is not None and run.view.shards != run.shards()
+        if not moved and not all(self._has_left(slot, incarnation) for slot, incarnation in run.views.members.items()):
             return []
         return self._finish(m.Ended(), now, Note("end", {"after_s": round(now - self._run.born, 3)}))
+
+    def _has_left(self, slot: int, incarnation: int) -> bool:
+        worker = self._run.member(slot, incarnation)
+        if self._run.ending:
+            return worker is None or worker.left or bool(worker.gone)
+        return (slot, incarnation) in self._run.left or (worker is not None and worker.left)
 
     def _finish(self, over: m.Ended | m.Abort, now: float, note: Note) -> list[Action]:
         self.over = over

@@ -128,7 +128,7 @@ class Coordinator:
         handler = self._handlers.get(type(message))
         if handler is None:
             return [Note("unexpected", {"message": type(message).__name__})]
-        if self.over is not None and not isinstance(message, (m.Books, m.Bye)):
+        if self.over is not None and not isinstance(message, (m.Account, m.Books, m.Bye)):
             return [Send((peer,), self.over)]
         return handler(peer, message, payload, now)
 

@@ -81,7 +81,7 @@ class Membership:
         """Return who should be in: those who are and live, and who is ready, as long as somebody can hand out the state."""
         run = self._run
         kept = [worker for worker in run.members() if not worker.gone and not worker.left]
-        new = [worker for worker in run.workers.values() if worker.ready and not worker.gone and not run.is_in(worker)]
+        new = [each for each in run.workers.values() if each.ready and not (each.gone or each.left or run.was_in(each))]
         if not any(worker.synced for worker in kept):
             new = []
         return {worker.slot: worker.incarnation for worker in (*kept, *new)}

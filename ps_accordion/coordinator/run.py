@@ -75,6 +75,10 @@ class Run:
         """Whether the view names this process."""
         return self.views.members.get(worker.slot) == worker.incarnation
 
+    def was_in(self, worker: Worker) -> bool:
+        """Whether a view has named this process, the last one or one before: what was taken out is never let in again."""
+        return self.is_in(worker) or self.views.was_removed(worker.slot, worker.incarnation)
+
     def members(self) -> list[Worker]:
         """Return the processes that the view names, as far as they have not been replaced."""
         return [worker for worker in self.workers.values() if self.is_in(worker)]

@@ -200,7 +200,8 @@ class Views:
             list(shards),
             restore,
             donor,
-            [(*pair, layout, cut) for pair, at in self._removed.items() for layout, cut in at.items()],
+            # Where no layout had begun there is no cut, but who was taken out has to know that it was.
+            [(*pair, layout, cut) for pair, at in self._removed.items() for layout, cut in (at or {0: 0}).items()],
         )
         self.proposal = None
         return self.view

@@ -129,23 +129,27 @@ def test_a_shard_that_has_all_of_it_again_has_lost_nothing():
     assert found.open == ["pushes that workers count, because a round may have been made again"]
 
 
-@pytest.mark.parametrize(
-    ("boots", "whole", "lost"),
-    [({0: 5}, [(0, 5)], []), ({0: 5}, [], [("shard 0", 5)]), ({0: 5}, [(0, 6)], [("shard 0", 5)]), ({}, [], [])],
-)
-def test_a_shard_that_lost_its_memory_at_the_very_end_is_named(boots, whole, lost):
-    """Its server was started again without it after the END, and counts from nothing: that is a loss, and no wrong sum."""
+@pytest.mark.parametrize(("known", "boot", "lost"), [({0: 5}, 5, []), ({0: 5}, 6, [("shard 0", 5)]), ({}, 5, [])])
+def test_a_shard_that_lost_its_memory_at_the_very_end_is_named(known, boot, lost):
+    """Its server was started again without it after the END, and counts from nothing: that is a loss, and no wrong sum.
+
+    One that has its memory, but not a layout that the view knows from a checkpoint, has lost nothing.
+    """
     ledger = Accounts()
-    ledger.books(m.Books(0, [(0, *Tally())], whole=whole), boots)
+    ledger.books(m.Books(0, [(0, *Tally())], boots=[(0, boot)]), known)
     assert [(item.who, item.incarnation) for item in verdict(account(), shard=None, ledger=ledger).lost] == lost
     assert (not verdict(account(), shard=None, ledger=ledger).wrong) == bool(lost)
 
 
-def test_a_loss_that_is_known_is_named_once():
-    """Of the memory before the one that the view knows: it began anew then, and is not whole."""
+def test_a_second_loss_is_named_beside_the_first():
+    """A shard that began anew in the middle and is lost once more after the END: twice a residual, and each once."""
     ledger = Accounts()
     ledger.shard_lost(0, 5, "gone", successor=6)
-    assert ledger.books(m.Books(0, [(0, *SHARD)], whole=[]), {0: 6}) == []
+    assert ledger.books(m.Books(0, [(0, *SHARD)], boots=[(0, 6)]), {0: 6}) == []
+    assert ledger.books(m.Books(0, [(0, *Tally())], boots=[(0, 7)]), {0: 6}) != []
+    assert ledger.books(m.Books(0, [(0, *Tally())], boots=[(0, 7)]), {0: 6}) == []
+    found = verdict(account(), shard=None, ledger=ledger)
+    assert [(item.who, item.incarnation) for item in found.lost] == [("shard 0", 5), ("shard 0", 6)]
 
 
 def test_who_gives_no_account_is_named():

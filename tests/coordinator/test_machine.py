@@ -294,6 +294,23 @@ def test_who_was_told_of_the_end_before_it_is_not_waited_for():
     assert job.say(b"x", m.Bye("server 1")) == [Stop(0)]
 
 
+def test_an_account_counts_until_the_goodbye():
+    """Of who was told of the end, or taken for dead, before it could give one: as long as its goodbye is awaited."""
+    job = Job().started().declared()
+    job.say(b"w0", m.Account(0, 1, [], 3, 1.0, final=True))
+    job.say(b"w0", leave(0))
+    job.machine.lost(b"w1", job.now)
+    job.say(b"s0", server(0, view=1))
+    job.say(b"s1", server(1, view=1))
+    assert sends(job.later(1.0), m.Ended)
+    assert answers(job.say(b"w1", alive(1)), b"w1") == [m.Ended()]
+    job.say(b"w1", m.Account(1, 2, [], 3, 1.0, final=True))
+    for name in ("worker 0", "server 0", "server 1"):
+        assert job.say(b"x", m.Bye(name)) == []
+    ledger, stop = job.say(b"w1", m.Bye("worker 1"))
+    assert (ledger.fields["lost"], stop) == ([], Stop(0))
+
+
 def test_nobody_there_means_nobody_to_wait_for():
     """A coordinator that nobody found stops when the time for joining is over."""
     job = Job(timeouts_join=5.0)

@@ -2,7 +2,7 @@
 
 import pytest
 from coordinating import Job, alive, answers, leave, server
-from machines import named, notes, sends
+from machines import BOOT, named, notes, sends
 
 from ps_accordion.coordinator.views import Views
 from ps_accordion.wire import messages as m
@@ -104,6 +104,20 @@ def test_a_server_that_comes_back_without_its_memory_begins_anew(lost):
     assert view.message.restore == [(1, 99)]
     assert view.message.cuts == [(0, 7, 1)]
     assert answers(back(job, boot=99, view=-1), b"new s1")[-1] == view.message
+
+
+def test_who_is_lost_twice_before_a_view_has_lost_one_memory():
+    """What came between had nothing to lose; the last one has all of it again."""
+    job = job_with_state()
+    job.machine.lost(b"s1", job.now)
+    live(job, 1.0, servers=[0])
+    back(job, boot=98, view=-1)
+    job.machine.lost(b"new s1", job.now)
+    live(job, 1.0, servers=[0])
+    (item,) = notes(back(job, boot=99, view=-1), "lost")
+    assert (item["who"], item["incarnation"], item["successor"]) == ("shard 1", BOOT, 99)
+    (found,) = notes(job.say(b"new s1", m.Books(1, whole=[(1, 99)])), "found")
+    assert found == {"who": "shard 1", "incarnation": BOOT}
 
 
 def test_a_shard_that_is_blank_still_makes_workers_promise_again():

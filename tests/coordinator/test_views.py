@@ -121,6 +121,31 @@ def test_a_removed_worker_is_told_and_comes_back_as_a_new_incarnation():
     assert view.removed == [(1, 2, 0, 5)]
 
 
+def test_what_was_taken_out_asks_in_vain():
+    """The view that let it in was lost on the way, or its word was late: it comes in as another incarnation, or not at all."""
+    job = Running()
+    job.quiet.add(b"w1")
+    job.live(5)
+    job.promise(2)
+    assert job.machine.view.removed == [(1, 2, 0, 5)]
+    job.say(b"w1", m.Alive(1, 2, 2, [(0, 5, 0)], False, False, ready=True))
+    assert not sends(job.later(0.1), m.Freeze)
+
+
+def test_a_run_goes_on_without_all_that_are_gone():
+    """They may be heard again: somebody that has never come into the rounds says goodbye meanwhile, and ends nothing."""
+    job = Running(workers_maximum=4)
+    job.live(0.5)
+    job.say(b"w3", m.Join("late", 3, {}))
+    for slot in range(3):
+        job.machine.lost(b"w%d" % slot, job.now)
+    job.say(b"s0", server(0, view=1))
+    job.say(b"s1", server(1, view=1))
+    assert len(notes(job.later(1.0), "gone")) == 3
+    assert not sends(job.say(b"w3", m.Leave(3, 4, "", 0)), m.Ended)
+    assert job.machine.phase == "running"
+
+
 def test_a_restarted_process_takes_its_slot_at_once():
     """Whoever started it knows that the process before it has ended; without that word the rank is taken."""
     job = Running()

@@ -199,7 +199,10 @@ def _verdict(world):
             shard = server.shard
             whole = [(server.number, shard.boot)] if shard.whole else []
             coordinator.machine.handle(
-                b"", m.Books(server.number, [(server.number, *shard.account())], whole=whole), (), world.now
+                b"",
+                m.Books(server.number, [(server.number, *shard.account())], whole=whole, boots=[(server.number, shard.boot)]),
+                (),
+                world.now,
             )
         verdict = run.accounts.verdict(run.views.members, range(world.settings.num_shards), ended=True)
         if verdict is not None:
@@ -212,5 +215,12 @@ def _verdict(world):
             for worker in (each for each in world.workers_ever if each.left and each.client.membership.released):
                 why = items.get((f"worker {worker.number}", worker.client.membership.incarnation), "")
                 assert "made again" in why or not why, ("an item of a worker that left in peace", why)
+            silent = {who for who, why in items.items() if why == "gave no account at the end"}
+            # What was said to a coordinator that then died may be lost: who has heard of the end does not say it again.
+            deaf = world.count["kills of coordinators"] or coordinator.name in world.stalled
+            lasted = [] if deaf else world.workers_ever
+            for worker in (each for each in lasted if each.state == "gone"):
+                member = (f"worker {worker.number}", worker.client.membership.incarnation)
+                assert member not in silent, ("an account that was given is not known", member)
             world.count["sums compared"] += verdict.compared
             world.count["residuals itemised as lost"] += len(verdict.lost)

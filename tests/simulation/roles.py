@@ -429,6 +429,10 @@ class WorkerProcess(Process):
             self.incarnations.add((self.client.membership.slot, self.client.membership.incarnation))
         if self.client.membership.gone:
             self.left = self.left or (self.state == "handed_over" and self.client.membership.over)
+            if self.state in ("finishing", "handing_over"):  # it has heard of the end, and lacks its last results
+                self.client.carry(self.client.accounting.close([self.exchange]))
+                self.state = "leaving"
+            self.client.carry(self.client.membership.bye())
             self.state = "gone" if self.state in ("leaving", "handed_over") else "refused"
             self.world.processes.pop(self.name, None)
         before = None
@@ -471,6 +475,8 @@ class WorkerProcess(Process):
 
     def _waiting_for_a_place(self):
         membership = self.client.membership
+        if membership.out:
+            self.client.ask_in()
         if not (membership.member and membership.inside) or self.exchange.rounds.held:
             return
         cut, _ = membership.view.cut_of(0)

@@ -180,6 +180,8 @@ class World:
         self._serial = itertools.count()
         self._kills = Counter()
         self._reached = 0
+        self._told = 0.0
+        """When the last message about sums arrives, of a worker that may have ended."""
 
     # ------------------------------------------------------------ what roles ask
 
@@ -239,6 +241,7 @@ class World:
         It arrives before what is sent after it, as on one connection.
         """
         frames = [bytes(frame) for frame in framing.pack(message, ())]
+        self._told = self.now + 0.0005
         self.at(0.0005, lambda: self._arrive(source, target, frames))
 
     def _arrive(self, source, target, data):
@@ -361,7 +364,7 @@ class World:
             self.at(self.elastic.uniform(0.5, 6.0), self._leave)
         for more in range(self.faults.grows):
             self.at(self.elastic.uniform(0.5, 4.0), functools.partial(self._grow, self.settings.workers.count + more))
-        while self._queue and (self.alive("worker") or self.now - BEGIN < 1.0):
+        while self._queue and (self.alive("worker") or self.now < max(BEGIN + 1.0, self._told)):
             self.now, _, work, owner = heapq.heappop(self._queue)
             if self.now - BEGIN > TIME_LIMIT_S:
                 raise AssertionError(f"hang: {[process.describe() for process in self.processes.values()]}")

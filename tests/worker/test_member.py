@@ -217,6 +217,21 @@ def test_an_abort_ends_this_worker_with_its_reason():
         Job().hear(m.Abort("coordinator", "nobody came"))
 
 
+def test_who_was_taken_out_before_it_knew_that_it_was_in_asks_as_another():
+    """The view with it was lost on the way; the next one says that it is out. The same incarnation would not be let in again."""
+    job = Job().welcome()
+    job.hear(view_of(job.theirs, slots=[0]))
+    job.membership.ask_in("first", job.now)
+    assert not job.membership.out
+    assert job.membership.incarnation == 2
+    job.hear(view_of(job.theirs, p=3, slots=[0], removed=[(1, 2, 0, 4)]))
+    assert job.membership.out
+    assert job.membership.came_late
+    job.membership.ask_in("second", job.now)
+    assert not job.membership.out
+    assert [message.token for _, message in job.later() if isinstance(message, m.Join)] == ["second"]
+
+
 def test_leaving_is_repeated_until_the_end():
     """Nothing else is, but signs of life, which say that it is done. The end is answered: the coordinator need not wait."""
     job = Job().inside()
@@ -230,6 +245,16 @@ def test_leaving_is_repeated_until_the_end():
     assert (bye.peers, bye.message) == ((COORDINATOR,), m.Bye("worker 1"))
     assert job.membership.gone
     job.later(1000)  # nobody is missed any more
+
+
+def test_who_hears_of_the_end_first_gives_its_account_before_its_goodbye():
+    """A sign of life is answered with the end while this worker is still at its last round: the coordinator would not wait."""
+    job = Job().inside()
+    assert job.hear(m.Ended()) == []
+    assert job.membership.over
+    (bye,) = job.membership.bye()  # when its session ends
+    assert bye.message == m.Bye("worker 1")
+    assert job.membership.bye() == []
 
 
 @pytest.mark.parametrize("goodbye", [lambda job: job.leave("it broke", 1), lambda job: job.leave_others([(0, 4)])])

@@ -130,12 +130,14 @@ class Books(Message, tag="books", frozen=True):
         entries: By shard: means of pushes, results, residuals, lost, sum of all pushes that count, slack, noise, drift, spread.
         norms: (shard, round, about the L2 norm of what its residuals hold after it), said once a second, without entries.
         whole: (shard, boot) of shards that lack nothing which a former self of theirs has had.
+        boots: (shard, boot) of all its shards, with the entries.
     """
 
     server: Slot
     entries: Entries = []
     norms: Annotated[list[tuple[Slot, Round, float]], Meta(max_length=65536)] = []
     whole: Annotated[list[tuple[Slot, Seed]], Meta(max_length=65536)] = []
+    boots: Annotated[list[tuple[Slot, Seed]], Meta(max_length=65536)] = []
 
 
 class Ended(Message, tag="ended", frozen=True):
