@@ -15,6 +15,7 @@ __all__ = [
     "bits",
     "butterfly32",
     "count_bits",
+    "dots64",
     "fetch",
     "flush",
     "lowest_bit",
@@ -108,6 +109,19 @@ def masses64(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes:
         part, into = slice(start + at, start + at + 64), slice(at, at + 64)
         np.add(a[part] * np.float32(scale), b[part], out=out[into])
         lanes += np.abs(out[into])
+    return 64 * rows
+
+
+def dots64(a: Any, at: Any, b: Any, there: Any, rows: Any, lanes: Any) -> Any:
+    """`dots64(float32[], at, float32[], there, rows, float32[64]) -> int64`: products of two rows, added up in lanes.
+
+    Sets lane j to `0 + a[at + j] * b[there + j] + a[at + 64 + j] * b[there + 64 + j] + ...`, in that order, every operation
+    rounded by itself. Returns how many elements that were of each. The lanes stay in registers. The caller promises that
+    `64 * rows` elements exist from both places on.
+    """
+    lanes[:] = 0.0
+    for row in range(rows):
+        lanes += a[at + 64 * row : at + 64 * row + 64] * b[there + 64 * row : there + 64 * row + 64]
     return 64 * rows
 
 
