@@ -201,8 +201,8 @@ class LayoutSettings(Section):
     """`[layout]`: how tensors become keys. All roles must agree."""
 
     partition_elements: Annotated[int, Meta(ge=1024, le=1 << 19)] = 1 << 19
-    """Largest key, in elements. The default is 2 MiB of float32, which a core's second-level cache holds through decode, add and
-    encode; what a key costs beside its elements is then a small part."""
+    """Largest key, in elements, but for tensors that their codec needs whole (powersgd). The default is 2 MiB of float32, which a
+    core's second-level cache holds through decode, add and encode; what a key costs beside its elements is then a small part."""
 
 
 class SkipSettings(Section):

@@ -635,7 +635,7 @@ class WorkerProcess(Process):
     def _hand_out(self):
         if self.asked <= START or self.asked != self.last_round or not self.exchange.has_state:
             return
-        blob = Blob(packed(self.exchange.rounds.standing, b"".join(part.tobytes() for part in self.params)))
+        blob = Blob(packed(self.exchange.standing, b"".join(part.tobytes() for part in self.params)))
         self.client.donors[0] = Donor(0, self.asked, blob)
         self.world.point(self, "w.handed_out")
 
