@@ -71,9 +71,19 @@ class _Bench:
         self.payload: Payload = self.out[: encoded.nbytes].copy()
         self.reply = np.empty_like(self.out)
         self.pushes = [Push(1.0, self.coding, self.payload.copy()) for _ in range(max(FOLDS))]
+        self.codec = codec.following(self.payload, self.coding)
 
     def encode(self) -> Encoded:
         return self._done(self.codec.encode(self.gradient, None, level=self.level, seed=SEED, out=self.out, hint=self.hint))
+
+    def encode_turned(self) -> Encoded:
+        """Do that after a result, from which a codec of whole tensors goes on with the other half of its work."""
+        codec = self.codec
+        try:
+            self.codec = codec.following(self.answer, self.coding)
+            return self.encode_feedback()
+        finally:
+            self.codec = codec
 
     def encode_in_place(self) -> Encoded:
         """Encode with what is kept in the place of the residual."""
@@ -121,6 +131,10 @@ class _Bench:
         else:
             yield "encode", self.encode
         yield "encode_feedback", self.encode_feedback
+        if self.codec.scope == "tensor":
+            self.linear_sum()
+            self.answer: Payload = self.reply[: self.payload.size].copy()
+            yield "encode_turned", self.encode_turned
         yield "encode_in_place", self.encode_in_place
         np.copyto(self.total, self.gradient)
         yield "reencode", self.reencode

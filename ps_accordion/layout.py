@@ -1,12 +1,13 @@
 """From a model's tensor table to keys, and from keys to shards.
 
 A *key* is what is pushed: a partition of a large tensor, or several small tensors fused.
-Everything here follows from the table and two numbers, so that every process computes the same layout;
-its digest is compared when a worker declares a model.
+Everything here follows from the table, two numbers and which tensors are matrices, so that every process computes the same
+layout; its digest is compared when a worker declares a model.
 
 * A tensor with one dimension or fewer, or with fewer than `DENSE_BELOW` elements, is *small*: it goes dense, fused with its
   neighbours.
-* Every other tensor is *compressible* and cut into partitions of at most `partition_elements`.
+* Every other tensor is *compressible* and cut into partitions of at most `partition_elements`; or, if its codec needs it whole,
+  taken as a matrix and cut between rows into as few keys as `MATRIX_ELEMENTS` allows.
 * Tensors are taken in reverse order of registration, which is roughly the order in which backward makes their gradients.
 * Small and compressible keys are balanced over the shards separately, greedily by size, ties by number.
   Small tensors are fused into equal keys, a whole number of them a shard, so that there is something to balance with.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -28,7 +29,10 @@ import xxhash
 
 from .errors import LayoutError
 
-__all__ = ["DENSE_BELOW", "FUSE_ELEMENTS", "Key", "Layout", "Slice", "Tensor"]
+__all__ = ["DENSE_BELOW", "FUSE_ELEMENTS", "MATRIX_ELEMENTS", "Key", "Layout", "Matrices", "Slice", "Tensor"]
+
+Matrices = Callable[[str], bool]
+"""Says by the name of a tensor whether it is a matrix, if it is worth compressing."""
 
 DENSE_BELOW = 1024
 """Tensors with fewer elements are not compressed. A threshold of 64 Ki elements would cost ResNet-50 at top-k 0.1 % its ratio:
@@ -38,6 +42,9 @@ FUSE_ELEMENTS = 1 << 15
 and a key is sent only when its last gradient is there."""
 FUSE_AT_LEAST = 1 << 10
 """A fused key is not made smaller than this to give every shard one: below 2 KiB a message is all header."""
+MATRIX_ELEMENTS = 1 << 23
+"""Elements of the largest key that is a matrix: what a worker hands over of one as it leaves, float32, fills the 16 frames of a
+message."""
 MAX_FUSED = 32
 """Slices in a fused key: the used bits of a push travel as one unsigned integer."""
 MAX_TENSORS = 100_000
@@ -74,6 +81,12 @@ class Tensor(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def rows(self) -> int:
+        """Rows of the matrix that it is: its first dimensions by the others, so that rows and columns are fewest together."""
+        places = range(1, max(2, len(self.shape)))
+        return min((math.prod(self.shape[:place]) for place in places), key=lambda rows: rows + self.elements // rows)
+
+    @property
     def small(self) -> bool:
         """Whether it goes dense; fused with its neighbours, unless these are buffers."""
         return self.buffer or len(self.shape) <= 1 or self.elements < DENSE_BELOW
@@ -105,6 +118,7 @@ class Key:
         small: Whether it always goes dense: fused small tensors, or buffers.
         shard: Number of the shard that owns it.
         buffer: Whether it holds buffers.
+        rows: Rows of the matrix that it is; 0 if it is none.
     """
 
     number: int
@@ -112,6 +126,7 @@ class Key:
     small: bool
     shard: int
     buffer: bool = False
+    rows: int = 0
 
     @cached_property
     def elements(self) -> int:
@@ -139,13 +154,16 @@ class Layout:
     Args:
         tensors: The table, in order of registration.
         num_shards: Shards of the whole run.
-        partition_elements: Largest key.
+        partition_elements: Largest key, but for matrices.
+        matrices: Says by its name whether a compressible tensor is a matrix, as whole as can be; None for no tensor.
 
     Raises:
         LayoutError: The table is empty, too large, repeats a name, has an impossible shape or a type without gradients.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], *, num_shards: int, partition_elements: int) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], *, num_shards: int, partition_elements: int, matrices: Matrices | None = None
+    ) -> None:
         if num_shards < 1 or partition_elements < 1:
             raise LayoutError(
                 f"expected at least 1 shard and 1 element a partition, got num_shards={num_shards!r} and "
@@ -155,6 +173,8 @@ class Layout:
         self.num_shards = num_shards
         self.partition_elements = partition_elements
         _check_table(self.tensors)
+        self.matrices = frozenset(index for index in self.compressible if matrices and matrices(self.tensors[index].name))
+        """Indices of the tensors that are matrices."""
         self.keys = self._assign(self._cut())
 
     @cached_property
@@ -175,14 +195,15 @@ class Layout:
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ when the table or the way it is cut differs."""
-        return xxhash.xxh3_64_hexdigest(self.table + f"/{self.num_shards}/{self.partition_elements}".encode())
+        cut = [self.num_shards, self.partition_elements, *sorted(self.matrices)]
+        return xxhash.xxh3_64_hexdigest(self.table + "".join(f"/{number}" for number in cut).encode())
 
     def keys_of_shard(self, shard: int) -> list[Key]:
         """Return the keys that `shard` owns, in order."""
         return [key for key in self.keys if key.shard == shard]
 
     @classmethod
-    def from_table(cls, table: bytes, *, num_shards: int, partition_elements: int) -> Layout:
+    def from_table(cls, table: bytes, *, num_shards: int, partition_elements: int, matrices: Matrices | None = None) -> Layout:
         """Build a layout from `table` bytes that came over a socket.
 
         Raises:
@@ -200,7 +221,7 @@ class Layout:
             ]
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise LayoutError(f"not a tensor table ({len(table)} bytes): {error}") from None
-        return cls(tensors, num_shards=num_shards, partition_elements=partition_elements)
+        return cls(tensors, num_shards=num_shards, partition_elements=partition_elements, matrices=matrices)
 
     def difference(self, other: Layout) -> str:
         """Say where two layouts first differ, for the message that refuses a worker. Empty if they agree."""
@@ -222,7 +243,7 @@ class Layout:
         for index in reversed(range(len(self.tensors))):
             tensor = self.tensors[index]
             if tensor.buffer or not tensor.small:
-                size = self.partition_elements
+                size = self._row_block(index) or self.partition_elements
                 cut.extend(
                     (tensor.buffer, [Slice(index, start, min(size, tensor.elements - start), 0)])
                     for start in range(0, tensor.elements, size)
@@ -238,6 +259,19 @@ class Layout:
                 start += length
                 filled += length
         return cut
+
+    def _row_block(self, index: int) -> int:
+        """Return the elements of a tensor's keys that are matrices: whole rows, keys of about one size; 0 if they are none."""
+        if index not in self.matrices:
+            return 0
+        tensor = self.tensors[index]
+        columns = tensor.elements // tensor.rows
+        blocks = -(-tensor.rows // max(1, MATRIX_ELEMENTS // columns))
+        return 0 if columns > MATRIX_ELEMENTS else -(-tensor.rows // blocks) * columns
+
+    def _rows(self, parts: Sequence[Slice]) -> int:
+        tensor = self.tensors[parts[0].tensor]
+        return parts[0].length * tensor.rows // tensor.elements if self._row_block(parts[0].tensor) else 0
 
     def _fuse_elements(self) -> int:
         """Return the size of a full fused key: an equal share, so that every shard gets as much as any other."""
@@ -268,7 +302,7 @@ class Layout:
                 heapq.heapreplace(lightest, (load + size, place, shard))
                 shard_of[number] = shard
         return tuple(
-            Key(number, tuple(parts), small, shard_of[number], self.tensors[parts[0].tensor].buffer)
+            Key(number, tuple(parts), small, shard_of[number], self.tensors[parts[0].tensor].buffer, self._rows(parts))
             for number, (small, parts) in enumerate(cut)
         )
 

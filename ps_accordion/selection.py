@@ -4,7 +4,7 @@ Everybody asks here: the coordinator, whose policies choose between the two leve
 where no plan holds; servers, for the room that a payload may take.
 
 * **Compressible tensors** have the codec and levels of the first row of `codec.tensors` that matches their name, else those of
-  `[codec]`.
+  `[codec]`. Those whose codec needs them whole are matrices to the layout (`matrices`).
 * **Small tensors** go dense, fused with others, whatever their row says, at `codec.small_bits`; but at 32 bits where the row of
   one of the tensors in the key, or `[codec]`, is dense at 32: a key is as exact as the most exact of its tensors.
 * **Buffers** are always exact.
@@ -18,12 +18,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from .codecs import Codec, Codecs, registry
 from .config import LEVELS, CodecSettings
 from .errors import CodecError, ConfigError
-from .layout import Key, Layout, Tensor
+from .layout import Key, Layout, Matrices, Tensor
 from .patterns import TensorCodec
 from .regimes.base import Choice
 from .regimes.plan import MAX_PALETTE
 
-__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "unmatched", "used"]
+__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "matrices", "unmatched", "used"]
 
 EXACT = Choice("dense", 32.0)
 
@@ -67,6 +67,16 @@ def codecs_of(settings: CodecSettings) -> Codecs:
         CodecError: It names one that this process does not have.
     """
     return registry.suite(*_names(settings), **settings.options)
+
+
+def matrices(settings: CodecSettings) -> Matrices:
+    """Return what tells a `Layout` by the names of tensors which of them are matrices: those whose codec needs them whole.
+
+    Raises:
+        CodecError: As `codecs_of` does.
+    """
+    codecs = codecs_of(settings)
+    return lambda name: codecs[settings.of(name).codec].scope == "tensor"
 
 
 def used(settings: CodecSettings) -> list[tuple[Codec, float]]:

@@ -24,7 +24,7 @@ from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
 from ps_accordion.pace import Pace
 from ps_accordion.selection import check as check_codecs
-from ps_accordion.selection import used
+from ps_accordion.selection import matrices, used
 from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
@@ -317,6 +317,7 @@ class Server:
                     b"".join(payload),
                     num_shards=self.settings.num_shards,
                     partition_elements=self.settings.layout.partition_elements,
+                    matrices=matrices(self.settings.codec),
                 )
                 if layout.digest != message.digest:
                     raise JoinRefused(

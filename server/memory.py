@@ -14,12 +14,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ps_accordion.codecs import registry
 from ps_accordion.codecs.registry import Codecs
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key, Layout
 from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.regimes.plan import plan_bound
-from ps_accordion.selection import EXACT, Selection, codecs_of
+from ps_accordion.selection import EXACT, Selection, codecs_of, matrices
 from ps_accordion.wire import messages as m
 
 from .durable import KeySize, KeyStore, ShardStore
@@ -110,9 +111,10 @@ class ShardMemory:
     @property
     def layouts(self) -> dict[int, Layout]:
         """The layouts that are kept."""
-        partition = self._settings.layout.partition_elements
+        settings = self._settings
+        partition, whole = settings.layout.partition_elements, matrices(settings.codec)
         return {
-            number: Layout.from_table(table, num_shards=self._settings.num_shards, partition_elements=partition)
+            number: Layout.from_table(table, num_shards=settings.num_shards, partition_elements=partition, matrices=whole)
             for number, table in sorted(self._store.layouts.items())
         }
 
@@ -148,6 +150,7 @@ class ShardMemory:
 def _payload_most(key: Key, selection: Selection, codecs: Codecs) -> int:
     """Return the bytes of the largest payload that a member of this job may push for a key, and so of the largest result."""
     # A client of another make may send plain float32, whatever the plan says.
+    codecs = registry.fitted(codecs, key.rows)
     choices = (EXACT, selection.light[key.tensor], selection.heavy[key.tensor])
     return max(codecs[codec].payload_bound(key.elements, level) for codec, level in choices)
 

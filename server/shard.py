@@ -28,6 +28,7 @@ from typing_extensions import Buffer
 from ps_accordion import crashpoints
 from ps_accordion.codecs import fold, keep, registry
 from ps_accordion.codecs.base import Payload
+from ps_accordion.codecs.registry import Codecs
 from ps_accordion.codecs.workspace import zeros
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, WireError
@@ -38,6 +39,7 @@ from ps_accordion.selection import codecs_of
 from ps_accordion.telemetry.trace import Trace, now
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
+from ps_accordion.wire.framing import split_frames
 
 from . import accounts
 from .checking import checked, pushed, same, standing
@@ -313,10 +315,10 @@ class Shard:
         if not state.is_blank(result.layout, record) or (result.round, result.epoch) != (cut - 1, previous_epoch):
             return []
         try:
-            finished = finished_of(result, frames, record.key, self._codecs)
+            finished = finished_of(result, frames, record.key, self._codecs_of(record.key))
         except (WireError, CodecError) as error:
             return [Note("refused", {"culprit": f"worker {restore.slot}", "reason": str(error)})]
-        kept = Result(finished, bound_of(result, self._codecs), restore.version)
+        kept = Result(finished, bound_of(result, self._codecs_of(record.key)), restore.version)
         self._replays.result(result.layout, result.key, kept)
         return self._go_on(result.layout)
 
@@ -371,8 +373,13 @@ class Shard:
     def _is_member(self, push: m.Push) -> bool:
         return self.members.get(push.slot) == push.incarnation
 
+    def _codecs_of(self, key: Key) -> Codecs:
+        """Return the codecs as they know a key."""
+        return registry.fitted(self._codecs, key.rows)
+
     def _checked(self, push: m.Push, record: KeyRecord, frames: Sequence[Buffer]) -> Payload | None:
-        return checked(push, frames, record.key, codecs=self._codecs, most=self._memory.most[push.layout, push.key])
+        codecs = self._codecs_of(record.key)
+        return checked(push, frames, record.key, codecs=codecs, most=self._memory.most[push.layout, push.key])
 
     def _refuse(self, peer: Peer, push: m.Push, reason: str) -> list[Action]:
         culprit = f"worker {push.slot}"
@@ -481,7 +488,7 @@ class Shard:
 
     def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
         """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
-        key, codecs = record.key, self._codecs
+        key, codecs = record.key, self._codecs_of(record.key)
         pushes = pushed(held)
         # Not of a residual that is handed over: that is large for once, and nobody has asked for less compression.
         levels = [(each.message.codec, each.message.level) for each in held if each.message.kind == "DATA"]
@@ -525,4 +532,6 @@ class Shard:
             )  # fmt: skip
             if not record.norm or record.round % LOOK_EVERY == 0 or any(each.message.kind == "FLUSH" for each in held):
                 record.norm = probe.norm(left)
-        return Outcome("DATA", start.used, folded.coding, (payload.data,), start.before, after, bound, folded.lost, tally)
+        return Outcome(
+            "DATA", start.used, folded.coding, split_frames(payload.data), start.before, after, bound, folded.lost, tally
+        )

@@ -42,6 +42,12 @@ CODECS = {
     "topk": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01},
     "topk32": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "fp32"},
     "onebit": {"codec.name": "onebit", "codec.light": 64, "codec.heavy": 1024},
+    "powersgd": {"codec.name": "powersgd", "codec.light": 3, "codec.heavy": 1},
+    "powersgd, topk": {
+        "codec.light": 0.1,
+        "codec.heavy": 0.01,
+        "codec.tensors": '{"first.*" = {codec = "powersgd", light = 3, heavy = 1}}',
+    },
     "random_block": {"codec.name": "random_block", "codec.light": 0.2, "codec.heavy": 0.05},
     "mixed": {
         "codec.light": 0.1,

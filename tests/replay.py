@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import thin
 import twins
 
 from ps_accordion.codecs import Coding
@@ -51,6 +52,8 @@ class Replay:
         self.server = {key.number: np.zeros(key.elements, F32) for key in layout.keys}
         self.worker_bound = dict.fromkeys(self.worker, 0)
         self.server_bound = dict.fromkeys(self.server, 0)
+        self.basis = {}
+        """What each key's next round goes on from; the same at all workers."""
         self.losses = []
         """(role, key, round, norm) of what switches of level threw away; role is a slot or "server"."""
         self.thrown = {where: np.zeros(residual.size) for where, residual in (self.worker | self.server).items()}
@@ -69,7 +72,8 @@ class Replay:
             exact = ("dense", 32) in map(self.light, names)
             return "dense", 32 if exact else self.settings.codec.small_bits
         plan = self.plans[self.carried.get(round_ - 1, 0)]
-        return twins.effective(*plan.get(names[0], self.light(names[0])), key.elements, self.settings.codec.values)
+        choice = plan.get(names[0], self.light(names[0]))
+        return twins.effective(*choice, key.elements, self.settings.codec.values, rows=key.rows)
 
     def light(self, name):
         """Return codec and light level of a tensor: of the first pattern that matches its name, else the job's."""
@@ -114,35 +118,39 @@ class Replay:
                 total = 1.0 if key.buffer else sum(weights)
                 results[number] = self._fold(key, round_, [push for _, _, push in number_pushes], used, total)
                 self.applied[number] += twins.decode(*results[number])
+                coding, payload = results[number]
+                if coding.codec == "powersgd":
+                    self.basis[number] = thin.basis_of(coding.level, key.elements, payload)
         return results
 
     def _push(self, slot, key, round_, gradient, bits, weight):
         codec, level = self.choice(key, round_)
         values, rule = self.settings.codec.values, self.settings.codec.residual_at_switch
-        bound, where = twins.payload_bound(codec, level, key.elements, values), (slot, key.number)
+        bound, where = twins.payload_bound(codec, level, key.elements, values, key.rows), (slot, key.number)
         residual, lost = self.worker[where], None
         if 0 < self.worker_bound[where] < bound:
             residual, lost = twins.settle(rule, residual, gradient)
-        who = SHARED if codec in twins.SHARED else slot + 1
+        who = SHARED if codec in twins.SHARED_SEED else slot + 1
         seed = seed_for(self.settings.seed, 0, key.number, round_, who)
         if codec in twins.SHARED and self.settings.codec.coverage == "cyclic":
             seed = twins.turn(codec, level, key.elements, seed_for(self.settings.seed, 0, key.number, 0, SHARED), round_)
         held = [(part.offset, part.length) for part in key.elements_of(bits)]
-        packed = twins.encode_holding(codec, level, gradient, residual, held, seed=seed, values=values)
+        matrix = {"rows": key.rows, "basis": self.basis.get(key.number)}
+        packed = twins.encode_holding(codec, level, gradient, residual, held, seed=seed, values=values, **matrix)
         if packed is None:
             return None
         if lost is not None:
             self.losses.append((slot, key.number, round_, lost))
             self.thrown[where] += self.worker[where].astype(np.float64) - residual
         self.worker[where], self.worker_bound[where] = packed.rest, bound
-        coding = Coding(codec, level, key.elements, packed.count, seed if codec in twins.SHARED else 0)
+        coding = Coding(codec, level, key.elements, packed.count, seed if codec in twins.SHARED_SEED else 0)
         return weight, coding, packed.payload
 
     def _fold(self, key, round_, pushes, used, total_weight, flushed=()):
         """Fold pushes; what is `flushed`, positions among them, is a residual that is handed over, whose level nobody answers."""
         values, number = self.settings.codec.values, key.number
         choices = [(coding.codec, coding.level) for at, (_, coding, _) in enumerate(pushes) if at not in flushed]
-        bound = max(twins.payload_bound(*choice, key.elements, values) for choice in choices)
+        bound = max(twins.payload_bound(*choice, key.elements, values, key.rows) for choice in choices)
         lighter = 0 < self.server_bound[number] < bound
         rule = self.settings.codec.residual_at_switch
         folded = twins.fold(
@@ -152,9 +160,10 @@ class Replay:
             total_weight=total_weight,
             seed_reply=seed_for(self.settings.seed, 0, number, round_, SERVER),
             values=values,
-            reply=twins.lightest(choices, key.elements, values),
+            reply=twins.lightest(choices, key.elements, values, key.rows),
             held=[(part.offset, part.length) for part in key.elements_of(used)],
             rule=rule if lighter else "keep",
+            rows=key.rows,
         )
         if lighter:
             total = sum(F32(weight) * twins.decode(coding, payload) for weight, coding, payload in pushes)

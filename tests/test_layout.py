@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ps_accordion import layout as module
 from ps_accordion.errors import LayoutError
-from ps_accordion.layout import DENSE_BELOW, FUSE_ELEMENTS, MAX_FUSED, Layout, Tensor
+from ps_accordion.layout import DENSE_BELOW, FUSE_ELEMENTS, MATRIX_ELEMENTS, MAX_FUSED, Layout, Tensor
 
 PARTITION = 1 << 18
 SMALL_SHAPES = st.one_of(
@@ -356,3 +356,54 @@ def test_any_bytes_are_a_table_or_a_layout_error(data: bytes) -> None:
 
 
 PINNED = "bfd29f6d23cb863f"
+
+
+def test_matrices_are_keys_as_whole_as_can_be() -> None:
+    """Cut between rows, in keys of about one size; small tensors and buffers as ever."""
+    rows = [*table((64, 32), (4096, 4096), (9,)), Tensor("moving", (5000,), "float32", buffer=True)]
+    layout = Layout(rows, num_shards=2, partition_elements=PARTITION, matrices=lambda _: True)
+    told = [(key.rows, [(part.tensor, part.start, part.length) for part in key.slices]) for key in layout.keys]
+    half = 2048 * 4096
+    assert half == MATRIX_ELEMENTS
+    assert told == [
+        (0, [(3, 0, 5000)]),
+        (0, [(2, 0, 9)]),
+        (2048, [(1, 0, half)]),
+        (2048, [(1, half, half)]),
+        (64, [(0, 0, 2048)]),
+    ]
+    plain = Layout(rows, num_shards=2, partition_elements=PARTITION)
+    assert plain.digest != layout.digest
+    assert all(key.rows == 0 for key in plain.keys)
+
+
+def test_only_those_tensors_are_matrices_that_are_said_to_be() -> None:
+    """By their names; the others are cut into partitions as ever, and the digest tells which is which."""
+    rows = table((64, 96), (96, 64), (64,))
+    layouts = [
+        Layout(rows, num_shards=1, partition_elements=4096, matrices=names.__contains__)
+        for names in ((), ("t0",), ("t1",), ("t0", "t1"), ("t0", "t2"))
+    ]
+    cuts = [[(key.rows, key.tensor, key.elements) for key in layout.keys if not key.small] for layout in layouts]
+    parts = {index: [(0, index, 4096), (0, index, 2048)] for index in (0, 1)}
+    whole = {0: [(64, 0, 6144)], 1: [(96, 1, 6144)]}
+    assert cuts[:4] == [parts[1] + parts[0], parts[1] + whole[0], whole[1] + parts[0], whole[1] + whole[0]]
+    assert len({layout.digest for layout in layouts}) == 4
+    assert (cuts[4], layouts[4].digest) == (cuts[1], layouts[1].digest)  # a small tensor is none, whatever is said of it
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((64, 128, 3, 3), 64), ((12, 64, 768), 768), ((1, 1, 64, 64), 64), ((1, 2048), 1), ((3, 40, 40), 120), ((5000, 3000), 2500)],
+)
+def test_a_tensor_is_the_matrix_with_the_fewest_rows_and_columns(shape: tuple[int, ...], rows: int) -> None:
+    """Convolutions by their outputs, stacks by what is inside; what is too large has half the rows."""
+    layout = Layout(table(shape), num_shards=1, partition_elements=PARTITION, matrices=lambda _: True)
+    assert {key.rows for key in layout.keys} == {rows}
+
+
+def test_rows_that_are_too_long_for_a_key_are_cut_like_any_tensor() -> None:
+    """A matrix of two endless rows is none."""
+    layout = Layout(table((2, MATRIX_ELEMENTS + 1)), num_shards=1, partition_elements=1 << 19, matrices=lambda _: True)
+    assert {key.rows for key in layout.keys} == {0}
+    assert max(key.elements for key in layout.keys) == 1 << 19

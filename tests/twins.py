@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import quantised
 import rotated
+import thin
 
 from ps_accordion.codecs import Coding
 from ps_accordion.seeds import mix64, unmix64
@@ -20,6 +21,7 @@ PACKED_CHUNK = 4096
 CAP = 0.125
 SPARSE = ("threshold", "topk")
 SHARED = ("random_block", "random_k")
+SHARED_SEED = (*SHARED, "powersgd")
 F32 = np.float32
 
 
@@ -47,6 +49,8 @@ class Folded:
 
 def entries(codec, level, n):
     """Return how many entries a payload has at most."""
+    if codec == "powersgd":
+        return (thin.payload_bound(level, n) - 8) // 4
     if codec in ("bf16", "dense", "eden", "onebit", "signsgd") or codec in quantised.NAMES:
         return n
     if codec in SPARSE:
@@ -56,10 +60,12 @@ def entries(codec, level, n):
     return min(n, max(1, round(level * n)))
 
 
-def payload_bound(codec, level, n, values="fp16"):
+def payload_bound(codec, level, n, values="fp16", rows=0):
     """Return the largest payload in bytes."""
     if codec in quantised.NAMES:
         return quantised.payload_bound(level, n)
+    if codec == "powersgd":
+        return thin.payload_bound(level, n, rows)
     count = entries(codec, level, n)
     if codec == "dense":
         return 4 * n if level == 32 else 4 + 2 * n
@@ -79,16 +85,21 @@ def payload_bound(codec, level, n, values="fp16"):
     return 4 * count
 
 
-def effective(codec, level, n, values="fp16", dense_level=16):
+def effective(codec, level, n, values="fp16", dense_level=16, rows=0):
     """Return the choice, or dense where that is no larger."""
-    if codec != "dense" and payload_bound(codec, level, n, values) >= payload_bound("dense", dense_level, n):
+    if codec != "dense" and payload_bound(codec, level, n, values, rows) >= payload_bound("dense", dense_level, n):
         return "dense", dense_level
     return codec, level
 
 
-def lightest(choices, n, values="fp16"):
+def lightest(choices, n, values="fp16", rows=0):
     """Return the choice with the largest payload; then the first name; then the larger level, or the lower threshold."""
-    return sorted(choices, key=lambda c: (-payload_bound(*c, n, values), c[0], c[1] if c[0] == "threshold" else -c[1]))[0]
+
+    def order(choice):
+        codec, level = choice
+        return -payload_bound(codec, level, n, values, rows), codec, level if codec == "threshold" else -level
+
+    return min(choices, key=order)
 
 
 def lighter(new, old, n, values="fp16"):
@@ -175,7 +186,7 @@ def pack_entries(v, at):
     return Packed(head + words.astype("<u2").tobytes() + counts.astype("<u2").tobytes(), at.size, rest)
 
 
-def pack(codec, level, v, seed=0, values="fp16"):
+def pack(codec, level, v, seed=0, values="fp16", rows=0, basis=None):
     """Encode a finished vector; None if it is not finite."""
     if not np.isfinite(v).all():
         return None
@@ -183,6 +194,8 @@ def pack(codec, level, v, seed=0, values="fp16"):
     if codec in quantised.NAMES:
         payload, rest = quantised.pack(codec, level, v, seed)
         return Packed(payload, n, rest)
+    if codec == "powersgd":
+        return Packed(*thin.pack(level, v, seed, rows, basis))
     count = entries(codec, level, n)
     peak = float(np.abs(v).max())
     if codec == "dense" and level == 32:
@@ -246,6 +259,8 @@ def decode(coding, payload):
     payload = bytes(payload)
     if codec in quantised.NAMES:
         return quantised.decode(codec, level, n, payload)
+    if codec == "powersgd":
+        return thin.decode(level, n, payload)
     if codec == "dense":
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
     if codec == "eden":
@@ -282,20 +297,20 @@ def decode(coding, payload):
 # --- the worker --------------------------------------------------------------------------------------------------------------
 
 
-def encode(codec, level, gradient, residual=None, *, seed=0, values="fp16"):
+def encode(codec, level, gradient, residual=None, *, seed=0, values="fp16", **matrix):
     """Encode `gradient + residual`."""
     with np.errstate(all="ignore"):
         v = gradient + (F32(0) if residual is None else residual)
-    return pack(codec, level, v, seed, values)
+    return pack(codec, level, v, seed, values, **matrix)
 
 
-def encode_holding(codec, level, gradient, residual, held, *, seed=0, values="fp16"):
+def encode_holding(codec, level, gradient, residual, held, *, seed=0, values="fp16", **matrix):
     """Encode with the held spans as zero, their residual as it was."""
     gradient, emptied = gradient.copy(), residual.copy()
     for start, length in held:
         gradient[start : start + length] = 0
         emptied[start : start + length] = 0
-    packed = encode(codec, level, gradient, emptied, seed=seed, values=values)
+    packed = encode(codec, level, gradient, emptied, seed=seed, values=values, **matrix)
     if packed is not None:
         for start, length in held:
             packed.rest[start : start + length] = residual[start : start + length]
@@ -337,24 +352,30 @@ def settle(rule, residual, reference, scale=1.0):
 # --- the server --------------------------------------------------------------------------------------------------------------
 
 
-def reencode(codec, level, total, scale, residual=None, *, seed=0, values="fp16"):
+def reencode(codec, level, total, scale, residual=None, *, seed=0, values="fp16", rows=0, basis=None):
     """Encode `total * scale + residual`."""
     with np.errstate(all="ignore"):
         p = total * F32(scale) + (F32(0) if residual is None else residual)
+    if codec == "powersgd" and np.isfinite(p).all():
+        return Packed(*thin.reencode(level, p, seed, rows, basis))
     return pack(codec, level, p, seed, values)
 
 
-def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16", reply=None, held=(), rule="keep"):
+def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16", reply=None, held=(), rule="keep", rows=0):
     """Fold (weight, coding, payload) triples in rank order; None if the result is not finite.
 
     A shared-seed codec's positions are those of the pushes. Linear codecs need no case of their own: adding payloads is adding
     what they stand for, where they are not zero.
     """
-    residual = np.zeros(elements, F32) if residual is None else residual
-    choice = reply or lightest([(coding.codec, coding.level) for _, coding, _ in pushes], elements, values)
-    seeds = {coding.seed for _, coding, _ in pushes if coding.codec in SHARED}
+    unset, residual = residual, np.zeros(elements, F32) if residual is None else residual
+    choice = reply or lightest([(coding.codec, coding.level) for _, coding, _ in pushes], elements, values, rows)
+    seeds = {coding.seed for _, coding, _ in pushes if coding.codec in SHARED_SEED}
     seed = seeds.pop() if seeds else seed_reply
     scale = F32(1.0 / total_weight)
+    if {coding.codec for _, coding, _ in pushes} == {"powersgd"} and (rule == "keep" or not residual.any()):
+        summed = thin.summed(pushes, scale, unset)
+        if summed is not None:
+            return Folded(pushes[0][1], summed[0], residual if summed[1] is None else summed[1], 0.0)
     total = np.zeros(elements, F32)
     with np.errstate(all="ignore"):
         for weight, coding, payload in pushes:
@@ -364,10 +385,15 @@ def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16
         total[start : start + length] = 0
         base[start : start + length] = 0
     base, lost = settle(rule, base, total, float(scale))
-    packed = reencode(*choice, total, scale, base, seed=seed, values=values)
+    basis = (
+        next((thin.basis_of(each.level, elements, sent) for _, each, sent in pushes if each[:2] == choice), None)
+        if rows
+        else None
+    )
+    packed = reencode(*choice, total, scale, base, seed=seed, values=values, rows=rows, basis=basis)
     if packed is None:
         return None
     for start, length in held:
         packed.rest[start : start + length] = residual[start : start + length]
-    coding = Coding(*choice, elements, packed.count, seed if choice[0] in SHARED else 0)
+    coding = Coding(*choice, elements, packed.count, seed if choice[0] in SHARED_SEED else 0)
     return Folded(coding, packed.payload, packed.rest, lost)

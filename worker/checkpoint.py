@@ -218,7 +218,7 @@ def _own_state(tracked: list[Tracked]) -> bytes:
         state, tensors[f"sums.{number}"] = each.state()
         first = [(coder, coder.key.slices[0]) for coder in exchange.coders]
         values[str(number)] = {
-            "standing": msgspec.to_builtins(exchange.rounds.standing),
+            "standing": msgspec.to_builtins(exchange.standing),
             "bounds": {f"{part.tensor}.{part.start}": coder.bound for coder, part in first},
             "tracked": state,
         }

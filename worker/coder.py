@@ -17,10 +17,11 @@ from ps_accordion.codecs.covering import push_seed
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key
 from ps_accordion.regimes.base import Choice
-from ps_accordion.selection import codecs_of
 from ps_accordion.wire import messages as m
+from ps_accordion.wire.framing import frame_lengths
 
 from .account import Account
+from .following import KeyCodecs
 
 __all__ = ["KeyCoder", "Pushed", "coding_of"]
 
@@ -63,7 +64,7 @@ class KeyCoder:
         self._begun = False
         """Whether there is a residual; it takes no memory while it is zero."""
         self._settings = settings
-        self._codecs = codecs_of(settings.codec)
+        self.codecs = KeyCodecs(key, settings)
         self.incarnation = incarnation
         """A worker that was taken out of the run comes back under another."""
         self._slot = slot
@@ -101,7 +102,7 @@ class KeyCoder:
             A push of kind DATA, or SKIP when gradient + residual is not finite (the residual is then untouched).
         """
         key, settings = self.key, self._settings
-        codec = registry.find(self._codecs, choice.codec)
+        codec = self.codecs.find(choice.codec)
         bound = codec.payload_bound(key.elements, choice.level)
         keeps = codec.keeps(choice.level)
         self._begun = True
@@ -137,7 +138,8 @@ class KeyCoder:
         payload = out[: encoded.nbytes]
         message = m.Push(
             self.layout, key.number, round_, self._slot, self.incarnation, "DATA", weight, used, previous_skipped,
-            codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0, [encoded.nbytes],
+            codec.name, choice.level, key.elements, encoded.count, seed if codec.shared_seed else 0,
+            frame_lengths(encoded.nbytes),
         )  # fmt: skip
         if not key.buffer:
             self._account.pushed(
@@ -180,7 +182,7 @@ class KeyCoder:
         encoded = codec.encode(residual, None, level=level, seed=0, out=payload)
         assert encoded is not None, "a residual is finite"
         coding = {"codec": codec.name, "level": level, "elements": key.elements, "count": encoded.count}
-        push = structs.replace(push, used=used, frames=[payload.nbytes], **coding)
+        push = structs.replace(push, used=used, frames=frame_lengths(payload.nbytes), **coding)
         self._account.pushed(codec, payload, coding_of(push), None)
         return Pushed(push, payload, 0.0)
 
@@ -199,7 +201,7 @@ class KeyCoder:
         coding = coding_of(push)
         if self._residual is None:
             self._residual = np.zeros(self.key.elements, np.float32)
-        codec = registry.find(self._codecs, push.codec)
+        codec = self.codecs.find(push.codec)
         codec.accumulate(payload, coding, np.float32(1), self._residual)
         self._account.taken_back(codec, payload, coding)
 

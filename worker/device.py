@@ -21,18 +21,19 @@ import numpy as np
 import torch
 from msgspec import structs
 
-from ps_accordion.codecs import Held, Rule, registry
+from ps_accordion.codecs import Held, Rule
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.codecs.covering import push_seed
 from ps_accordion.codecs.device import DeviceCodec, encode, open_parcel, twin_of
 from ps_accordion.config import Settings
 from ps_accordion.layout import Key, Slice
 from ps_accordion.regimes.base import Choice
-from ps_accordion.selection import codecs_of
 from ps_accordion.wire import messages as m
+from ps_accordion.wire.framing import frame_lengths
 
 from .account import Account
 from .coder import KeyCoder, Pushed, coding_of
+from .following import KeyCodecs
 from .streams import Mark, Streams, streams_of
 
 __all__ = ["DeviceCoder", "Part", "Pending"]
@@ -85,7 +86,7 @@ class Pending:
             elements=elements,
             count=opened.count,
             seed=parcel.seed if codec.shared_seed else 0,
-            frames=[opened.payload.size],
+            frames=frame_lengths(opened.payload.size),
         )
         if not self._coder.key.buffer:
             self._coder.note_push(message, opened.payload, parcel.stretches, opened.loss)
@@ -108,7 +109,6 @@ class DeviceCoder:
         self.key = key
         self.residual: torch.Tensor | None = None
         self._settings = settings
-        self._codecs = codecs_of(settings.codec)
         self._slot = slot
         self._host = KeyCoder(layout, key, settings, slot=slot, incarnation=incarnation)
         """For pushes without a payload, and the last one. It never has a residual."""
@@ -154,7 +154,7 @@ class DeviceCoder:
         if not used:
             self._ready = streams.mark()
             return Pending(self, None, header)
-        codec = registry.find(self._codecs, choice.codec)
+        codec = self.codecs.find(choice.codec)
         twin, bound = twin_of(codec), codec.payload_bound(self.key.elements, choice.level)
         self._settle_debts(device)
         residual = self._residual_on(device)
@@ -191,7 +191,7 @@ class DeviceCoder:
     def note_push(self, push: m.Push, payload: Payload, stretches: dict[str, FloatVector], loss: float) -> None:
         """Note in the ledger what a push of kind DATA came to; where a switch threw something away, that is what it lacks."""
         account, coding, unused = self.account, coding_of(push), self.key.elements_of(push.used)
-        codec = registry.find(self._codecs, push.codec)
+        codec = self.codecs.find(push.codec)
         seen = {name: account.probe.image(stretch) for name, stretch in stretches.items()}
         gradient, after, thrown = seen.get("gradient"), seen.get("after"), 0.0
         if loss and "before" in seen:
@@ -209,7 +209,7 @@ class DeviceCoder:
             out: All slices of the key, in order.
         """
         coding, (_, first) = coding_of(result), out[0]
-        twin = twin_of(registry.find(self._codecs, result.codec))
+        twin = twin_of(self.codecs.find(result.codec))
         with self._streams_of(first.device).aside(self._ready):
             if len(out) == 1 and first.dtype == torch.float32:
                 twin.decode(payload, coding, first)
@@ -227,7 +227,7 @@ class DeviceCoder:
         It is only noted here, and added when the next round begins: the payload must not change until then.
         """
         self._owed.append((push, payload))
-        self.account.taken_back(registry.find(self._codecs, push.codec), payload, coding_of(push))
+        self.account.taken_back(self.codecs.find(push.codec), payload, coding_of(push))
 
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push without a payload, as `KeyCoder.without_payload` does. The residual is untouched."""
@@ -244,6 +244,11 @@ class DeviceCoder:
     def account(self) -> Account:
         """What this key's pushes come to so far."""
         return self._host.account
+
+    @property
+    def codecs(self) -> KeyCodecs:
+        """The codecs of this key, on the host."""
+        return self._host.codecs
 
     @property
     def incarnation(self) -> int:
@@ -276,7 +281,7 @@ class DeviceCoder:
     def _settle_debts(self, device: torch.device) -> None:
         while self._owed:
             push, payload = self._owed.popleft()
-            twin = twin_of(registry.find(self._codecs, push.codec))
+            twin = twin_of(self.codecs.find(push.codec))
             twin.accumulate(payload, coding_of(push), np.float32(1), self._residual_on(device))
 
     def _residual_on(self, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from typing_extensions import Buffer
@@ -27,6 +27,7 @@ from ps_accordion.wire import messages as m
 
 from .account import Account
 from .coder import Pushed, coding_of
+from .following import KeyCodecs
 from .memory import Gradient
 from .rounds import Decide, Decode, Rounds, Standing
 
@@ -79,6 +80,10 @@ class Coder(Protocol):
     @property
     def account(self) -> Account:
         """What this key's pushes and results come to so far."""
+
+    @property
+    def codecs(self) -> KeyCodecs:
+        """The codecs of this key, on the host."""
 
     def host_residual(self) -> FloatVector | None:
         """Return a copy of the residual, float32[key.elements], or None if there is none."""
@@ -247,10 +252,9 @@ class Exchange(ABC):
     def _account_for(self, decode: Decode) -> None:
         """Note what a result comes to, which counts when the round does."""
         if not self.layout.keys[decode.key].buffer:
-            result = decode.result
-            self.coders[decode.key].account.result(
-                registry.find(self.rounds.codecs, result.codec), decode.payload, coding_of(result)
-            )
+            coder, coding = self.coders[decode.key], coding_of(decode.result)
+            coder.account.result(registry.find(self.rounds.codecs, coding.codec), decode.payload, coding)
+            coder.codecs.result(decode.payload, coding)
 
     def _on_decoded(self, decode: Decode, seconds: float) -> None:
         self._decodes -= 1
@@ -291,6 +295,7 @@ class Exchange(ABC):
             counted = decision.kind == "DATA"
             applied = counted and decision.used[coder.key.number] > 0
             coder.account.decided(counted=counted, applied=applied, out=decision.out)
+            coder.codecs.decided(applied=applied)
         if decision.kind == "JOIN" and self.rounds.idle == "JOINED":
             self.rounds.idle = None
         if self.rounds.idle == "FLUSH" and decision.out:
@@ -334,6 +339,12 @@ class Exchange(ABC):
         else:
             self._try_decide()
 
+    @property
+    def standing(self) -> Standing:
+        """Where the rounds stand, for whoever joins in the middle or takes the run up later."""
+        starts = (coder.codecs.start for coder in self.coders)
+        return replace(self.rounds.standing, starts=tuple(start for start in starts if start is not None))
+
     def admit(self, standing: Standing, incarnation: int, *, missed: bool = True) -> None:
         """Go on where the others stand; see `Rounds.admit`.
 
@@ -349,8 +360,12 @@ class Exchange(ABC):
             self.rounds.uncounted = False
             norm = math.hypot(*(coder.account.uncounted() for coder in self.coders if not coder.key.buffer))
             self.client.events.write(event="loss", layout=self.number, round=last, norm=norm, why="made again")
+        starts = {(start.tensor, start.start): start for start in standing.starts}
         for coder in self.coders:
             coder.incarnation = incarnation
+            part = coder.key.slices[0]
+            if (start := starts.get((part.tensor, part.start))) is not None:
+                coder.codecs.go_on(start)
         self.behind, self.current, self.whole = False, True, self.whole and not missed
 
     def _note_skip(self, round_: int) -> None:

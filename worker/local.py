@@ -20,6 +20,7 @@ import torch.distributed as dist
 from ps_accordion.config import Settings
 from ps_accordion.errors import UsageError
 from ps_accordion.layout import Layout, Tensor
+from ps_accordion.selection import matrices
 
 from .base import BaseSession
 from .exchanging import Exchanging
@@ -135,7 +136,10 @@ class Follower(BaseSession):
         device: torch.device | None = None,
     ) -> Exchanging:
         """Return an exchange that moves nothing; the leader's does."""
-        layout = Layout(table, num_shards=1, partition_elements=self._settings.layout.partition_elements)
+        settings = self._settings
+        layout = Layout(
+            table, num_shards=1, partition_elements=settings.layout.partition_elements, matrices=matrices(settings.codec)
+        )
         exchange = _Following(layout)
         self._exchanges.append(exchange)
         return exchange

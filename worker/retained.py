@@ -13,6 +13,7 @@ from ps_accordion.codecs.base import Payload
 from ps_accordion.layout import Layout
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
+from ps_accordion.wire.framing import split_frames
 
 __all__ = ["Retained"]
 
@@ -136,7 +137,7 @@ class Retained:
             push, payload = (open_ if past is None else past.pushes).get(key, (None, None))
             if push is not None and push.round == round_:
                 said = () if past is None else past.results[key]
-                sends.append(Send((link,), m.Replay(boot, push, *said), () if payload is None else (payload.data,)))
+                sends.append(Send((link,), m.Replay(boot, push, *said), () if payload is None else split_frames(payload.data)))
         return sends
 
 

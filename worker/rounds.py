@@ -27,9 +27,10 @@ from ps_accordion.regimes.plan import decode_plan, encode_plan
 from ps_accordion.selection import Selection, codecs_of
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
-from ps_accordion.wire.framing import join_frames
+from ps_accordion.wire.framing import join_frames, split_frames
 
 from .coder import coding_of
+from .following import Start
 from .retained import Retained
 
 __all__ = ["Decide", "Decode", "Rounds", "Standing", "server_name"]
@@ -86,6 +87,7 @@ class Standing:
         lead: Lowest slot that trained in the round before.
         skipped: Numbers of rounds that were skipped lately.
         plan: The plan in force, as bytes; empty where there is none.
+        starts: Results that codecs go on from.
     """
 
     round: int = 0
@@ -94,6 +96,7 @@ class Standing:
     lead: int | None = None
     skipped: tuple[int, ...] = ()
     plan: bytes = b""
+    starts: tuple[Start, ...] = ()
 
 
 @dataclass
@@ -178,7 +181,8 @@ class Rounds:
             return fixed
         plan = self._plan_in_force()
         choice = (plan.choices if plan is not None else self._selection.light)[key.tensor]
-        return Choice(*registry.effective(choice.codec, choice.level, key.elements, codecs=self.codecs))
+        codecs = registry.fitted(self.codecs, key.rows)
+        return Choice(*registry.effective(choice.codec, choice.level, key.elements, codecs=codecs))
 
     def _plan_in_force(self) -> Plan | None:
         return self.plan if self.plan is not None and self.round <= self.plan.expires_round else None
@@ -193,7 +197,9 @@ class Rounds:
 
     def _send(self, sent: _Sent) -> Send:
         shard = self.layout.keys[sent.push.key].shard
-        return Send((server_name(shard, self.settings),), sent.push, () if sent.payload is None else (sent.payload.data,))
+        return Send(
+            (server_name(shard, self.settings),), sent.push, () if sent.payload is None else split_frames(sent.payload.data)
+        )
 
     @property
     def waits(self) -> bool:
@@ -276,7 +282,7 @@ class Rounds:
             raise WireError(f"result of key {result.key}: expected {key.elements} elements, got {result.elements}")
         payload = join_frames(frames[: len(result.frames)], result.frames)
         try:
-            codec = registry.find(self.codecs, result.codec)
+            codec = registry.find(registry.fitted(self.codecs, key.rows), result.codec)
             codec.check_level(result.level)
         except CodecError as error:
             raise WireError(f"result of key {result.key}: {error}") from None

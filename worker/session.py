@@ -16,7 +16,7 @@ from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.errors import PsAccordionError, RunAborted, StorageError, UsageError
 from ps_accordion.layout import Layout, Tensor
-from ps_accordion.selection import unmatched, used
+from ps_accordion.selection import matrices, unmatched, used
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
@@ -205,7 +205,12 @@ class Session(BaseSession):
         settings = self.settings
         if len(self._exchanges) >= m.MAX_LAYOUTS:
             raise UsageError(f"expected at most {m.MAX_LAYOUTS} models and push_pull names in a session; reuse names")
-        layout = Layout(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
+        layout = Layout(
+            table,
+            num_shards=settings.num_shards,
+            partition_elements=settings.layout.partition_elements,
+            matrices=matrices(settings.codec),
+        )
         number = len(self._exchanges)
         if decided is not None and self.rank == 0:
             known = [tensor for tracked in self._exchanges for tensor in tracked.exchange.layout.tensors]
@@ -248,7 +253,7 @@ class Session(BaseSession):
     def hand_out(self, exchange: int, blob: bytes) -> None:
         """Keep `blob` for those who ask for the state after the join that was just decided, until the next round is."""
         tracked = self._exchanges[exchange]
-        state = Blob(packed(tracked.exchange.rounds.standing, blob))
+        state = Blob(packed(tracked.exchange.standing, blob))
         self._entry.offer(Donor(exchange, tracked.last_round, state), exchange)
 
     def fetch(self, exchange: int, donor: int) -> bytes:

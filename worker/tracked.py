@@ -280,7 +280,7 @@ class Tracked:
         if known is not None and known.round == self.asked:
             return
         self._making = True
-        blob = Blob(packed(exchange.rounds.standing, self.take()))
+        blob = Blob(packed(exchange.standing, self.take()))
         donor = Donor(exchange.number, self.asked, blob)
         self._session.client.call(lambda: self._handed_out(donor))
 

@@ -38,9 +38,10 @@ def codecs(
 ) -> int:
     """Time every operation of every codec as a multiple of numpy.copyto of the same vector, in the same run.
 
-    A worker encodes (encode_feedback: what is kept goes beside the old residual, as in training; encode_in_place: over it;
-    encode: nothing is kept), a server sums what 2, 4 or 8 members pushed (fold), or adds it undecoded (linear_sum), and encodes
-    the sum (reencode); both decode. Run it on a quiet machine: whatever else uses the memory is in the figures.
+    A worker encodes (encode_feedback: what is kept goes beside the old residual, as in training; encode_turned: the other half,
+    of codecs that take turns; encode_in_place: over it; encode: nothing is kept), a server sums what 2, 4 or 8 members pushed
+    (fold), or adds it undecoded (linear_sum), and encodes the sum (reencode); both decode. Run it on a quiet machine: whatever
+    else uses the memory is in the figures.
 
     Args:
         only: Codecs to measure, as name or name:level, separated by commas; a name alone takes its light and its heavy level.

@@ -34,10 +34,14 @@ from numpy.typing import NDArray
 
 from . import kernels
 
-__all__ = ["Changes", "Codec", "Coding", "Encoded", "FloatVector", "Hint", "Payload", "Refolded"]
+__all__ = ["STATE", "Changes", "Codec", "Coding", "Encoded", "FloatVector", "Hint", "Payload", "Refolded"]
 
 FloatVector = NDArray[np.float32]
 Payload = NDArray[np.uint8]
+
+
+STATE = {"of": "key"}
+"""Metadata of fields of a codec that are no options: what `fitted` and `following` set."""
 
 
 class Coding(NamedTuple):
@@ -120,7 +124,7 @@ class Hint:
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """One compressor. Subclasses are frozen dataclasses whose fields are its options."""
+    """One compressor. Subclasses are frozen dataclasses whose fields are its options, but for those marked `STATE`."""
 
     name: ClassVar[str]
     """Wire name, as it stands in message headers and in the configuration."""
@@ -158,6 +162,17 @@ class Codec(ABC):
     def lightness(self, level: float) -> float:
         """Return a number that is larger for the lighter of two levels; it decides where payload bounds are equal."""
         return level
+
+    def fitted(self, rows: int) -> Codec:
+        """Return this codec for keys that are matrices of so many rows, or of no known shape (0). Scope `tensor` only."""
+        return self
+
+    def following(self, payload: Payload, coding: Coding) -> Codec:
+        """Return this codec as it encodes next after a payload, validated, of the same key. Scope `tensor` only.
+
+        A worker encodes after the last result that it has seen; a server, where it cannot add payloads up, after one of them.
+        """
+        return self
 
     def exact(self, level: float) -> bool:
         """Return whether D(C(v)) == v at `level`, so that no residual needs to be kept."""
@@ -327,6 +342,10 @@ class Codec(ABC):
         self.begin_all(payloads, codings, weights, scratch)
         encoded = self.reencode(scratch, scale, residual, new_residual, level=level, seed=seed, out=out, hint=hint)
         return None if encoded is None else Refolded(encoded, None)
+
+    def addable(self, payloads: Sequence[Payload], coding: Coding) -> bool:
+        """Return whether payloads of one coding may be summed without decoding them. Linear codecs only."""
+        return True
 
     def sum_payloads(
         self, payloads: list[Payload], weights: list[np.float32], scale: np.float32, coding: Coding, out: Payload

@@ -116,15 +116,20 @@ def fold(
     with np.errstate(over="ignore"):  # what comes of it is not finite, and is seen then
         scale = np.float32(1.0 / total_weight)
     seed = seed_reply if shared is None else shared.seed
+    # A residual of zeros is no other thing than none: codecs that add factors would give other bits, decoded.
     undecoded = (
         codec.linear
         and not held
-        and (residual is None or rule == "keep")
+        and (residual is None or rule == "keep" or not residual.any())
         and choice == (first.codec, first.level)
         and all(_same_entries(push.coding, first) for push in pushes)
+        and codec.addable([push.payload for push in pushes], first)
     )
     if undecoded:
         return _sum(codec, pushes, residual, new_residual, scale=scale, out=out)
+    of_choice = next((push for push in pushes if (push.coding.codec, push.coding.level) == choice), None)
+    if of_choice is not None:
+        codec = codec.following(of_choice.payload, of_choice.coding)
     if not held and (residual is None or rule == "keep") and all(push.coding.codec == codec.name for push in pushes):
         refolded = codec.fold(
             *_columns(pushes), scale, residual, new_residual,

@@ -17,6 +17,7 @@ from .eden import Eden
 from .int import Int
 from .natural import Natural
 from .onebit import OneBit
+from .powersgd import PowerSgd
 from .qsgd import Qsgd
 from .random_block import RandomBlock
 from .random_k import RandomK
@@ -25,7 +26,7 @@ from .terngrad import TernGrad
 from .threshold import Threshold
 from .topk import TopK
 
-__all__ = ["DEFAULT", "Choice", "Codecs", "effective", "find", "get", "lightest", "names", "suite"]
+__all__ = ["DEFAULT", "Choice", "Codecs", "effective", "find", "fitted", "get", "lightest", "names", "suite"]
 
 Codecs = Mapping[str, Codec]
 Choice = tuple[str, float]
@@ -33,7 +34,9 @@ Choice = tuple[str, float]
 
 _CLASSES: dict[str, type[Codec]] = {
     codec.name: codec
-    for codec in (*(BF16, Dense, Eden, Int, Natural, OneBit, Qsgd, RandomBlock, RandomK, SignSGD, TernGrad, Threshold, TopK),)
+    for codec in (
+        *(BF16, Dense, Eden, Int, Natural, OneBit, PowerSgd, Qsgd, RandomBlock, RandomK, SignSGD, TernGrad, Threshold, TopK),
+    )
 }
 
 
@@ -80,6 +83,12 @@ def suite(*others: str, **options: Any) -> Codecs:
             for name, codec in classes.items()
         }
     )
+
+
+def fitted(codecs: Codecs, rows: int) -> Codecs:
+    """Return codecs for keys that are matrices of so many rows, 0 for none; the same ones where that is nothing new."""
+    changed = {name: codec.fitted(rows) for name, codec in codecs.items() if codec.scope == "tensor"}
+    return codecs if all(changed[name] is codecs[name] for name in changed) else MappingProxyType({**codecs, **changed})
 
 
 def effective(codec: str, level: float, elements: int, *, codecs: Codecs | None = None, dense_level: int = 16) -> Choice:
@@ -133,7 +142,7 @@ def _class_of(name: str) -> type[Codec]:
 
 
 def _options(codec: type[Codec]) -> list[str]:
-    return [field.name for field in dataclasses.fields(codec)]
+    return [field.name for field in dataclasses.fields(codec) if not field.metadata]
 
 
 def _nearest(word: str, known: list[str]) -> str:

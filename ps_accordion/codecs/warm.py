@@ -21,6 +21,7 @@ _LEVELS = {
     "int": (8.0, 4.0),
     "natural": (8.0,),
     "onebit": (64.0,),
+    "powersgd": (2.0,),
     "qsgd": (8.0, 4.0),
     "random_block": (0.5,),
     "random_k": (0.5,),

@@ -12,6 +12,7 @@ from ..checkpoint import Manifest
 from ..config import Settings
 from ..errors import LayoutError, RunAborted
 from ..layout import Layout
+from ..selection import matrices
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
 from ..wire.framing import split_frames
@@ -85,7 +86,12 @@ class Layouts:
 
     def _layout(self, table: bytes) -> Layout:
         settings = self._settings
-        return Layout.from_table(table, num_shards=settings.num_shards, partition_elements=settings.layout.partition_elements)
+        return Layout.from_table(
+            table,
+            num_shards=settings.num_shards,
+            partition_elements=settings.layout.partition_elements,
+            matrices=matrices(settings.codec),
+        )
 
     @property
     def opened(self) -> list[int]:

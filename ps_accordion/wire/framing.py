@@ -22,7 +22,17 @@ from ..errors import WireError
 from . import messages
 from .messages import Message
 
-__all__ = ["MAX_FRAME", "MAX_HEADER", "PROTOCOL_VERSION", "decode", "join_frames", "pack", "split_frames", "unpack"]
+__all__ = [
+    "MAX_FRAME",
+    "MAX_HEADER",
+    "PROTOCOL_VERSION",
+    "decode",
+    "frame_lengths",
+    "join_frames",
+    "pack",
+    "split_frames",
+    "unpack",
+]
 
 PROTOCOL_VERSION = 2
 MAGIC = b"PSA"
@@ -101,10 +111,15 @@ def decode(body: Buffer) -> Message:
         raise WireError(f"not a message of this protocol: {error} (it starts with {bytes(memoryview(body)[:24])!r})") from None
 
 
-def split_frames(data: bytes) -> tuple[memoryview, ...]:
-    """Return `data` in frames that are not too long."""
+def split_frames(data: Buffer) -> tuple[memoryview, ...]:
+    """Return bytes, which stay the caller's, in frames that are not too long."""
     whole = memoryview(data)
-    return tuple(whole[start : start + MAX_FRAME] for start in range(0, len(data), MAX_FRAME))
+    return tuple(whole[start : start + MAX_FRAME] for start in range(0, whole.nbytes, MAX_FRAME))
+
+
+def frame_lengths(nbytes: int) -> list[int]:
+    """Return the lengths of the frames that so many bytes are split into."""
+    return [min(MAX_FRAME, nbytes - start) for start in range(0, nbytes, MAX_FRAME)]
 
 
 def join_frames(frames: Sequence[Buffer], lengths: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:

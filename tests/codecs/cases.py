@@ -34,7 +34,7 @@ class Case(NamedTuple):
     @property
     def rounds(self):
         """Whether what is kept is a difference that is rounded, so that it adds up to a few units of the last place only."""
-        return self.codec in ("eden", "onebit")
+        return self.codec in ("eden", "onebit", "powersgd")
 
     def __str__(self):
         return f"{self.codec}-{self.level:g}" + (f"-{self.values}" if self.codec in SPARSE else "")
@@ -63,6 +63,8 @@ CASES = [
     Case("eden", 3),
     Case("onebit", 512),
     Case("onebit", 16384),
+    Case("powersgd", 4),
+    Case("powersgd", 6),
     Case("signsgd", 2.0**-10),
     Case("random_block", 0.01),
     Case("random_block", 0.37),

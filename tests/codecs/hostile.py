@@ -22,6 +22,7 @@ LEVELS_OF = {
     "int": (8, 2),
     "natural": (8,),
     "onebit": (512,),
+    "powersgd": (1, 6),
     "qsgd": (4,),
     "random_block": (0.1,),
     "random_k": (0.1,),

@@ -158,7 +158,7 @@ def test_a_payload_may_lie_anywhere_in_memory(case):
         assert np.array_equal(total, twins.decode(coding, payload))
 
 
-@pytest.mark.parametrize("level", [0, -1, 1.5, float("nan"), float("inf"), 5])
+@pytest.mark.parametrize("level", [0, -1, 1.5, float("nan"), float("inf"), 5.5])
 def test_a_level_outside_the_legal_range_is_refused(case, level):
     """The message names the codec and the level."""
     if case.codec == "threshold" and np.isfinite(level):

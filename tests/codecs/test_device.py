@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nosync import DEVICES, NoSync, Synchronised, offences
 
-from ps_accordion.codecs import RULES, Coding, device, encode_holding, norm, settle
+from ps_accordion.codecs import RULES, Coding, device, encode_holding, get, norm, settle
 from ps_accordion.codecs.device.switch import _in_halves
+from ps_accordion.codecs.factors import apart
 from ps_accordion.errors import CodecError
 
 from .cases import CASES, SEED, Case, buffer, gaussian, vectors
 
+ALIKE = [case for case in CASES if case.codec != "powersgd"]
+"""Those whose twins write the bytes of the host."""
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 devices = pytest.mark.parametrize("where", DEVICES)
 
@@ -78,7 +81,7 @@ def check_decoding(case, payload, n, count, where):
 
 
 @devices
-@cases
+@pytest.mark.parametrize("case", ALIKE, ids=str)
 def test_a_twin_writes_the_bytes_and_the_residual_of_the_host(case, where):
     """Ties, zeros, denormals, the largest floats: payload, count, residual and what is decoded agree to the bit."""
     for n in (1, 63, 1000, 32_769, 70_000):
@@ -115,7 +118,7 @@ def rounds(draw):
 @devices
 @settings(max_examples=150)
 @given(
-    case=st.sampled_from(CASES)
+    case=st.sampled_from(ALIKE)
     | st.builds(
         Case, st.sampled_from(["threshold", "topk"]), st.floats(1e-6, 1.0), st.sampled_from(["fp16", "fp32", "int8", "packed"])
     ),
@@ -139,6 +142,38 @@ def test_what_is_not_finite_leaves_the_residual_as_it_was(case, where):
             made, kept = on_device(case, torch.from_numpy(gradient), residual, rule=rule, where=where)
             assert made is None, rule
             assert kept.tobytes() == residual.tobytes(), rule
+
+
+@devices
+@pytest.mark.parametrize("rank", [1, 4, 6])
+def test_low_rank_twins_multiply_in_an_order_of_their_own_and_keep_what_they_have_not_sent(rank, where):
+    """The basis has the bits of the host, the product is that of the host to rounding, and what is kept is v - D to the bit."""
+    rows, columns = 75, 48
+    plain, n = get("powersgd").fitted(rows), rows * columns
+    out = buffer(plain, rank, n)
+    encoded = plain.encode(gaussian(n), np.zeros(n, np.float32), level=rank, seed=SEED, out=out)
+    sent, coding = out[: encoded.nbytes], Coding("powersgd", float(rank), n, encoded.count, SEED)
+    result = np.empty_like(sent)
+    plain.sum_payloads([sent, sent], [np.float32(1)] * 2, np.float32(0.5), coding, result)
+    for codec in (plain, plain.following(sent, coding), plain.following(result, coding)):
+        for scale in (1.0, 2.0**-110, 2.0**120, 0.0):
+            gradient, residual = gaussian(n, 1) * np.float32(scale), gaussian(n, 2) * np.float32(scale)
+            codec.encode(gradient, residual.copy(), level=rank, seed=SEED, out=out)
+            expected = apart(out[: encoded.nbytes], coding)
+            twin, kept = device.twin_of(codec), torch.from_numpy(residual.copy()).to(where)
+            parcel = device.encode(twin, torch.from_numpy(gradient).to(where), kept, level=rank, seed=SEED)
+            opened = device.open_parcel(twin, parcel.cpu().numpy(), elements=n, level=rank)
+            assert opened is not None
+            assert opened.count == encoded.count
+            codec.validate(opened.payload, coding)
+            made = apart(opened.payload, coding)
+            assert (made.side, made.basis.tobytes()) == (expected.side, expected.basis.tobytes())
+            largest = float(np.abs(expected.product).max())
+            assert np.allclose(made.product, expected.product, rtol=0, atol=1e-5 * largest)
+            whole = np.empty(n, np.float32)
+            codec.decode(opened.payload, coding, whole)
+            assert kept.cpu().numpy().tobytes() == (gradient + residual - whole).tobytes()
+            check_decoding(Case("powersgd", rank), opened.payload.tobytes(), n, opened.count, where)
 
 
 @devices
@@ -188,7 +223,7 @@ def test_a_codec_without_a_twin_is_named():
     class Homely(type(CASES[0].build())):
         name = "homely"
 
-    known = "bf16, dense, eden, int, natural, onebit, qsgd, random_block, random_k, signsgd, terngrad, threshold, topk"
+    known = "bf16, dense, eden, int, natural, onebit, powersgd, qsgd, random_block, random_k, signsgd, terngrad, threshold, topk"
     with pytest.raises(CodecError, match=f"codec homely has no form for accelerators: expected one of {known}"):
         device.twin_of(Homely())
 
@@ -256,7 +291,7 @@ def test_servers_and_codecs_do_not_load_torch():
 if torch.cuda.is_available():
 
     @pytest.mark.cuda
-    @cases
+    @pytest.mark.parametrize("case", ALIKE, ids=str)
     def test_deterministic_algorithms_forbid_nothing_that_is_needed(case):
         """Users who ask for them get twins that go on working, switches included."""
         gradient, residual = torch.from_numpy(gaussian(40_000)), gaussian(40_000, 1) * 50

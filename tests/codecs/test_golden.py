@@ -41,6 +41,8 @@ DIGESTS = {
     "threshold-2-packed": "c10d33d73e861d21ff5cd3928b0cc3cf",
     "onebit-512": "d5413b69fa93d8274f3008d9f3522e1d",
     "onebit-16384": "a56a585da61715e422c382556b45e194",
+    "powersgd-4": "5eaa6d49d9f8c40eb3ed73c9d014f8e8",
+    "powersgd-6": "d4968c329bacee8b03466064e3f5a03b",
     "random_block-0.01": "10aec4eb279d8d73f46a28d96e16d8fa",
     "random_block-0.37": "a5080cbb93085ae27cd6d3cdd351463a",
     "random_block-1": "e91e871e1839f40170756162293e86a8",
@@ -79,4 +81,6 @@ def test_the_smallest_payloads_byte_by_byte():
     assert payload("topk-0.3-fp16") == "0100 f3ff 00f6 0100 0100"
     assert payload("topk-1-fp32") == "0000 0000 0000 803f 0000 40c0 0000 003f 0000 0100 0200 0300"
     assert payload("onebit-512") == "0000 c03f 0200 0000"
+    # one row; the right factor is 3 numbers that are drawn, of length 1, and the left one what the row has along them
+    assert payload("powersgd-4") == "0100 0000 0100 0000 6542 91bf 5796 42bf 3c5e 883c 384b 26bf"
     assert payload("random_block-0.37") in ("0000 803f", "0000 40c0", "0000 003f")

@@ -71,7 +71,7 @@ def _rounds_nobody_saw(world, kinds, last):
 def _replay(world, kinds, last):
     """Fold every round again from what was pushed; return which pushes counted."""
     settings, layout = world.settings, world.layout
-    codecs = registry.suite(**settings.codec.options)
+    suite = registry.suite(**settings.codec.options)
     residuals = {key.number: np.zeros(key.elements, np.float32) for key in layout.keys}
     bounds = dict.fromkeys(residuals, 0)
     counted = set()
@@ -84,6 +84,7 @@ def _replay(world, kinds, last):
         _lose(world, round_, residuals, bounds)
         before = dict(residuals), dict(bounds)
         for key in layout.keys:
+            codecs = registry.fitted(suite, key.rows)
             result, payload = results[key.number]
             pushes = [world.pushes[key.number, round_, slot, incarnation] for slot, incarnation in members]
             kinds_here = {push.kind for push, _ in pushes}
@@ -159,7 +160,7 @@ def _lose(world, round_, residuals, bounds):
             residuals[key.number] = np.zeros(key.elements, np.float32)
             last, _ = world.results[round_ - 1][key.number] if round_ else (None, None)
             data = last is not None and last.kind == "DATA"
-            bounds[key.number] = registry.get(last.codec).payload_bound(key.elements, last.level) if data else 0
+            bounds[key.number] = registry.get(last.codec).fitted(key.rows).payload_bound(key.elements, last.level) if data else 0
 
 
 def _ledger(world, counted):

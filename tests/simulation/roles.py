@@ -12,6 +12,7 @@ from ps_accordion import crashpoints
 from ps_accordion.coordinator.loop import LOGGED
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.layout import Layout
+from ps_accordion.selection import matrices
 from ps_accordion.server.durable import ShardStore, Snapshots
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
@@ -198,6 +199,7 @@ class ServerProcess(Process):
                     b"".join(bytes(part) for part in payload),
                     num_shards=settings.num_shards,
                     partition_elements=settings.layout.partition_elements,
+                    matrices=matrices(settings.codec),
                 )
                 self.layouts[message.layout] = layout
                 self._carry(shard.on_layout(message.layout, layout))
@@ -642,7 +644,7 @@ class WorkerProcess(Process):
     def _hand_out(self):
         if self.asked <= START or self.asked != self.last_round or not self.exchange.has_state:
             return
-        blob = Blob(packed(self.exchange.rounds.standing, b"".join(part.tobytes() for part in self.params)))
+        blob = Blob(packed(self.exchange.standing, b"".join(part.tobytes() for part in self.params)))
         self.client.donors[0] = Donor(0, self.asked, blob)
         self.world.point(self, "w.handed_out")
 

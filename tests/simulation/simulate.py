@@ -34,7 +34,7 @@ from ps_accordion.codecs import warm
 from ps_accordion.codecs.registry import DEFAULT
 from ps_accordion.config import LEVELS
 
-CODECS = sorted(name for name, codec in DEFAULT.items() if codec.scope == "partition")
+CODECS = sorted(DEFAULT)
 SHORT = {"onebit": (64, 1024), "random_block": (0.2, 0.05), "topk": (0.2, 0.02)}
 """Levels for vectors of about a thousand elements, where a codec's own would be no smaller than dense, or next to nothing."""
 ENOUGH = 2

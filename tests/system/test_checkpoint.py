@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from safetensors.torch import load_file
+from suites import usually
 
 SCRIPT = """
 import hashlib, os, signal, torch
@@ -53,6 +54,8 @@ JOB = {
     "checkpoint.every_steps": 2,
 }
 """Windows end where checkpoints are made, so that a plan reaches its round by order and not by chance."""
+CODECS = {"topk": {}, "powersgd": {"codec.name": "powersgd", "codec.light": 4, "codec.heavy": 1}}
+"""Settings besides, by codec; powersgd goes on from the last result, which must be in the checkpoint."""
 
 
 def command(tmp_path, run, *flags, servers, **job):
@@ -89,16 +92,18 @@ def compared(tmp_path, run):
     return ledger["compared"]
 
 
-def test_a_job_goes_on_from_a_checkpoint_on_another_number_of_servers(tmp_path):
+@pytest.mark.parametrize("codec", usually(CODECS, "topk"))
+def test_a_job_goes_on_from_a_checkpoint_on_another_number_of_servers(tmp_path, codec):
     """Bit for bit, with the plans that would have been made; the parameters load with nothing of ours."""
-    code, whole, said = launch(tmp_path, "whole", **{"checkpoint.keep": 20})
+    job = CODECS[codec]
+    code, whole, said = launch(tmp_path, "whole", **job, **{"checkpoint.keep": 20})
     assert (code, len(whole), len(set(whole))) == (0, 2, 1), said
     assert "checkpoint of step 12: 0." in said
     at = tmp_path / "whole" / "checkpoints" / "step-00000012"
     parameters = load_file(at / "model-0.safetensors")
     assert parameters["4.weight"].shape == (10, 128)
     assert "1.running_mean" in parameters
-    code, states, said = launch(tmp_path, "on", "--resume", str(at), servers=1, **{"checkpoint.directory": "new"})
+    code, states, said = launch(tmp_path, "on", "--resume", str(at), servers=1, **job, **{"checkpoint.directory": "new"})
     assert (code, states) == (0, whole), said
     assert f"going on from {at}: step 12" in said
     assert plans(tmp_path, "on") == plans(tmp_path, "whole")[-len(plans(tmp_path, "on")) :]

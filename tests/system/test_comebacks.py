@@ -66,11 +66,16 @@ def views(tmp_path):
     return [(event["removed"], event["new"]) for event in events if event["event"] == "view" and event["p"] > 1]
 
 
-@pytest.mark.parametrize("who", [0, pytest.param(1, marks=pytest.mark.full)])
-def test_a_killed_worker_is_started_again_and_catches_up(tmp_path, who):
+LOW_RANK = ("--set", "codec.name=powersgd", "--set", "codec.light=4")
+"""Whoever comes back must get what the others' codecs go on from."""
+KILLED = [(0, ()), *(pytest.param(who, flags, marks=pytest.mark.full) for who, flags in ((1, ()), (1, LOW_RANK)))]
+
+
+@pytest.mark.parametrize(("who", "flags"), KILLED)
+def test_a_killed_worker_is_started_again_and_catches_up(tmp_path, who, flags):
     """Also the one whose parameters all began with: parameters, batch-norm, momentum, rate and step are those of the others."""
     fault = f"if (rank, life, step) == ({who}, 0, 20):\n    os.kill(os.getpid(), signal.SIGKILL)\n" + WAIT_FOR_THE_RESTARTED
-    code, states, said = launch(tmp_path, fault, "--set", "run.restarts=3")
+    code, states, said = launch(tmp_path, fault, "--set", "run.restarts=3", *flags)
     assert code == 0, said
     assert len(states) == 3
     assert len(set(states)) == 1, said

@@ -18,7 +18,10 @@ USUAL = [case for case in NUMBERS if case[2] not in ("dense16", "topk32") or cas
 """Another number format adds up the same way, whatever the numbers."""
 NOISY = ("natural", "qsgd", "terngrad")
 SPARSE = ("random_k, cyclic", "blocks, cyclic", "threshold, packed", "topk, int8")
-ONCE = usually(("bf16", "eden", "int", "signsgd", *NOISY, *SPARSE), "eden", "int", "signsgd", *NOISY, "random_k, cyclic")
+WHOLE = ("powersgd", "powersgd, topk")
+"""Tensors that are keys as a whole; in the second one of them, beside another in partitions."""
+USUALLY = ("eden", "int", "signsgd", *NOISY, "random_k, cyclic", "powersgd, topk")
+ONCE = usually(("bf16", "eden", "int", "signsgd", *NOISY, *SPARSE, *WHOLE), *USUALLY)
 """Codecs that share their rounds with others: one number of workers and servers is enough."""
 
 

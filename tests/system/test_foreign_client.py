@@ -146,6 +146,9 @@ def test_the_other_examples_are_what_our_code_gives():
     for key in layout.keys:
         slices = [f"`{table[part.tensor].name}` {part.start} to {part.start + part.length - 1}" for part in key.slices]
         assert f"| {key.number} | {', '.join(slices)} | {key.shard} |" in DOCUMENT
+    whole = Layout(table, num_shards=2, partition_elements=1 << 18, matrices=lambda name: name == "first.weight")
+    assert f"`{whole.digest}`" in DOCUMENT
+    assert [(key.rows, key.elements, key.shard) for key in whole.keys[2:]] == [(0, 6000, 1), (600, 360_000, 0)]
     assert f"`{seed_for(7, 0, 3, 11, SHARED):#x}`" in DOCUMENT
     choices = Choice("topk", 0.04), Choice("topk", 0.005)
     plan = encode_plan(Plan(3, choices, (True, False), 2500, reason="a check"))

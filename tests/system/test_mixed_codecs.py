@@ -9,6 +9,7 @@ from replay import plan_log
 
 from ps_accordion.config import load
 from ps_accordion.layout import Layout, Tensor
+from ps_accordion.selection import matrices
 
 TABLE = [
     Tensor("0.weight", (60, 90), "float32"),
@@ -16,10 +17,12 @@ TABLE = [
     Tensor("2.weight", (40, 60), "float32"),
     Tensor("2.bias", (40,), "float32"),
 ]
-ROWS = '"2.bias" = "dense", "2.*" = {codec = "int", heavy = 2}, "0.*" = {codec = "topk", light = 0.1, heavy = 0.01}'
+ROWS = '"2.bias" = "dense", "2.*" = {codec = "int", heavy = 2}, "0.*" = {codec = "%s", light = %r, heavy = %r}'
+FIRST = [("topk", 0.1, 0.01), ("powersgd", 4.0, 1.0)]
+"""The codec of the first tensor and its levels: in two partitions, or whole."""
 FLAGS = {"regime.window": "2 steps", "regime.interval": 1, "run.record_gradients": "true", "layout.partition_elements": 4096}
 TRAIN = """
-HEAVY, LIGHT = {(0, 0.01), (2, 2.0)}, {(0, 0.1), (2, 8.0)}
+HEAVY, LIGHT = {(0, %r), (2, 2.0)}, {(0, %r), (2, 8.0)}
 
 with connect() as session:
     model = DistributedModel(nn.Sequential(nn.Linear(90, 60), nn.ReLU(), nn.Linear(60, 40)), session=session)
@@ -39,17 +42,20 @@ with connect() as session:
 
 
 @pytest.mark.full
-def test_a_model_with_three_codecs_has_the_bits_of_a_replay(tmp_path):
-    """Topk for one tensor, int for the other, biases exact; both ways, and each turns between levels of its own."""
+@pytest.mark.parametrize(("first", "light", "heavy"), FIRST)
+def test_a_model_with_three_codecs_has_the_bits_of_a_replay(tmp_path, first, light, heavy):
+    """Topk or powersgd for one tensor, int for the other, biases exact; both ways, and each turns between levels of its own."""
+    rows = ROWS % (first, light, heavy)
     flags = [part for name, value in FLAGS.items() for part in ("--set", f"{name}={value}")]
-    code, said = launch(tmp_path, TRAIN, "--codec", "onebit", "--set", f"codec.tensors={{{ROWS}}}", *flags)
+    code, said = launch(tmp_path, TRAIN % (heavy, light), "--codec", "onebit", "--set", f"codec.tensors={{{rows}}}", *flags)
     assert code == 0, said
     assert "decides about no tensor" not in said
     (rounds,) = set(re.findall(r"\] rounds (\d+)", said))
     settings = load(tmp_path / "run" / "config.toml", environment={})
-    layout = Layout(TABLE, num_shards=1, partition_elements=4096)
+    layout = Layout(TABLE, num_shards=1, partition_elements=4096, matrices=matrices(settings.codec))
+    assert [key.rows for key in layout.keys if key.tensor == 0 and not key.small] == ([60] if first == "powersgd" else [0, 0])
     assert_replay_agrees(tmp_path / "run", settings, layout, rounds=int(rounds))
     plans, carried = plan_log(tmp_path / "run")
     in_force = {choice for version in carried.values() for choice in plans[version].items()}
-    levels = {("0.weight", "topk"): (0.1, 0.01), ("2.weight", "int"): (8.0, 2.0)}
+    levels = {("0.weight", first): (light, heavy), ("2.weight", "int"): (8.0, 2.0)}
     assert in_force == {(tensor, (codec, level)) for (tensor, codec), both in levels.items() for level in both}

@@ -11,6 +11,7 @@ from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
 from .eden import EdenTwin
 from .onebit import OneBitTwin
+from .powersgd import PowerSgdTwin
 from .random_block import RandomBlockTwin
 from .random_k import RandomKTwin
 from .signsgd import SignSGDTwin
@@ -26,6 +27,7 @@ _TWINS: tuple[type[DeviceCodec], ...] = (
     IntTwin,
     NaturalTwin,
     OneBitTwin,
+    PowerSgdTwin,
     QsgdTwin,
     RandomBlockTwin,
     RandomKTwin,

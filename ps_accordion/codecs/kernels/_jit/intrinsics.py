@@ -15,6 +15,7 @@ __all__ = [
     "bits",
     "butterfly32",
     "count_bits",
+    "dots64",
     "fetch",
     "flush",
     "fold64",
@@ -118,6 +119,19 @@ def fold64(lanes: Any) -> Any:
     while sums.size > 1:
         sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
     return sums[0]
+
+
+def dots64(a: Any, at: Any, b: Any, there: Any, rows: Any, lanes: Any) -> Any:
+    """`dots64(float32[], at, float32[], there, rows, float32[64]) -> int64`: products of two rows, added up in lanes.
+
+    Sets lane j to `0 + a[at + j] * b[there + j] + a[at + 64 + j] * b[there + 64 + j] + ...`, in that order, every operation
+    rounded by itself. Returns how many elements that were of each. The lanes stay in registers. The caller promises that
+    `64 * rows` elements exist from both places on.
+    """
+    lanes[:] = 0.0
+    for row in range(rows):
+        lanes += a[at + 64 * row : at + 64 * row + 64] * b[there + 64 * row : there + 64 * row + 64]
+    return 64 * rows
 
 
 def take_signs64(v: Any, start: Any, size: Any) -> Any:

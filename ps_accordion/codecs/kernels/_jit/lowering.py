@@ -192,6 +192,14 @@ def _type_masses64(context: Any) -> Any:
     return answer
 
 
+@_typed(intrinsics.dots64)  # type: ignore[untyped-decorator]  # as above
+def _type_dots64(context: Any) -> Any:
+    def answer(a: Any, at: Any, b: Any, there: Any, rows: Any, lanes: Any) -> Any:
+        return _call(types.int64, a, types.int64, b, types.int64, types.int64, lanes)
+
+    return answer
+
+
 @_typed(intrinsics.take_signs64)  # type: ignore[untyped-decorator]  # as above
 def _type_take_signs64(context: Any) -> Any:
     def answer(v: Any, start: Any, size: Any) -> Any:
@@ -247,6 +255,23 @@ def _fold64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         halves = (builder.shuffle_vector(sums, sums, ir.Constant(ir.VectorType(_WORD, count), part)) for part in (first, second))
         sums = builder.fadd(*halves)
     return builder.extract_element(sums, ir.Constant(_WORD, 0))
+
+
+@_lower(intrinsics.dots64, types.Array, types.int64, types.Array, types.int64, types.int64, types.Array)  # type: ignore[untyped-decorator]
+def _dots64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    a, at, b, there, rows, lanes = arguments
+    of_a, _, of_b, _, _, of_lanes = signature.args
+    floats, stride = _Wide(context, builder, ir.FloatType()), ir.Constant(ir.IntType(64), _LANES)
+    zeros = ir.Constant(floats.kind, [0.0] * _LANES)
+    sums = _codegen.alloca_once_value(builder, zeros)
+    builder.store(zeros, sums)  # allocated once, but begun at every call
+    with _codegen.for_range(builder, rows) as loop:
+        step = builder.mul(loop.index, stride)
+        left = floats.load(of_a, a, builder.add(at, step))
+        right = floats.load(of_b, b, builder.add(there, step))
+        builder.store(builder.fadd(builder.load(sums), builder.fmul(left, right)), sums)
+    builder.store(builder.load(sums), floats.place(of_lanes, lanes, ir.Constant(ir.IntType(64), 0))).align = 4
+    return builder.mul(rows, stride)
 
 
 @_lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
