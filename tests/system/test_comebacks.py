@@ -98,7 +98,7 @@ def test_a_worker_that_is_started_again_too_late_is_no_failure(tmp_path):
 def test_a_killed_worker_that_nobody_starts_again_is_done_without(tmp_path):
     """The others go on to the end; the launcher still says that one was killed."""
     fault = "if (rank, step) == (2, 20):\n    os.kill(os.getpid(), signal.SIGKILL)"
-    code, states, said = launch(tmp_path, fault, "--set", "run.restarts=0", "--set", "timeouts.grace=60")
+    code, states, said = launch(tmp_path, fault, "--set", "run.restarts=0", "--set", "timeouts.grace=20")
     assert code == 128 + 9, said
     assert len(states) == 2
     assert len(set(states)) == 1
