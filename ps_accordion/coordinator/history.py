@@ -145,6 +145,11 @@ class History:
     accounts: list[m.Account] = field(default_factory=list)
     kept: m.Kept | None = None
 
+    @property
+    def settled(self) -> set[int]:
+        """Incarnations of those that have left with nothing lost: not of one that had finished when it was taken out."""
+        return {pair[1] for pair, flushed in self.left.items() if flushed or pair not in self.removed}
+
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> History:
         """Replay records, oldest first.
@@ -184,7 +189,8 @@ class History:
                 self.layouts[number].rate = rate
             case {"what": "left", "slot": slot, "incarnation": incarnation, "flushed": flushed}:
                 self.left[slot, incarnation] = dict(flushed)
-                self.lost = [item for item in self.lost if item.of_shard or item.incarnation != incarnation]
+                if incarnation in self.settled:
+                    self.lost = [item for item in self.lost if item.of_shard or item.incarnation != incarnation]
             case {"what": "lost", "item": item}:
                 self.lost.append(msgspec.convert(item, Lost))
                 self.left = {

@@ -184,7 +184,8 @@ class Membership:
         if run.views.took_back(*who, flushed):
             return [answer]  # it was taken out before that round counted: what was said of it then holds
         run.left[who] = flushed
-        run.accounts.settled(leave.incarnation)
+        if flushed or not run.views.was_removed(*who):
+            run.accounts.settled(leave.incarnation)  # else it had finished when it was taken out, with its residuals
         actions: list[Action] = [
             history.left(*who, flushed),
             Note("leave", {"slot": leave.slot, "incarnation": leave.incarnation, "early": True, "flushed": leave.flushed}),

@@ -40,8 +40,7 @@ class Run:
         self.resume = resume
         self.layouts = Layouts(settings, history, resume)
         self.views = Views(history)
-        settled = [incarnation for _, incarnation in history.left]
-        self.accounts = Accounts(history.lost, history.accounts, settled, found=history.found)
+        self.accounts = Accounts(history.lost, history.accounts, history.settled, found=history.found)
         self.left = dict(history.left)
         self.incarnations = history.incarnations
         self.ending = history.ending

@@ -103,6 +103,24 @@ def test_one_that_was_taken_out_before_it_could_say_so_has_lost_nothing():
     assert job.machine.run.accounts.verdict(job.machine.views.members, [], ended=False).lost == []
 
 
+def test_one_that_had_finished_when_it_was_taken_out_has_lost_its_residuals():
+    """It has nothing to come back for, and goes with them: the item stays, for the next coordinator too, and the others go on."""
+    job = Running()
+    job.quiet.add(b"w1")
+    job.live(5)
+    view = sends(job.promise(2), m.View)[0].message
+    job.say(b"w1", ACCOUNT)
+    goodbye = structs.replace(GOODBYE, flushed=[])
+    actions = job.say(b"w1", goodbye)
+    assert (records(actions), answers(actions, b"w1")) == (["left"], [goodbye])
+    assert [item.who for item in job.machine.run.accounts.verdict(job.machine.views.members, [], ended=False).lost] == [
+        "worker 1"
+    ]
+    assert not job.machine.run.ending
+    log = [history.viewed(view, []).fields, history.accounted(ACCOUNT).fields, history.left(1, 2, {}).fields]
+    assert history.History.of(log).settled == set()
+
+
 def test_a_run_has_room_for_as_many_as_it_says():
     """Without `workers.maximum` it is full; with it, others get a rank above those of the first."""
     job = Running()
