@@ -54,7 +54,7 @@ def test_the_next_coordinator_knows_who_has_left():
     job = Running()
     log = [{"what": "joined", "slot": slot, "incarnation": slot + 1, "token": "t", "restart": 0} for slot in range(3)]
     view = job.machine.view
-    log += [history.viewed(view, []).fields, history.accounted(ACCOUNT).fields, history.left(1, 2, {0: 4}).fields]
+    log += [history.viewed(view, [(1, 2)]).fields, history.accounted(ACCOUNT).fields, history.left(1, 2, {0: 4}).fields]
     job.machine = Coordinator(job.settings, job.now, records=log)
     assert answers(job.say(b"w1", GOODBYE), b"w1") == [GOODBYE]
     job.quiet.add(b"w1")
@@ -117,7 +117,7 @@ def test_one_that_had_finished_when_it_was_taken_out_has_lost_its_residuals():
         "worker 1"
     ]
     assert not job.machine.run.ending
-    log = [history.viewed(view, []).fields, history.accounted(ACCOUNT).fields, history.left(1, 2, {}).fields]
+    log = [history.viewed(view, [(1, 2)]).fields, history.accounted(ACCOUNT).fields, history.left(1, 2, {}).fields]
     assert history.History.of(log).settled == set()
 
 
