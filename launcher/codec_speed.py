@@ -113,6 +113,16 @@ class _Bench:
     def fold(self, members: int) -> None:
         codecs.sum_decoded(self.pushes[:members], self.total, codecs={self.codec.name: self.codec})
 
+    def answer(self, members: int) -> Encoded:
+        """Do all that a shard does with a round: sum payloads, and encode what comes of it."""
+        theirs = self.pushes[:members]
+        refolded = self.codec.fold(
+            [push.payload for push in theirs], [push.coding for push in theirs], [ONE] * members, np.float32(1 / members),
+            self.zeros if self.codec.keeps(self.level) else None, self.rest if self.codec.keeps(self.level) else None,
+            level=self.level, seed=SEED, out=self.reply, scratch=self.total, hint=self.hint,
+        )  # fmt: skip
+        return self._done(None if refolded is None else refolded.encoded)
+
     def linear_sum(self) -> Encoded:
         members = max(FOLDS)
         payloads = [push.payload for push in self.pushes]
@@ -141,6 +151,7 @@ class _Bench:
         yield "decode", self.decode
         for members in FOLDS:
             yield f"fold{members}", functools.partial(self.fold, members)
+        yield f"answer{max(FOLDS)}", functools.partial(self.answer, max(FOLDS))
         if self.codec.linear:
             yield f"linear_sum{max(FOLDS)}", self.linear_sum
 

@@ -114,6 +114,7 @@ LEVELS = {
     "onebit": (512.0, 8192.0),
     "powersgd": (4.0, 1.0),
     "qsgd": (8.0, 4.0),
+    "quic_fl": (8.0, 4.0),
     "random_block": (0.2, 0.04),
     "random_k": (0.2, 0.04),
     "signsgd": (2.0**-10, 2.0**-10),
@@ -128,18 +129,18 @@ class CodecSettings(Section):
     """`[codec]`: how gradients are compressed, both ways."""
 
     name: str = "topk"
-    """Codec of every tensor that is worth compressing: bf16, dense, eden, int, natural, onebit, powersgd, qsgd, random_block,
-    random_k, signsgd, terngrad, threshold, topk."""
+    """Codec of every tensor that is worth compressing: bf16, dense, eden, int, natural, onebit, powersgd, qsgd, quic_fl,
+    random_block, random_k, signsgd, terngrad, threshold, topk."""
     light: Annotated[float, Meta(ge=0)] = 0.0
     """Level in critical regimes and whenever in doubt: little compression. A kept fraction; for dense (32 or 16), bf16 (16),
-    eden (1 to 4), int and qsgd (8, 4 or 2), natural (8) and terngrad (2), bits; for onebit, elements that share a size; for
-    powersgd, a rank; for signsgd, what a sign stands for; for threshold, the magnitude from which elements are sent, both in the
-    unit of the gradients.
-    0 takes the codec's own: topk 0.04, random_block and random_k 0.2, dense 32, bf16 16, eden 4, int, natural and qsgd 8,
-    terngrad 2, onebit 512, powersgd 4, signsgd 2^-10, threshold 0.01."""
+    eden (1 to 4), int, qsgd and quic_fl (8, 4 or 2), natural (8) and terngrad (2), bits; for onebit, elements that share a size;
+    for powersgd, a rank; for signsgd, what a sign stands for; for threshold, the magnitude from which elements are sent, both in
+    the unit of the gradients.
+    0 takes the codec's own: topk 0.04, random_block and random_k 0.2, dense 32, bf16 16, eden 4, int, natural, qsgd
+    and quic_fl 8, terngrad 2, onebit 512, powersgd 4, signsgd 2^-10, threshold 0.01."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
     """Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, random_block and random_k 0.04, dense and bf16 16,
-    eden 1, int and qsgd 4, natural 8, terngrad 2, onebit 8192, powersgd 1, signsgd 2^-10, threshold 0.05."""
+    eden 1, int, qsgd and quic_fl 4, natural 8, terngrad 2, onebit 8192, powersgd 1, signsgd 2^-10, threshold 0.05."""
     values: Literal["fp16", "fp32", "int8", "packed"] = "fp16"
     """How kept values are written (topk, threshold), with their places: in 4 bytes (fp16), 6 (fp32), 3 (int8), or 2 (packed: a
     sign and a power of two). What rounding takes away stays in the residual."""

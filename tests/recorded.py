@@ -37,6 +37,7 @@ CODECS = {
     "int": {"codec.name": "int"},
     "natural": {"codec.name": "natural"},
     "qsgd": {"codec.name": "qsgd"},
+    "quic_fl": {"codec.name": "quic_fl"},
     "signsgd": {"codec.name": "signsgd"},
     "terngrad": {"codec.name": "terngrad"},
     "topk": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01},

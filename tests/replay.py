@@ -132,6 +132,8 @@ class Replay:
             residual, lost = twins.settle(rule, residual, gradient)
         who = SHARED if codec in twins.SHARED_SEED else slot + 1
         seed = seed_for(self.settings.seed, 0, key.number, round_, who)
+        if codec == "quic_fl":
+            seed = seed_for(self.settings.seed, 0, key.number, round_, SHARED) & ~0xFFFFFFFF | seed & 0xFFFFFFFF
         if codec in twins.SHARED and self.settings.codec.coverage == "cyclic":
             seed = twins.turn(codec, level, key.elements, seed_for(self.settings.seed, 0, key.number, 0, SHARED), round_)
         held = [(part.offset, part.length) for part in key.elements_of(bits)]

@@ -1,11 +1,11 @@
-"""The rotating codec once more, in plain numpy; `twins.py` says what for."""
+"""The rotating codecs once more, in plain numpy; `twins.py` says what for."""
 
 import math
 
 import numpy as np
 from quantised import hashed, join, split
 
-__all__ = ["decode", "pack", "payload_bound"]
+__all__ = ["add", "answer", "columns_of", "decode", "decode_alike", "pack", "pack_alike", "payload_bound", "seed_of_signs"]
 
 F32 = np.float32
 WIDTH, TILE, GROUP = 16, 16384, 512
@@ -113,3 +113,89 @@ def decode(level, n, payload):
         out[tile] = F32(0) + back(np.where(code >> (bits - 1) == 1, -stands_for, stands_for), size, tile, seed)
         sizes_at += 64
     return out
+
+
+# --- quic_fl: all rotate alike, round at random, and are added rotated ---------------------------------------------------------
+
+
+def seed_of_signs(seed):
+    """Return the half of a seed that all members share."""
+    return seed & ~0xFFFFFFFF
+
+
+def stand_for(code, bits):
+    """Return the level of each code."""
+    most = F32(2**bits - 1)
+    k = F32(2) * code.astype(F32) - most
+    return k / (F32(2) * most - np.abs(k))
+
+
+def round_at_random(y, bits, seed, first):
+    """Return (sizes, codes) of a rotated tile; of two elements that share a word of noise, one is in either half of a group."""
+    top = np.abs(y).max(0)
+    size = np.where((top == 0) | (top >= F32(2.0**117)), F32(0), np.maximum(top, F32(2.0**-126)))
+    with np.errstate(divide="ignore"):
+        z = (y * np.where(size == 0, F32(0), F32(1) / size)).reshape(-1)
+    most, made = F32(2**bits - 1), []
+    for group in groups(len(y)):
+        m = group.stop - group.start
+        word = hashed(np.arange(first + group.start, first + group.start + m // 2), seed)
+        noise = (np.concatenate([word >> np.uint32(17) & 0x7FFF, word & 0x7FFF]).astype(F32) + F32(0.5)) / F32(2**15)
+        part = z[group]
+        lower = np.minimum(most * (part / (F32(1) + np.abs(part))) + most / F32(2), most - 1).astype(np.int32)
+        below, above = stand_for(lower, bits), stand_for(lower + 1, bits)
+        made.append((lower + (part - below > noise * (above - below))).astype(np.uint8))
+    return size, np.concatenate(made)
+
+
+def columns_of(level, n, payload):
+    """Return what the codes of each tile stand for, rotated as they are: (slice, sizes, levels as float32[rows, 16])."""
+    bits, sizes_at, at, tiles = int(level), 8, 8 + 64 * len(spans(n)), []
+    for tile, rows in spans(n):
+        made = []
+        for group in groups(rows):
+            m = group.stop - group.start
+            made.append(split(np.frombuffer(payload, np.uint8, m * bits // 8, at), m, bits))
+            at += m * bits // 8
+        levels = stand_for(np.concatenate(made).reshape(rows, WIDTH), bits)
+        tiles.append((tile, np.frombuffer(payload, "<f4", WIDTH, sizes_at), levels))
+        sizes_at += 64
+    return tiles
+
+
+def answer(level, tiles, signs, seed):
+    """Return the payload of rotated tiles, float32[rows, 16] each."""
+    sizes, codes = [], []
+    for at, y in enumerate(tiles):
+        size, made = round_at_random(y, int(level), seed, at * TILE)
+        sizes.append(size.astype("<f4").tobytes())
+        codes += [join(made[group], int(level)) for group in groups(len(y))]
+    return signs.to_bytes(8, "little") + b"".join(sizes) + b"".join(codes)
+
+
+def pack_alike(level, v, seed):
+    """Return the payload of a finished vector."""
+    signs, tiles = seed_of_signs(seed), []
+    for tile, rows in spans(v.size):
+        x = np.zeros(WIDTH * rows, F32)
+        x[: tile.stop - tile.start] = v[tile]
+        tiles.append(transformed(turned(x.reshape(rows, WIDTH), tile.start, signs) * F32(1 / rows)))
+    return answer(level, tiles, signs, seed)
+
+
+def decode_alike(level, n, payload):
+    """Return D(payload)."""
+    out, signs = np.zeros(n, F32), int.from_bytes(payload[:8], "little")
+    for tile, size, levels in columns_of(level, n, payload):
+        y = turned(transformed(F32(0) + size * levels), tile.start, signs)
+        out[tile] = F32(0) + y.reshape(-1)[: tile.stop - tile.start]
+    return out
+
+
+def add(n, pushes, scale):
+    """Return the rotated tiles of the mean of (weight, level, payload) triples that rotate alike."""
+    total = [F32(0)] * len(spans(n))
+    for weight, level, payload in pushes:
+        for at, (_, size, levels) in enumerate(columns_of(level, n, payload)):
+            total[at] = total[at] + (F32(weight) * size) * levels
+    return [y * scale for y in total]

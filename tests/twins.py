@@ -51,7 +51,7 @@ def entries(codec, level, n):
     """Return how many entries a payload has at most."""
     if codec == "powersgd":
         return (thin.payload_bound(level, n) - 8) // 4
-    if codec in ("bf16", "dense", "eden", "onebit", "signsgd") or codec in quantised.NAMES:
+    if codec in ("bf16", "dense", "eden", "onebit", "quic_fl", "signsgd") or codec in quantised.NAMES:
         return n
     if codec in SPARSE:
         return min(n, max(1, math.ceil((CAP if codec == "threshold" else level) * n)))
@@ -71,7 +71,7 @@ def payload_bound(codec, level, n, values="fp16", rows=0):
         return 4 * n if level == 32 else 4 + 2 * n
     if codec == "bf16":
         return 2 * n
-    if codec == "eden":
+    if codec in ("eden", "quic_fl"):
         return rotated.payload_bound(level, n)
     if codec == "signsgd":
         return 4 * math.ceil(n / 32)
@@ -206,6 +206,8 @@ def pack(codec, level, v, seed=0, values="fp16", rows=0, basis=None):
     if codec == "eden":
         payload, rest = rotated.pack(level, v, seed)
         return Packed(payload, n, rest)
+    if codec == "quic_fl":
+        return Packed(rotated.pack_alike(level, v, seed), n, np.zeros(n, F32))
     if codec == "bf16":
         upper = upper_halves(v)
         return Packed(upper.tobytes(), n, v - (upper.astype(np.uint32) << 16).view(F32))
@@ -265,6 +267,8 @@ def decode(coding, payload):
         return np.frombuffer(payload, "<f4").copy() if level == 32 else read_block(payload, n)
     if codec == "eden":
         return rotated.decode(level, n, payload)
+    if codec == "quic_fl":
+        return rotated.decode_alike(level, n, payload)
     if codec == "bf16":
         return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(F32)
     if codec == "signsgd":
@@ -365,8 +369,9 @@ def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16
     """Fold (weight, coding, payload) triples in rank order; None if the result is not finite.
 
     A shared-seed codec's positions are those of the pushes. Linear codecs need no case of their own: adding payloads is adding
-    what they stand for, where they are not zero.
+    what they stand for, where they are not zero. `quic_fl` does, where all rotate alike and nothing is left from before.
     """
+    nothing = residual is None or not residual.view(np.uint32).any() or (rule == "keep" and not residual.any())
     unset, residual = residual, np.zeros(elements, F32) if residual is None else residual
     choice = reply or lightest([(coding.codec, coding.level) for _, coding, _ in pushes], elements, values, rows)
     seeds = {coding.seed for _, coding, _ in pushes if coding.codec in SHARED_SEED}
@@ -376,6 +381,14 @@ def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16
         summed = thin.summed(pushes, scale, unset)
         if summed is not None:
             return Folded(pushes[0][1], summed[0], residual if summed[1] is None else summed[1], 0.0)
+    alike = {bytes(payload[:8]) for _, _, payload in pushes}
+    if {choice[0], *(coding.codec for _, coding, _ in pushes)} == {"quic_fl"} and len(alike) == 1 and nothing and not held:
+        with np.errstate(all="ignore"):
+            tiles = rotated.add(elements, [(weight, coding.level, bytes(data)) for weight, coding, data in pushes], scale)
+        if not all(np.isfinite(y).all() for y in tiles):
+            return None
+        payload = rotated.answer(choice[1], tiles, int.from_bytes(alike.pop(), "little"), seed)
+        return Folded(Coding(*choice, elements, elements, 0), payload, np.zeros(elements, F32), 0.0)
     total = np.zeros(elements, F32)
     with np.errstate(all="ignore"):
         for weight, coding, payload in pushes:

@@ -40,8 +40,8 @@ def codecs(
 
     A worker encodes (encode_feedback: what is kept goes beside the old residual, as in training; encode_turned: the other half,
     of codecs that take turns; encode_in_place: over it; encode: nothing is kept), a server sums what 2, 4 or 8 members pushed
-    (fold), or adds it undecoded (linear_sum), and encodes the sum (reencode); both decode. Run it on a quiet machine: whatever
-    else uses the memory is in the figures.
+    (fold), or adds it undecoded (linear_sum), and encodes the sum (reencode), or does both at once (answer, of 8); both sides
+    decode. Run it on a quiet machine: whatever else uses the memory is in the figures.
 
     Args:
         only: Codecs to measure, as name or name:level, separated by commas; a name alone takes its light and its heavy level.

@@ -132,6 +132,8 @@ class Codec(ABC):
     """Whether payloads of one (level, seed) may be summed without decoding them."""
     shared_seed: ClassVar[bool] = False
     """Whether all members must use one seed a round (else each worker draws its own)."""
+    shared_half: ClassVar[bool] = False
+    """Whether members' seeds of a round have their upper half in common, and the lower is their own (`covering.push_seed`)."""
     feedback: ClassVar[bool] = True
     """Whether encoding loses anything, so that a residual must be kept."""
     zero_kept: ClassVar[bool] = True
@@ -320,7 +322,10 @@ class Codec(ABC):
         hint: Hint | None = None,
         changes: Changes | None = None,
     ) -> Refolded | None:
-        """Sum payloads and encode the sum again: `begin_all` and `reencode`, unless fewer passes give the same bits.
+        """Sum payloads and encode the sum again: `begin_all` and `reencode`, unless a codec has a shorter way.
+
+        To the same bits, or to others that follow as well from what is handed in, where the codec says which (`quic_fl.py`); a
+        residual of zeros is then as good as none.
 
         Args:
             payloads: At least one, of this codec, all of them validated.

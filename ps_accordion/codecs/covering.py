@@ -159,4 +159,7 @@ def push_seed(
     """
     if isinstance(codec, CoveringCodec) and codec.coverage == "cyclic":
         return codec.seed_of_turn(elements, level, stream=seed_for(job, layout, key, 0, SHARED), turn=round_)
-    return seed_for(job, layout, key, round_, SHARED if codec.shared_seed else slot + 1)
+    shared, own = (seed_for(job, layout, key, round_, who) for who in (SHARED, slot + 1))
+    if codec.shared_half:
+        return shared >> 32 << 32 | own & 0xFFFFFFFF
+    return shared if codec.shared_seed else own

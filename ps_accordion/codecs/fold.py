@@ -130,6 +130,8 @@ def fold(
     of_choice = next((push for push in pushes if (push.coding.codec, push.coding.level) == choice), None)
     if of_choice is not None:
         codec = codec.following(of_choice.payload, of_choice.coding)
+    if rule != "keep" and residual is not None and not residual.view(np.uint32).any():
+        rule = "keep"  # there is nothing to settle, and no reason to fold in another way than where there is no residual
     if not held and (residual is None or rule == "keep") and all(push.coding.codec == codec.name for push in pushes):
         refolded = codec.fold(
             *_columns(pushes), scale, residual, new_residual,

@@ -19,6 +19,7 @@ from .natural import Natural
 from .onebit import OneBit
 from .powersgd import PowerSgd
 from .qsgd import Qsgd
+from .quic_fl import QuicFL
 from .random_block import RandomBlock
 from .random_k import RandomK
 from .signsgd import SignSGD
@@ -35,7 +36,8 @@ Choice = tuple[str, float]
 _CLASSES: dict[str, type[Codec]] = {
     codec.name: codec
     for codec in (
-        *(BF16, Dense, Eden, Int, Natural, OneBit, PowerSgd, Qsgd, RandomBlock, RandomK, SignSGD, TernGrad, Threshold, TopK),
+        *(BF16, Dense, Eden, Int, Natural, OneBit, PowerSgd, Qsgd, QuicFL, RandomBlock, RandomK, SignSGD, TernGrad, Threshold),
+        TopK,
     )
 }
 

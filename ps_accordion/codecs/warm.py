@@ -23,6 +23,7 @@ _LEVELS = {
     "onebit": (64.0,),
     "powersgd": (2.0,),
     "qsgd": (8.0, 4.0),
+    "quic_fl": (8.0, 4.0),
     "random_block": (0.5,),
     "random_k": (0.5,),
     "signsgd": (2.0**-10,),

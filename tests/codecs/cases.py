@@ -52,6 +52,8 @@ CASES = [
     Case("qsgd", 4),
     Case("qsgd", 2),
     Case("terngrad", 2),
+    Case("quic_fl", 8),
+    Case("quic_fl", 2),
     Case("topk", 0.01),
     Case("topk", 0.001, "fp32"),
     Case("topk", 0.3),

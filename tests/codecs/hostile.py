@@ -24,6 +24,7 @@ LEVELS_OF = {
     "onebit": (512,),
     "powersgd": (1, 6),
     "qsgd": (4,),
+    "quic_fl": (8, 2),
     "random_block": (0.1,),
     "random_k": (0.1,),
     "signsgd": (2.0**-10,),

@@ -42,6 +42,8 @@ MIXES = {
     "dense of both widths": [Case("dense", 32), Case("dense", 16)],
     "bf16 and dense": [Case("bf16", 16), Case("dense", 16), Case("bf16", 16)],
     "eden of several widths, and topk": [Case("eden", 1), Case("eden", 4), Case("topk", 0.01)],
+    "quic_fl of several widths": [Case("quic_fl", 8), Case("quic_fl", 2), Case("quic_fl", 4)],
+    "quic_fl and eden": [Case("quic_fl", 4), Case("eden", 4)],
     "three signsgd": [Case("signsgd", 1)] * 3,
     "signsgd of two levels, and onebit": [Case("signsgd", 1), Case("signsgd", 4), Case("onebit", 512)],
     "three topk": [Case("topk", 0.01)] * 3,

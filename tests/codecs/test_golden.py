@@ -28,6 +28,8 @@ DIGESTS = {
     "qsgd-2": "f2c548499069b933453c285f276a9974",
     "natural-8": "ab602c39c8d4b274d3412dd7a8ce1441",
     "terngrad-2": "9920c57743f72e937216d3bf1adc0c92",
+    "quic_fl-8": "8cc86d78c870c4136b55ab4de038eabe",
+    "quic_fl-2": "e988172f1d71db9bef097c335414fa36",
     "eden-1": "b618b584cc6ea664ff1e8a867f00750d",
     "eden-3": "1c2d2e0b489c1c77357454064bffc7de",
     "signsgd-0.000976562": "af0987d5a1be329e8e49d1c103af5ad7",

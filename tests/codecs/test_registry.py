@@ -10,7 +10,8 @@ def test_names_are_the_wire_names_and_get_finds_each():
     """What stands in a header finds the codec that wrote the payload."""
     assert (
         ", ".join(names())
-        == "bf16, dense, eden, int, natural, onebit, powersgd, qsgd, random_block, random_k, signsgd, terngrad, threshold, topk"
+        == "bf16, dense, eden, int, natural, onebit, powersgd, qsgd, quic_fl, random_block, random_k, signsgd, terngrad, "
+        "threshold, topk"
     )
     assert [get(name).name for name in names()] == names()
 

@@ -44,7 +44,7 @@ def test_every_operation_of_every_codec_is_a_row(tmp_path, capsys, threads):
     assert all(set(row) == names and row["ms"] > 0 and row["threads"] == threads for row in rows)
     for name in codecs.names():
         ops = {row["op"] for row in rows if row["codec"] == name}
-        assert {"encode_feedback", "encode_in_place", "reencode", "decode", "fold2", "fold4", "fold8"} <= ops
+        assert {"encode_feedback", "encode_in_place", "reencode", "decode", "fold2", "fold4", "fold8", "answer8"} <= ops
         assert ("linear_sum8" in ops) == codecs.get(name).linear
     shown = capsys.readouterr().out
     assert [words for words in ("squared error: gaussian", "encode_feedback", "topk 0.04: ") if words not in shown] == []

@@ -16,7 +16,7 @@ THROUGH_AND_THROUGH = ("dense32", "dense16", "topk", "topk32", "random_block")
 NUMBERS = [*itertools.product([1, 2, 3], [1, 2, 3], THROUGH_AND_THROUGH), (3, 2, "onebit")]
 USUAL = [case for case in NUMBERS if case[2] not in ("dense16", "topk32") or case[:2] in ((2, 3), (3, 2))]
 """Another number format adds up the same way, whatever the numbers."""
-NOISY = ("natural", "qsgd", "terngrad")
+NOISY = ("natural", "qsgd", "quic_fl", "terngrad")
 SPARSE = ("random_k, cyclic", "blocks, cyclic", "threshold, packed", "topk, int8")
 WHOLE = ("powersgd", "powersgd, topk")
 """Tensors that are keys as a whole; in the second one of them, beside another in partitions."""

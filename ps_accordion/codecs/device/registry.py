@@ -12,6 +12,7 @@ from .dense import DenseTwin
 from .eden import EdenTwin
 from .onebit import OneBitTwin
 from .powersgd import PowerSgdTwin
+from .quic_fl import QuicFLTwin
 from .random_block import RandomBlockTwin
 from .random_k import RandomKTwin
 from .signsgd import SignSGDTwin
@@ -29,6 +30,7 @@ _TWINS: tuple[type[DeviceCodec], ...] = (
     OneBitTwin,
     PowerSgdTwin,
     QsgdTwin,
+    QuicFLTwin,
     RandomBlockTwin,
     RandomKTwin,
     SignSGDTwin,

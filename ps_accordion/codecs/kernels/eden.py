@@ -20,6 +20,7 @@ import numpy as np
 
 from ._jit import F32, F32_IN, U8, U8_IN, bits, float32, helper, int32, int64, kernel, real, void
 from .hadamard import GROUP, PITCH, ROOM, TILE, WIDTH, rows_of, transform, turn, unturn
+from .tiles import add_to, pack, summed, unpack
 
 __all__ = ["LARGEST", "LEVELS", "MEAN", "STEEPEST", "THRESHOLDS", "TOO_LARGE", "WORK", "add", "encode"]
 
@@ -31,7 +32,6 @@ TOO_LARGE = 253
 """Exponent bits of 2^126. A tile with a magnitude from there on is not sent, or what is kept, `v - D`, might be infinite."""
 
 _LANES = 1024
-_MAGNITUDE = np.int32(0x7FFFFFFF)
 _SIGN = np.int32(-(2**31))
 _INFINITE = np.int32(0x7F800000)
 _ZERO = np.float32(0.0)
@@ -105,23 +105,6 @@ def _level(number: Any, width: Any) -> Any:
 
 
 @helper
-def _sum(a: Any, scale: Any, b: Any, out: Any) -> Any:
-    """Write `a * scale + b` (two roundings) to `out`; return the bits of its largest magnitude. An empty `b` is zero."""
-    top = np.int32(0)
-    if b.shape[0] == 0:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + _ZERO
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    else:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + b[j]
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    return top
-
-
-@helper
 def _masses(y: Any, lanes: Any) -> None:
     for j in range(y.shape[0]):
         lanes[j] += abs(y[j])
@@ -168,61 +151,6 @@ def _quantise(y: Any, inverse: Any, width: Any, marks: Any, wide: Any, up: Any, 
 
 
 @helper
-def _pack_bits(wide: Any, shift: Any, width: Any, out: Any) -> None:
-    count, mask = out.shape[0], np.uint8((1 << width) - 1)
-    for j in range(count):
-        out[j] = np.uint8(np.uint8(wide[j] >> shift) & mask)
-    for i in range(1, 8 // width):
-        part, place = wide[i * count : (i + 1) * count], np.uint8(width * i)
-        for j in range(count):
-            out[j] |= np.uint8(np.uint8(np.uint8(part[j] >> shift) & mask) << place)
-
-
-@helper
-def _pack(wide: Any, width: Any, elements: Any, out: Any) -> None:
-    """Put the codes of a group, a byte each in `wide`, into `out`."""
-    if width == 4:
-        _pack_bits(wide, 0, 4, out)
-    elif width == 1:
-        _pack_bits(wide, 0, 1, out)
-    else:
-        _pack_bits(wide, 0, 2, out[: elements // 4])
-        if width == 3:
-            _pack_bits(wide, 2, 1, out[elements // 4 :])
-
-
-@helper
-def _unpack_bits(codes: Any, width: Any, wide: Any) -> None:
-    count, mask = codes.shape[0], np.uint8((1 << width) - 1)
-    for i in range(8 // width):
-        part, place = wide[i * count : (i + 1) * count], np.uint8(width * i)
-        for j in range(count):
-            part[j] = np.uint8(np.uint8(codes[j] >> place) & mask)
-
-
-@helper
-def _unpack_high(codes: Any, wide: Any) -> None:
-    count = codes.shape[0]
-    for i in range(8):
-        part, place = wide[i * count : (i + 1) * count], np.uint8(i)
-        for j in range(count):
-            part[j] |= np.uint8(np.uint8(np.uint8(codes[j] >> place) & np.uint8(1)) << np.uint8(2))
-
-
-@helper
-def _unpack(codes: Any, width: Any, elements: Any, wide: Any) -> None:
-    """Write to `wide` what `_pack` has put into `codes`."""
-    if width == 4:
-        _unpack_bits(codes, 4, wide)
-    elif width == 1:
-        _unpack_bits(codes, 1, wide)
-    else:
-        _unpack_bits(codes[: elements // 4], 2, wide)
-        if width == 3:
-            _unpack_high(codes[elements // 4 :], wide)
-
-
-@helper
 def _from_codes(wide: Any, width: Any, y: Any) -> None:
     numbers = np.int32((1 << (width - 1)) - 1)
     for j in range(y.shape[0]):
@@ -242,16 +170,6 @@ def _numbers(wide: Any, width: Any, y: Any) -> None:
         _from_codes(wide, 3, y)
     else:
         _from_codes(wide, 4, y)
-
-
-@helper
-def _add(d: Any, weight: Any, fresh: Any, total: Any) -> None:
-    if fresh != 0:
-        for j in range(total.shape[0]):
-            total[j] = _ZERO + weight * d[j]
-    else:
-        for j in range(total.shape[0]):
-            total[j] += weight * d[j]
 
 
 @helper
@@ -304,7 +222,7 @@ def encode(
     for place in range(sizes.shape[0] // WIDTH):
         start, end = place * TILE, min(n, (place + 1) * TILE)
         row = rest[start:end]
-        top = _sum(a[start:end], scale, b[start:end], row)
+        top = summed(a[start:end], scale, b[start:end], row)
         peak = max(peak, top)
         if top >= _INFINITE:
             return top
@@ -333,7 +251,7 @@ def encode(
         for g in range(groups):
             y, half = t[g * PITCH : g * PITCH + size], g % 2 * GROUP
             _quantise(y, even[:size], width, lanes[:size], wide[:size], up[half : half + size], down[half : half + size])
-            _pack(wide, width, size, codes[at : at + size * width // 8])
+            pack(wide, width, size, codes[at : at + size * width // 8])
             at += size * width // 8
         _fold(up)
         _fold(down)
@@ -385,7 +303,7 @@ def add(
         rows = rows_of(end - start)
         size, groups = min(GROUP, WIDTH * rows), max(1, rows // 32)
         for g in range(groups):
-            _unpack(codes[at : at + size * width // 8], width, size, wide)
+            unpack(codes[at : at + size * width // 8], width, size, wide)
             at += size * width // 8
             _numbers(wide, width, t[g * PITCH : g * PITCH + size])
         transform(t, rows)
@@ -395,4 +313,4 @@ def add(
         unturn(t, rows, first + start, key, more, factors)
         for g in range(groups):
             part = total[min(end, start + g * GROUP) : min(end, start + g * GROUP + size)]
-            _add(t[g * PITCH : g * PITCH + size], weight, fresh, part)
+            add_to(t[g * PITCH : g * PITCH + size], weight, fresh, part)
