@@ -153,7 +153,7 @@ class QuicFL(RotatedCodec):
         first, (_, sizes, codes) = tiles_of(payload, coding, start, vector.size)
         width, n = int(coding.level), coding.elements - first
         most = float((1 << width) - 1)
-        spans = []
+        spans = [np.empty(0)]
         for place, row in enumerate(sizes.reshape(-1, WIDTH)):
             left = min(n - place * TILE, TILE)
             rotated = _rotated(left)
@@ -187,8 +187,8 @@ def _blocks(parts: Parts, width: int, elements: int) -> Iterator[tuple[int, Part
 
 
 def _collect(piece: Parts, elements: int, width: int, weight: np.float32, fresh: int, rotated: FloatVector) -> None:
-    work, wide = borrow("factors", kernels.hadamard.GROUP, np.float32), borrow("wide", kernels.hadamard.GROUP, np.uint8)
-    kernels.quic_fl.collect(piece.codes, piece.sizes, elements, width, weight, fresh, work, wide, rotated)
+    work = borrow("factors", kernels.hadamard.GROUP, np.float32)
+    kernels.quic_fl.collect(piece.codes, piece.sizes, elements, width, weight, fresh, work, rotated)
 
 
 def _quantise(

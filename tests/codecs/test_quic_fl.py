@@ -169,6 +169,7 @@ def test_what_is_too_large_is_not_sent_and_what_is_small_is_right_in_the_mean():
     assert not clipped[::16].any()
     assert np.array_equal(np.delete(clipped, np.s_[::16]), np.delete(v, np.s_[::16]))
     assert (np.abs(clipped - made) <= distance).all()
+    assert codec.rounding(payload, coding, 4000, v[:0]).size == 0
     for alone in (np.float32(-3.7), np.float32(2.0**-126)):
         one = np.array([alone])
         assert decode(Case("quic_fl", 2), *encode(Case("quic_fl", 2), one, None))[0] == alone

@@ -21,7 +21,7 @@ import numpy as np
 from ._jit import F32, F32_IN, I32, U8, U8_IN, bits, float32, helper, int32, int64, kernel, real, void
 from .hadamard import GROUP, PITCH, ROOM, TILE, WIDTH, rows_of, transform, turn, unturn
 from .noise import hashed
-from .tiles import add_to, pack_bits, summed, unpack_bits
+from .tiles import add_to, pack_bits, summed
 
 __all__ = ["LARGEST", "SMALLEST", "collect", "quantise", "restore", "rotate"]
 
@@ -176,13 +176,15 @@ def quantise(
 
 
 @helper
-def _gather(codes: Any, most: Any, size: Any, y: Any) -> None:
+def _gather(codes: Any, shift: Any, mask: Any, size: Any, y: Any) -> None:
+    """Add what the codes from bit `shift` up of each byte stand for."""
+    most = np.float32(mask)
     for j in range(y.shape[0]):
-        k = _TWO * np.float32(codes[j]) - most
+        k = _TWO * np.float32(np.int32(np.int32(np.int32(codes[j]) >> shift) & mask)) - most
         y[j] += size[j] * (k / (_TWO * most - abs(k)))
 
 
-@kernel(void(U8_IN, F32_IN, int64, int64, float32, int64, F32, U8, F32))
+@kernel(void(U8_IN, F32_IN, int64, int64, float32, int64, F32, F32))
 def collect(
     codes: Any,
     sizes: Any,
@@ -191,7 +193,6 @@ def collect(
     weight: Any,
     fresh: Any,
     work: Any,
-    wide: Any,
     rotated: Any,
 ) -> None:
     """Add what codes stand for to rotated tiles: `y := y + (weight * size) * level` (three roundings).
@@ -204,14 +205,14 @@ def collect(
         weight: A factor.
         fresh: 1 if what `rotated` holds counts as zero, else 0.
         work: float32[GROUP], scratch.
-        wide: uint8[GROUP], scratch.
         rotated: float32[ROOM * tiles].
     """
-    most = np.float32((1 << width) - 1)
+    mask = np.int32((1 << width) - 1)
     at = 0
     for place in range(sizes.shape[0] // WIDTH):
         rows = rows_of(min(elements - place * TILE, TILE))
         size, groups = min(GROUP, WIDTH * rows), max(1, rows // 32)
+        count = size * width // 8
         for j in range(WIDTH):
             work[j] = weight * sizes[place * WIDTH + j]
         for j in range(WIDTH, size):
@@ -221,9 +222,10 @@ def collect(
             y = rotated[start : start + size]
             if fresh != 0:
                 y[:] = _ZERO
-            unpack_bits(codes[at : at + size * width // 8], width, wide)
-            _gather(wide, most, work, y)
-            at += size * width // 8
+            for i in range(8 // width):
+                part = slice(i * count, (i + 1) * count)
+                _gather(codes[at : at + count], np.int32(i * width), mask, work[part], y[part])
+            at += count
 
 
 @kernel(void(F32, int64, int64, int64, float32, int64, F32, F32))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ._jit import bits, helper
 
-__all__ = ["add_to", "pack", "pack_bits", "summed", "unpack", "unpack_bits"]
+__all__ = ["add_to", "pack", "pack_bits", "summed", "unpack"]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
@@ -57,8 +57,7 @@ def pack(wide: Any, width: Any, elements: Any, out: Any) -> None:
 
 
 @helper
-def unpack_bits(codes: Any, width: Any, wide: Any) -> None:
-    """Write to `wide` what `pack_bits` has put into `codes`, a byte each."""
+def _unpack_bits(codes: Any, width: Any, wide: Any) -> None:
     count, mask = codes.shape[0], np.uint8((1 << width) - 1)
     for i in range(8 // width):
         part, place = wide[i * count : (i + 1) * count], np.uint8(width * i)
@@ -79,11 +78,11 @@ def _unpack_high(codes: Any, wide: Any) -> None:
 def unpack(codes: Any, width: Any, elements: Any, wide: Any) -> None:
     """Write to `wide` what `pack` has put into `codes`."""
     if width == 4:
-        unpack_bits(codes, 4, wide)
+        _unpack_bits(codes, 4, wide)
     elif width == 1:
-        unpack_bits(codes, 1, wide)
+        _unpack_bits(codes, 1, wide)
     else:
-        unpack_bits(codes[: elements // 4], 2, wide)
+        _unpack_bits(codes[: elements // 4], 2, wide)
         if width == 3:
             _unpack_high(codes[elements // 4 :], wide)
 
