@@ -113,7 +113,7 @@ class _Bench:
     def fold(self, members: int) -> None:
         codecs.sum_decoded(self.pushes[:members], self.total, codecs={self.codec.name: self.codec})
 
-    def answer(self, members: int) -> Encoded:
+    def answer_to(self, members: int) -> Encoded:
         """Do all that a shard does with a round: sum payloads, and encode what comes of it."""
         theirs = self.pushes[:members]
         refolded = self.codec.fold(
@@ -151,7 +151,7 @@ class _Bench:
         yield "decode", self.decode
         for members in FOLDS:
             yield f"fold{members}", functools.partial(self.fold, members)
-        yield f"answer{max(FOLDS)}", functools.partial(self.answer, max(FOLDS))
+        yield f"answer{max(FOLDS)}", functools.partial(self.answer_to, max(FOLDS))
         if self.codec.linear:
             yield f"linear_sum{max(FOLDS)}", self.linear_sum
 
