@@ -29,6 +29,7 @@ LEVELS_OF = {
     "signsgd": (2.0**-10,),
     "terngrad": (2,),
     "threshold": (1.5,),
+    "dgc": (0.02,),
     "topk": (0.02, 0.5),
 }
 FORMATS = ("fp16", "fp32", "int8", "packed")

@@ -33,6 +33,7 @@ DIGESTS = {
     "signsgd-0.000976562": "af0987d5a1be329e8e49d1c103af5ad7",
     "topk-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
     "topk-0.001-fp32": "05fb1f3d2cc89c0419dd5d3286c356b5",
+    "dgc-0.01-fp16": "1cc38f6c153ce463e9f590abc9e9ff5f",
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
     "topk-1-fp32": "53be0810faa3bbb7274f52064dee0578",
     "random_k-0.01": "efbdf331e836527ac38ea571014ac535",
