@@ -31,8 +31,8 @@ class JobOptions:
     shards_per_server: int | None = None
     """Shards, and so compute threads, in a server process."""
     codec: str | None = None
-    """Codec of the tensors worth compressing: bf16, dense, eden, int, natural, onebit, powersgd, qsgd, random_block, random_k,
-    signsgd, terngrad, threshold, topk."""
+    """Codec of the tensors worth compressing: bf16, dense, dgc, eden, int, natural, onebit, powersgd, qsgd, random_block,
+    random_k, signsgd, terngrad, threshold, topk."""
     light: float | None = None
     """Level in critical regimes, such as 0.04 of all elements."""
     heavy: float | None = None
