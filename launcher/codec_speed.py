@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps_accordion import codecs
-from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push, registry
+from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push, kernels, registry
 from ps_accordion.codecs.packing import ONE
 from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.codecs.workspace import zeros
@@ -61,7 +61,7 @@ class _Bench:
         self.gradient = distribution("gaussian", elements, seed=thread)
         # They begin a line of the cache, as those of workers and servers do.
         self.residual, self.rest, self.total = zeros(elements), zeros(elements), zeros(elements)
-        self.zeros = zeros(elements)
+        self.velocity, self.following, self.zeros = zeros(elements), zeros(elements), zeros(elements)
         self.zeros.fill(0.0)  # what nobody has written would be one page, read again and again
         self.hint = codecs.Hint()
         self.out: Payload = np.empty(codec.payload_bound(elements, level) + 4, np.uint8)
@@ -92,12 +92,20 @@ class _Bench:
         )
 
     def encode_feedback(self) -> Encoded:
-        """Encode as workers do: what is kept goes beside the residual, and the two change places."""
-        encoded = self.codec.encode(
-            self.gradient, self.residual, level=self.level, seed=SEED, out=self.out, rest=self.rest, hint=self.hint
+        """Encode as workers do: what is kept goes beside the residual, and the two change places. Momentum, too, if there is."""
+        momentum, gradient = np.float32(self.codec.momentum), self.gradient
+        if momentum:
+            kernels.momentum.advance(self.velocity, momentum, gradient, self.following)
+            gradient = self.following
+        encoded = self._done(
+            self.codec.encode(gradient, self.residual, level=self.level, seed=SEED, out=self.out, rest=self.rest, hint=self.hint)
         )
         self.residual, self.rest = self.rest, self.residual
-        return self._done(encoded)
+        if momentum:
+            coding = Coding(self.codec.name, self.level, gradient.size, encoded.count, 0)
+            self.codec.mask(self.out[: encoded.nbytes], coding, self.following)
+            self.velocity, self.following = self.following, self.velocity
+        return encoded
 
     def reencode(self) -> Encoded:
         """Encode as shards do. Codecs may leave `total + residual` in the place of the sum; with zeros it stays what it is."""

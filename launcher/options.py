@@ -31,7 +31,7 @@ class JobOptions:
     shards_per_server: int | None = None
     """Shards, and so compute threads, in a server process."""
     codec: str | None = None
-    """Codec of the tensors worth compressing: bf16, dense, eden, int, natural, onebit, powersgd, qsgd, quic_fl,
+    """Codec of the tensors worth compressing: bf16, dense, dgc, eden, int, natural, onebit, powersgd, qsgd, quic_fl,
     random_block, random_k, signsgd, terngrad, threshold, topk."""
     light: float | None = None
     """Level in critical regimes, such as 0.04 of all elements."""

@@ -4,7 +4,7 @@
         manifest.json            where each layout stands, the terms of the job, and size and xxh3-128 of every part
         model-0.safetensors      parameters and buffers of layout 0 by name, for `safetensors.torch.load_file`
         training.safetensors     optimizers, schedulers and scalers
-        worker-0.safetensors     what a worker has for itself: residuals, sums of the open window, generators
+        worker-0.safetensors     what a worker has for itself: residuals, velocities, sums of the open window, generators
         shard-0.safetensors      residuals of a shard, by tensor and place in it
         coordinator.msgpack      planners and policies
 

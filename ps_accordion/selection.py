@@ -23,7 +23,7 @@ from .patterns import TensorCodec
 from .regimes.base import Choice
 from .regimes.plan import MAX_PALETTE
 
-__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "matrices", "unmatched", "used"]
+__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "matrices", "momenta", "unmatched", "used"]
 
 EXACT = Choice("dense", 32.0)
 
@@ -46,6 +46,7 @@ class Selection:
         self.heavy = tuple(heavy for _, heavy in pairs)
         self._small = Choice("dense", float(settings.small_bits))
         self._layout = layout
+        self._momenta = momenta(settings, [tensor.name for tensor in layout.tensors])
 
     def fixed(self, key: Key) -> Choice | None:
         """Return the choice of a key about which no plan decides, buffers or small tensors; None for the others."""
@@ -54,6 +55,15 @@ class Selection:
         if key.small:
             return EXACT if any(self.light[part.tensor] == EXACT for part in key.slices) else self._small
         return None
+
+    def momenta(self, key: Key) -> tuple[float, ...]:
+        """Return the momentum that workers give each slice of a key before they encode; empty where they give none.
+
+        It belongs to the tensor, whatever the key is sent as: small tensors and dense rounds have it, too.
+        """
+        names = [] if key.buffer else [self._layout.tensors[part.tensor].name for part in key.slices]
+        momenta = tuple(self._momenta.get(name, 0.0) for name in names)
+        return momenta if any(momenta) else ()
 
     def codecs(self) -> set[str]:
         """Return the names of the codecs of all compressible tensors."""
@@ -77,6 +87,17 @@ def matrices(settings: CodecSettings) -> Matrices:
     """
     codecs = codecs_of(settings)
     return lambda name: codecs[settings.of(name).codec].scope == "tensor"
+
+
+def momenta(settings: CodecSettings, names: Iterable[str]) -> dict[str, float]:
+    """Return the momentum that workers give tensors before they encode them, by name, of those that have any.
+
+    Raises:
+        CodecError: As `codecs_of` does.
+    """
+    codecs = codecs_of(settings)
+    found = {name: codecs[settings.of(name).codec].momentum for name in names}
+    return {name: momentum for name, momentum in found.items() if momentum}
 
 
 def used(settings: CodecSettings) -> list[tuple[Codec, float]]:

@@ -41,6 +41,7 @@ CODECS = {
     "signsgd": {"codec.name": "signsgd"},
     "terngrad": {"codec.name": "terngrad"},
     "topk": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01},
+    "dgc": {"codec.name": "dgc", "codec.light": 0.1, "codec.heavy": 0.01, "codec.momentum": 0.7},
     "topk32": {"codec.name": "topk", "codec.light": 0.1, "codec.heavy": 0.01, "codec.values": "fp32"},
     "onebit": {"codec.name": "onebit", "codec.light": 64, "codec.heavy": 1024},
     "powersgd": {"codec.name": "powersgd", "codec.light": 3, "codec.heavy": 1},
@@ -53,7 +54,7 @@ CODECS = {
     "mixed": {
         "codec.light": 0.1,
         "codec.heavy": 0.01,
-        "codec.tensors": '{"branch.bias" = "dense", "*.bias" = "onebit", "branch.*" = {codec = "int", heavy = 2}}',
+        "codec.tensors": '{"branch.bias" = "dense", "*.bias" = "dgc", "branch.*" = {codec = "int", heavy = 2}}',
     },
     "random_k, cyclic": {"codec.name": "random_k", "codec.light": 0.2, "codec.heavy": 0.05, "codec.coverage": "cyclic"},
     "blocks, cyclic": {"codec.name": "random_block", "codec.light": 0.2, "codec.heavy": 0.05, "codec.coverage": "cyclic"},

@@ -3,6 +3,7 @@
 Nothing here knows sockets, threads or kernels. `twins.py` has the codecs; this file has the rounds:
 
     worker   e := rule(e) if its level turned lighter;  v = g + e;  payload = C(v);  e := v - D(payload)
+    dgc      u := momentum x u + g stands for g, whatever its key is sent as; where D(payload) of dgc is not 0, u := 0 afterwards
     server   total = sum of weight x D(payload), slot order;  p = total / weights + rule(E);  result = C(p);  E := p - D(result)
     skipped  a round with a gradient that is not finite: E as before it, and every payload pushed in it returns to its e
     buffers  one worker's, with weight 1, exact; of a skipped round nothing returns
@@ -50,6 +51,7 @@ class Replay:
         workers = range(settings.workers.count)
         self.worker = {(slot, key.number): np.zeros(key.elements, F32) for slot in workers for key in layout.keys}
         self.server = {key.number: np.zeros(key.elements, F32) for key in layout.keys}
+        self.velocity = {where: np.zeros_like(residual) for where, residual in self.worker.items()}
         self.worker_bound = dict.fromkeys(self.worker, 0)
         self.server_bound = dict.fromkeys(self.server, 0)
         self.basis = {}
@@ -74,6 +76,13 @@ class Replay:
         plan = self.plans[self.carried.get(round_ - 1, 0)]
         choice = plan.get(names[0], self.light(names[0]))
         return twins.effective(*choice, key.elements, self.settings.codec.values, rows=key.rows)
+
+    def momenta(self, key):
+        """Return (span, momentum) of each tensor in a key that is given some."""
+        tensors = [] if key.buffer else [(part, self.layout.tensors[part.tensor].name) for part in key.slices]
+        return [
+            ((part.offset, part.length), self.settings.codec.momentum) for part, name in tensors if self.light(name)[0] == "dgc"
+        ]
 
     def light(self, name):
         """Return codec and light level of a tensor: of the first pattern that matches its name, else the job's."""
@@ -128,6 +137,8 @@ class Replay:
         values, rule = self.settings.codec.values, self.settings.codec.residual_at_switch
         bound, where = twins.payload_bound(codec, level, key.elements, values, key.rows), (slot, key.number)
         residual, lost = self.worker[where], None
+        held = [(part.offset, part.length) for part in key.elements_of(bits)]
+        gradient, velocity = twins.advance(self.velocity[where], gradient, self.momenta(key), held)
         if 0 < self.worker_bound[where] < bound:
             residual, lost = twins.settle(rule, residual, gradient)
         who = SHARED if codec in twins.SHARED_SEED else slot + 1
@@ -136,7 +147,6 @@ class Replay:
             seed = seed_for(self.settings.seed, 0, key.number, round_, SHARED) & ~0xFFFFFFFF | seed & 0xFFFFFFFF
         if codec in twins.SHARED and self.settings.codec.coverage == "cyclic":
             seed = twins.turn(codec, level, key.elements, seed_for(self.settings.seed, 0, key.number, 0, SHARED), round_)
-        held = [(part.offset, part.length) for part in key.elements_of(bits)]
         matrix = {"rows": key.rows, "basis": self.basis.get(key.number)}
         packed = twins.encode_holding(codec, level, gradient, residual, held, seed=seed, values=values, **matrix)
         if packed is None:
@@ -146,6 +156,9 @@ class Replay:
             self.thrown[where] += self.worker[where].astype(np.float64) - residual
         self.worker[where], self.worker_bound[where] = packed.rest, bound
         coding = Coding(codec, level, key.elements, packed.count, seed if codec in twins.SHARED_SEED else 0)
+        if codec == "dgc":
+            velocity = np.where(twins.decode(coding, packed.payload) != 0, F32(0), velocity)
+        self.velocity[where] = velocity
         return weight, coding, packed.payload
 
     def _fold(self, key, round_, pushes, used, total_weight, flushed=()):

@@ -19,7 +19,7 @@ from ps_accordion.seeds import mix64, unmix64
 CHUNK = 32768
 PACKED_CHUNK = 4096
 CAP = 0.125
-SPARSE = ("threshold", "topk")
+SPARSE = ("dgc", "threshold", "topk")
 SHARED = ("random_block", "random_k")
 SHARED_SEED = (*SHARED, "powersgd")
 F32 = np.float32
@@ -319,6 +319,17 @@ def encode_holding(codec, level, gradient, residual, held, *, seed=0, values="fp
         for start, length in held:
             packed.rest[start : start + length] = residual[start : start + length]
     return packed
+
+
+def advance(velocity, gradient, momenta, unused=()):
+    """Return (what is encoded for a gradient, the velocity it leaves before the mask); momenta are (span, momentum) pairs."""
+    handed_in, following = gradient.copy(), velocity.copy()
+    with np.errstate(all="ignore"):
+        for (start, length), momentum in momenta:
+            if (start, length) not in unused:
+                here = slice(start, start + length)
+                handed_in[here] = following[here] = velocity[here] * F32(momentum) + gradient[here]
+    return handed_in, following
 
 
 # --- the residual at a switch ------------------------------------------------------------------------------------------------

@@ -108,7 +108,8 @@ class BaseSession(ABC):
             sampler: A sampler with `set_epoch`; each call then marks the beginning of an epoch, as `begin_epoch` does.
 
         Raises:
-            UsageError: The scheduler is another optimizer's, or the sampler has no epochs.
+            UsageError: The scheduler is another optimizer's, the sampler has no epochs, or the optimizer has momentum where
+                the job gives it to gradients before they are compressed (codec dgc).
         """
         self.training.track(optimizer, scheduler=scheduler, scaler=scaler, sampler=sampler)
 
@@ -178,6 +179,7 @@ class BaseSession(ABC):
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return what this worker keeps beside the model: its residuals, as `<layout>.<tensor>`, float32 on the CPU; copies.
 
+        With codec dgc also the momentum of its gradients, as `velocity.<layout>.<tensor>`.
         To be saved with the model, by every worker its own, between two steps. Empty where nothing was left out so far.
 
         Raises:

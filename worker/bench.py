@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ps_accordion.selection import momenta
 from ps_accordion.worker import DistributedModel, connect
 from ps_accordion.worker.base import BaseSession
 from ps_accordion.worker.baselines import BASELINES
@@ -110,7 +111,11 @@ def _step(session: BaseSession, options: argparse.Namespace) -> Contest:
         "ours": lambda module: DistributedModel(module, session=session),
         "alone": lambda module: module,
     }
-    ways = {name: _trainer((wrap | BASELINES)[name](modules[name]), batch) for name in modules}
+    given = momenta(session.settings.codec, dict(module.named_parameters()))  # then the optimizer has none
+    ways = {
+        name: _trainer((wrap | BASELINES)[name](modules[name]), batch, momentum=0.0 if given and name == "ours" else MOMENTUM)
+        for name in modules
+    }
 
     def difference() -> float:
         pairs = zip(modules["ours"].parameters(), modules[options.baselines[0]].parameters(), strict=True)
@@ -119,8 +124,8 @@ def _step(session: BaseSession, options: argparse.Namespace) -> Contest:
     return Contest(ways, lambda: None, difference)
 
 
-def _trainer(model: nn.Module, batch: torch.Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
+def _trainer(model: nn.Module, batch: torch.Tensor, *, momentum: float) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=momentum)
 
     def step() -> None:
         optimizer.zero_grad()

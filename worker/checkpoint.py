@@ -1,7 +1,7 @@
 """A worker's part in a checkpoint of the whole job, and how it takes one up.
 
-Every worker writes what it has for itself: residuals, sums of the open window, generators. The lowest slot writes what all have:
-the models, each in a file of its own by parameter name, and what steps them.
+Every worker writes what it has for itself: residuals, velocities, sums of the open window, generators. The lowest slot writes
+what all have: the models, each in a file of its own by parameter name, and what steps them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 
 from .member import COORDINATOR
-from .own_state import load_residuals, residuals_of
+from .own_state import VELOCITY, load_residuals, load_velocities, residuals_of, velocities_of
 from .rounds import Standing
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = ["Checkpoints"]
 
 MODEL = "model."
 """What names of parameters and buffers begin with in the state of a model."""
+RESIDUAL = "residual."
 TRAINING = "training.safetensors"
 VALUES = "values"
 REPEAT_S = 0.5
@@ -181,9 +182,9 @@ class Checkpoints:
     def _apply_own(self, tracked: Tracked, number: int) -> None:
         mine = self._file(checkpoint.worker_file(self._session.slot))
         values = json.loads(bytes(mine[VALUES].tolist()))[str(number)]
-        prefix = f"residual.{number}."
         exchange = tracked.exchange
-        load_residuals(exchange, {name.removeprefix(prefix): tensor for name, tensor in mine.items() if name.startswith(prefix)})
+        load_residuals(exchange, _named(mine, f"{RESIDUAL}{number}."))
+        load_velocities(exchange, _named(mine, f"{VELOCITY}{number}."))
         for coder in exchange.coders:
             first = coder.key.slices[0]
             # Small keys may be cut otherwise here; they have one level, so that no bound tells of a switch.
@@ -207,6 +208,11 @@ class Checkpoints:
         return self._files[file]
 
 
+def _named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _own_state(tracked: list[Tracked]) -> bytes:
     tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no hints here
@@ -214,7 +220,8 @@ def _own_state(tracked: list[Tracked]) -> bytes:
     values: dict[str, Mapping[str, Any]] = {}
     for each in tracked:
         exchange, number = each.exchange, each.exchange.number
-        tensors |= {f"residual.{number}.{name}": residual for name, residual in residuals_of(exchange).items()}
+        tensors |= {f"{RESIDUAL}{number}.{name}": residual for name, residual in residuals_of(exchange).items()}
+        tensors |= {f"{VELOCITY}{number}.{name}": velocity for name, velocity in velocities_of(exchange).items()}
         state, tensors[f"sums.{number}"] = each.state()
         first = [(coder, coder.key.slices[0]) for coder in exchange.coders]
         values[str(number)] = {

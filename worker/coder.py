@@ -6,6 +6,7 @@ A coder is used by one thread at a time: the codec thread that owns the key.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from ps_accordion.wire.framing import frame_lengths
 
 from .account import Account
 from .following import KeyCodecs
+from .velocity import Velocity
 
 __all__ = ["KeyCoder", "Pushed", "coding_of"]
 
@@ -55,9 +57,12 @@ class KeyCoder:
         settings: The settings of the job.
         slot: This worker's slot.
         incarnation: And its incarnation.
+        momenta: Momentum that gradients are given before they are encoded, slice by slice; empty for none.
     """
 
-    def __init__(self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int) -> None:
+    def __init__(
+        self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int, momenta: Sequence[float] = ()
+    ) -> None:
         self.layout = layout
         self.key = key
         self._residual: FloatVector | None = None
@@ -72,6 +77,7 @@ class KeyCoder:
         self._hint = Hint()
         self._out: Payload | None = None
         self._account = Account(layout, key)
+        self._velocity = Velocity(key, momenta) if momenta else None
 
     @property
     def account(self) -> Account:
@@ -108,6 +114,9 @@ class KeyCoder:
         self._begun = True
         if keeps and self._residual is None:
             self._residual = workspace.zeros(key.elements)
+        unused = key.elements_of(used)
+        if self._velocity is not None:
+            gradient = self._velocity.advance(gradient, unused)
         loss, before, thrown = 0.0, None, 0.0
         if self._residual is not None and 0 < self.bound < bound:
             before = self._residual.copy()
@@ -118,10 +127,10 @@ class KeyCoder:
             job=settings.seed, layout=self.layout, key=key.number, round_=round_, slot=self._slot,
         )  # fmt: skip
         out = self._room(bound)
-        unused = [(part.offset, part.length) for part in key.elements_of(used)]
+        held = [(part.offset, part.length) for part in unused]
         old, rest = self._residual, None if self._residual is None else workspace.take(key.elements)
         encoded = encode_holding(
-            codec, gradient, old, unused, level=choice.level, seed=seed, out=out, rest=rest, hint=self._hint
+            codec, gradient, old, held, level=choice.level, seed=seed, out=out, rest=rest, hint=self._hint
         )  # fmt: skip
         if old is not None and rest is not None:
             if encoded is not None:
@@ -130,10 +139,12 @@ class KeyCoder:
         if encoded is None:
             if self._residual is not None and before is not None:
                 self._residual[:] = before
+            if self._velocity is not None:
+                self._velocity.drop()
             push = self.without_payload("SKIP", round_=round_, previous_skipped=previous_skipped, weight=weight)
             return Pushed(push, None, 0.0)
         self.bound = bound
-        if not keeps and not unused:
+        if not keeps and not held:
             self._residual = None  # all of it is on its way, and zeros need not be added in the next round
         payload = out[: encoded.nbytes]
         message = m.Push(
@@ -143,9 +154,11 @@ class KeyCoder:
         )  # fmt: skip
         if not key.buffer:
             self._account.pushed(
-                codec, payload, coding_of(message), gradient, key.elements_of(used),
+                codec, payload, coding_of(message), gradient, unused,
                 before=old, residual=self._residual, thrown=thrown,
             )  # fmt: skip
+        if self._velocity is not None:
+            self._velocity.keep(codec, payload, coding_of(message))
         return Pushed(message, payload, loss)
 
     def _room(self, nbytes: int) -> Payload:
@@ -195,6 +208,21 @@ class KeyCoder:
         """Take over a residual, float32[key.elements]; it is copied."""
         self._account.replaced(self._residual, residual)
         self._residual = residual.copy()
+
+    @property
+    def moves(self) -> bool:
+        """Whether some slice is given momentum before it is encoded."""
+        return self._velocity is not None
+
+    def host_velocity(self) -> FloatVector | None:
+        """Return a copy of the velocity, float32[key.elements], or None if there is none."""
+        vector = None if self._velocity is None else self._velocity.vector
+        return None if vector is None else vector.copy()
+
+    def set_velocity(self, velocity: FloatVector) -> None:
+        """Take over a velocity, float32[key.elements]; it is copied. Of keys that have momentum."""
+        assert self._velocity is not None
+        self._velocity.vector = velocity.copy()
 
     def take_back(self, push: m.Push, payload: Payload) -> None:
         """Add a pushed payload to the residual again, because its round was skipped: delayed, not lost."""

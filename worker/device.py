@@ -35,6 +35,7 @@ from .account import Account
 from .coder import KeyCoder, Pushed, coding_of
 from .following import KeyCodecs
 from .streams import Mark, Streams, streams_of
+from .velocity import DeviceVelocity
 
 __all__ = ["DeviceCoder", "Part", "Pending"]
 
@@ -102,9 +103,12 @@ class DeviceCoder:
         settings: The settings of the job.
         slot: This worker's slot.
         incarnation: And its incarnation.
+        momenta: Momentum that gradients are given before they are encoded, slice by slice; empty for none.
     """
 
-    def __init__(self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int) -> None:
+    def __init__(
+        self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int, momenta: Sequence[float] = ()
+    ) -> None:
         self.layout = layout
         self.key = key
         self.residual: torch.Tensor | None = None
@@ -117,6 +121,7 @@ class DeviceCoder:
         self._ready: Mark | None = None
         """Where backward's stream stood when the gradients had been handed over: before it, they must not be written."""
         self._owed: deque[tuple[m.Push, Payload]] = deque()
+        self._velocity = DeviceVelocity(key, momenta) if momenta else None
 
     # ------------------------------------------------------------ the thread of backward
 
@@ -163,12 +168,16 @@ class DeviceCoder:
             codec, self.key.elements, choice.level,
             job=self._settings.seed, layout=self.layout, key=self.key.number, round_=round_, slot=self._slot,
         )  # fmt: skip
-        held: Held = [(part.offset, part.length) for part in self.key.elements_of(used)]
-        gathered, watched = _gathered(gradients), self.account.probe.counts and not self.key.buffer
+        unused = self.key.elements_of(used)
+        held: Held = [(part.offset, part.length) for part in unused]
+        gathered, advance = _gathered(gradients), None
+        if self._velocity is not None:
+            gathered, advance = self._velocity.advance(gathered, unused)
+        watched = self.account.probe.counts and not self.key.buffer
         stretches = {"gradient": self._stretch(gathered)} if watched else {}
         if watched and (rule != "keep" or codec.noisy(choice.level)):
             stretches["before"] = self._stretch(residual).clone()
-        parcel = encode(twin, gathered, residual, level=choice.level, seed=seed, held=held, rule=rule)
+        parcel = encode(twin, gathered, residual, level=choice.level, seed=seed, held=held, rule=rule, advance=advance)
         if "before" in stretches or self.account.due:
             stretches["after"] = self._stretch(residual)
         memory, self._ready = streams.fetch(torch.cat([parcel, *stretches.values()]) if stretches else parcel)
@@ -271,6 +280,22 @@ class DeviceCoder:
         self.account.replaced(self.host_residual(), residual)
         self._owed.clear()
         self.residual = torch.from_numpy(residual.copy())
+
+    @property
+    def moves(self) -> bool:
+        """Whether some slice is given momentum before it is encoded."""
+        return self._velocity is not None
+
+    @torch.no_grad()
+    def host_velocity(self) -> FloatVector | None:
+        """Return a copy of the velocity, float32[n], or None if there is none. Waits for the device."""
+        vector = None if self._velocity is None else self._velocity.vector
+        return None if vector is None else vector.cpu().numpy().copy()
+
+    def set_velocity(self, velocity: FloatVector) -> None:
+        """Take over a velocity, float32[n]; it is copied. The device it belongs on is known with the first gradient."""
+        assert self._velocity is not None
+        self._velocity.vector = torch.from_numpy(velocity.copy())
 
     @staticmethod
     @torch.no_grad()

@@ -29,7 +29,7 @@ __all__ = ["DeviceExchange"]
 
 
 class DeviceExchange(Exchange):
-    """An exchange whose gradients are tensors of one device; see `Exchange`.
+    """An exchange whose gradients are tensors of one device; see `Exchange`, and `HostExchange` for the arguments.
 
     Raises:
         CodecError: The codec of a tensor has no form for accelerators.
@@ -37,12 +37,26 @@ class DeviceExchange(Exchange):
 
     takes_tensors = True
 
-    def __init__(self, client: Client, number: int, layout: Layout, decided: Callable[[Decide, Timing], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        number: int,
+        layout: Layout,
+        decided: Callable[[Decide, Timing], None],
+        *,
+        trains: bool = True,
+    ) -> None:
         super().__init__(client, number, layout, decided)
-        for codec in sorted(Selection(client.settings.codec, layout).codecs()):
+        selection = Selection(client.settings.codec, layout)
+        for codec in sorted(selection.codecs()):
             twin_of(registry.find(self.rounds.codecs, codec))  # Now, not in the middle of the first backward.
         slot, incarnation = client.membership.slot, client.membership.incarnation
-        self._coders = [DeviceCoder(number, key, client.settings, slot=slot, incarnation=incarnation) for key in layout.keys]
+        self._coders = [
+            DeviceCoder(
+                number, key, client.settings, slot=slot, incarnation=incarnation, momenta=selection.momenta(key) if trains else ()
+            )
+            for key in layout.keys
+        ]
         self._records = client.settings.run.record_gradients
 
     @property

@@ -91,6 +91,16 @@ class Coder(Protocol):
     def set_residual(self, residual: FloatVector) -> None:
         """Take over a residual, float32[key.elements]; it is copied."""
 
+    @property
+    def moves(self) -> bool:
+        """Whether some slice is given momentum before it is encoded."""
+
+    def host_velocity(self) -> FloatVector | None:
+        """Return a copy of the momentum that was built up before encoding, float32[key.elements], or None if there is none."""
+
+    def set_velocity(self, velocity: FloatVector) -> None:
+        """Take over such a momentum, float32[key.elements]; it is copied. Of keys that have it."""
+
     def without_payload(self, kind: m.PushKind, *, round_: int, previous_skipped: bool, weight: float = 1.0) -> m.Push:
         """Return a push of kind UNUSED, SKIP, JOINED or EMPTY."""
 

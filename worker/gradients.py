@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ps_accordion.errors import RunAborted, UsageError
 from ps_accordion.layout import Tensor
+from ps_accordion.selection import momenta
 
 from . import snapshot
 from .accumulation import Accumulation
@@ -89,7 +90,7 @@ class Gradients:
         self.tracked.take = lambda: _take(me)
         self.tracked.apply = lambda state: _call(me, "_apply", state)
         session.on_failure(lambda error: _call(me, "_on_failure", error))
-        session.training.trains(self.parameters)
+        session.training.trains(named, momenta(session.settings.codec, (name for name, _ in named)))
         self.tracked.rate = lambda: _rate_of(me)
         session.add_model(self)
         # The parent's C++ half keeps the hook alive, out of sight of the garbage collector: it must not keep us.

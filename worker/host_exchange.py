@@ -10,6 +10,7 @@ import numpy as np
 from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.layout import Key, Layout
+from ps_accordion.selection import Selection
 from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
 
@@ -24,14 +25,36 @@ __all__ = ["HostExchange"]
 
 
 class HostExchange(Exchange):
-    """An exchange whose gradients are float32 arrays; see `Exchange`."""
+    """An exchange whose gradients are float32 arrays; see `Exchange`.
+
+    Args:
+        client: As for `Exchange`, like those that follow.
+        number: Number of the layout.
+        layout: The layout.
+        decided: Called when a round is decided.
+        trains: Whether these are gradients, which may be given momentum, and not what a script wants the mean of.
+    """
 
     takes_tensors = False
 
-    def __init__(self, client: Client, number: int, layout: Layout, decided: Callable[[Decide, Timing], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        number: int,
+        layout: Layout,
+        decided: Callable[[Decide, Timing], None],
+        *,
+        trains: bool = True,
+    ) -> None:
         super().__init__(client, number, layout, decided)
         slot, incarnation = client.membership.slot, client.membership.incarnation
-        self._coders = [KeyCoder(number, key, client.settings, slot=slot, incarnation=incarnation) for key in layout.keys]
+        selection = Selection(client.settings.codec, layout)
+        self._coders = [
+            KeyCoder(
+                number, key, client.settings, slot=slot, incarnation=incarnation, momenta=selection.momenta(key) if trains else ()
+            )
+            for key in layout.keys
+        ]
         self._flat = {key.number: np.empty(key.elements, np.float32) for key in layout.keys if len(key.slices) > 1}
         """Where fused small tensors are gathered before they are encoded, and decoded before they are spread."""
 

@@ -53,7 +53,8 @@ class Tracked:
         session: The session.
         number: Number of the layout.
         layout: The layout.
-        decided: Called, on the socket's thread, when a round is decided in which this worker trained.
+        decided: Called, on the socket's thread, when a round is decided in which this worker trained. None where it trains
+            nothing, but wants the mean of something: that is given no momentum.
         device: Where the gradients lie; None for arrays of the host.
 
     Attributes:
@@ -73,13 +74,14 @@ class Tracked:
         device: torch.device | None = None,
     ) -> None:
         self.exchange: Exchange
+        trains = decided is not None
         sums: Sums
         if device is not None and on_device(device):
             streams_of(device)  # Refuses now what would fail in the middle of the first backward.
-            self.exchange = DeviceExchange(session.client, number, layout, self._on_decided)
+            self.exchange = DeviceExchange(session.client, number, layout, self._on_decided, trains=trains)
             sums = DeviceSums(layout, device)
         else:
-            self.exchange = HostExchange(session.client, number, layout, self._on_decided)
+            self.exchange = HostExchange(session.client, number, layout, self._on_decided, trains=trains)
             sums = HostSums(layout)
         self.takes_tensors = self.exchange.takes_tensors
         self.layout = layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +49,30 @@ class Training:
         """Batches that make up the step in progress: learning rates are that many times as high while an optimizer steps."""
         self._begin_epoch = begin_epoch
         self._parameters: set[int] = set()
+        self._momenta: dict[int, tuple[str, float]] = {}
+        """Name and momentum of parameters whose gradients are given momentum before they are compressed, by id."""
         self._scalers: dict[int, torch.amp.GradScaler] = {}
         self._rates: list[tuple[Optimizer, list[Any]]] = []
         me = weakref.ref(self)
         self._watch = register_optimizer_step_pre_hook(lambda optimizer, *_: _notice(me, optimizer))
         self._scaling: list[Any] = []
 
-    def trains(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Note that a model of this session has these parameters."""
-        self._parameters.update(map(id, parameters))
+    def trains(self, named: Iterable[tuple[str, nn.Parameter]], momenta: Mapping[str, float]) -> None:
+        """Note that a model of this session has these parameters.
+
+        Args:
+            named: The parameters with their names.
+            momenta: Momentum that gradients are given before they are compressed, by name.
+
+        Raises:
+            UsageError: An optimizer that is known gives momentum to one of these, too.
+        """
+        for name, parameter in named:
+            self._parameters.add(id(parameter))
+            if name in momenta:
+                self._momenta[id(parameter)] = name, momenta[name]
+        for stepper in self.steppers:
+            self._refuse_momentum(stepper.optimizer)
 
     def track(
         self, optimizer: Optimizer, *, scheduler: Any = None, scaler: torch.amp.GradScaler | None = None, sampler: Any = None
@@ -65,8 +80,10 @@ class Training:
         """Take note of an optimizer; see `BaseSession.track`.
 
         Raises:
-            UsageError: The scheduler is another optimizer's, or the sampler has no epochs.
+            UsageError: The scheduler is another optimizer's, the sampler has no epochs, or the optimizer gives momentum to what
+                has been given it before.
         """
+        self._refuse_momentum(optimizer)
         if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
             raise UsageError("expected a scheduler of the tracked optimizer, got one of another optimizer")
         if sampler is not None and not callable(getattr(sampler, "set_epoch", None)):
@@ -118,13 +135,31 @@ class Training:
         return max(rates, default=math.nan)
 
     def notice(self, optimizer: Optimizer) -> None:
-        """Take note of an optimizer that is about to step, if it steps a model of this session."""
+        """Take note of an optimizer that is about to step, if it steps a model of this session.
+
+        Raises:
+            UsageError: It gives momentum to what has been given it before.
+        """
         if all(known.optimizer is not optimizer for known in self.steppers) and any(
             id(parameter) in self._parameters for group in optimizer.param_groups for parameter in group["params"]
         ):
+            self._refuse_momentum(optimizer)
             self.steppers.append(Stepper(optimizer))
             self._hook(optimizer)
             self._raise(optimizer)  # this step has begun already
+
+    def _refuse_momentum(self, optimizer: Optimizer) -> None:
+        """Refuse momentum on top of momentum: with 0.9 twice, every step would be ten times as long again."""
+        for group in optimizer.param_groups:
+            momentum = float(group.get("momentum", 0) or group.get("betas", (0,))[0])
+            for parameter in group["params"] if momentum else ():
+                if id(parameter) in self._momenta:
+                    name, before = self._momenta[id(parameter)]
+                    raise UsageError(
+                        f"expected an optimizer without momentum for {name!r}, whose gradient is given {before:g} before it is "
+                        f"compressed (codec.momentum), got {type(optimizer).__name__} with {momentum:g}: set momentum=0 there "
+                        "(for Adam, the first of betas), or choose a codec that leaves it to the optimizer, such as topk"
+                    )
 
     def _hook(self, optimizer: Optimizer) -> None:
         self._scaling += [

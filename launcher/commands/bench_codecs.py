@@ -48,7 +48,7 @@ def codecs(
             Empty takes all.
         elements: Length of the float32 vectors; 262144 is half a partition: the real unit of work, and it stays in the cache.
         threads: How many threads work at once, each on vectors of its own.
-        values: How topk and threshold write what they keep.
+        values: How dgc, threshold and topk write what they keep.
         json_file: Write the rows to this file, too.
     """
     for name, value in (("elements", elements), ("threads", threads)):

@@ -143,12 +143,20 @@ class Codec(ABC):
     scope: ClassVar[Literal["partition", "tensor"]] = "partition"
     """Whether it works on partitions of a tensor or needs the tensor whole."""
 
+    @property
+    def momentum(self) -> float:
+        """Momentum that a worker gives the gradient before it encodes, in place of its optimizer, in [0, 1); 0 for none.
+
+        What `encode` gets is then `u := momentum * u + gradient`, where u is kept at the worker, and masked by `mask`.
+        """
+        return 0.0
+
     def libraries(self) -> frozenset[str]:
         """Return the modules of `kernels` whose code it runs, with these options and whatever the level.
 
         `warm` makes them ready; what is missing here is compiled in the middle of a step.
         """
-        return frozenset({"vector"})
+        return frozenset({"vector", "momentum"} if self.momentum else {"vector"})
 
     @abstractmethod
     def check_level(self, level: float) -> None:
@@ -220,6 +228,18 @@ class Codec(ABC):
             How much was written; None when any element of `v` is not finite, and then `residual` is untouched, and `rest`
             undefined.
         """
+
+    def mask(self, payload: Payload, coding: Coding, velocity: FloatVector) -> None:
+        """Set zero in `velocity`, float32[n], where D(payload) is not zero. Of codecs that have `momentum`.
+
+        Args:
+            payload: It has been validated, or was encoded here.
+            coding: What its header says.
+            velocity: The u of `momentum`, changed in place.
+        """
+        sent = np.empty_like(velocity)
+        self.decode(payload, coding, sent)
+        velocity[sent != 0] = 0.0
 
     @abstractmethod
     def validate(self, payload: Payload, coding: Coding) -> None:

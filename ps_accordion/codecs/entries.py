@@ -40,10 +40,12 @@ __all__ = [
     "PACKED_AT",
     "PACKED_CHUNK",
     "EntriesCodec",
+    "Packed",
     "chunk_of",
     "chunks_of",
     "is_packed",
     "length_of",
+    "packed_entries",
     "positions_of",
 ]
 
@@ -57,7 +59,7 @@ MAX_ELEMENTS = 1 << 32
 """Indices are 32 bits wide while they are chosen."""
 
 
-class _Packed(NamedTuple):
+class Packed(NamedTuple):
     """A packed payload as views.
 
     Attributes:
@@ -206,7 +208,7 @@ class EntriesCodec(Codec):
                 f", got {count} entries in {payload.size} bytes"
             )
         if form == values.PACKED:
-            packed = _packed(payload, coding)
+            packed = packed_entries(payload, coding)
             if not kernels.codes.check(payload[values.PREAMBLE : PACKED_AT].view(np.float32)):
                 raise PayloadError(f"{self.name}: expected a unit from 2^-126 to 2^120, got {packed.unit!r}")
             rising = kernels.packed.check(packed.entries, packed.counts, n)
@@ -224,7 +226,7 @@ class EntriesCodec(Codec):
         """Write the values to their places in `out`, and zero elsewhere."""
         if is_packed(payload):
             kernels.vector.clear(out)
-            packed = _packed(payload, coding)
+            packed = packed_entries(payload, coding)
             kernels.packed.scatter(packed.entries, packed.counts, packed.unit, out)
             return
         places, counts = positions_of(payload, coding.elements, coding.count)
@@ -234,7 +236,7 @@ class EntriesCodec(Codec):
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times the values at their places in `total`."""
         if is_packed(payload):
-            packed = _packed(payload, coding)
+            packed = packed_entries(payload, coding)
             kernels.packed.add(packed.entries, packed.counts, packed.unit, weight, total)
             return
         places, counts = positions_of(payload, coding.elements, coding.count)
@@ -244,7 +246,7 @@ class EntriesCodec(Codec):
         """Write the values of a stretch to their places in `out`, and zero elsewhere: indices rise, so it is searched for."""
         out.fill(0.0)
         if is_packed(payload):
-            _peek_packed(_packed(payload, coding), coding.elements, start, out)
+            _peek_packed(packed_entries(payload, coding), coding.elements, start, out)
             return
         places, counts = positions_of(payload, coding.elements, coding.count)
         end = start + out.size
@@ -285,11 +287,11 @@ def positions_of(payload: Payload, elements: int, count: int) -> tuple[NDArray[n
     return payload[counts_at - 2 * count : counts_at].view(np.uint16), payload[counts_at:].view(np.uint16)
 
 
-def _packed(payload: Payload, coding: Coding) -> _Packed:
+def packed_entries(payload: Payload, coding: Coding) -> Packed:
     """Return the parts of a packed payload whose length has been checked."""
     counts_at = PACKED_AT + 2 * coding.count
     unit = payload[values.PREAMBLE : PACKED_AT].view(np.float32)[0]
-    return _Packed(unit, payload[PACKED_AT:counts_at].view(np.uint16), payload[counts_at:].view(np.uint16))
+    return Packed(unit, payload[PACKED_AT:counts_at].view(np.uint16), payload[counts_at:].view(np.uint16))
 
 
 def _write_packed(chosen: Chosen, v: FloatVector, out: Payload) -> Encoded:
@@ -307,7 +309,7 @@ def _write_packed(chosen: Chosen, v: FloatVector, out: Payload) -> Encoded:
     return Encoded(end, count)
 
 
-def _peek_packed(packed: _Packed, elements: int, start: int, out: FloatVector) -> None:
+def _peek_packed(packed: Packed, elements: int, start: int, out: FloatVector) -> None:
     """Write the values of a stretch, whose chunks are decoded whole and cut."""
     first, last = start // PACKED_CHUNK, chunks_of(start + out.size, PACKED_CHUNK)
     whole = borrow("peeked", min(last * PACKED_CHUNK, elements) - first * PACKED_CHUNK, np.float32)

@@ -13,6 +13,7 @@ from . import plugins
 from .base import Codec
 from .bf16 import BF16
 from .dense import Dense
+from .dgc import DGC
 from .eden import Eden
 from .int import Int
 from .natural import Natural
@@ -36,8 +37,8 @@ Choice = tuple[str, float]
 _CLASSES: dict[str, type[Codec]] = {
     codec.name: codec
     for codec in (
-        *(BF16, Dense, Eden, Int, Natural, OneBit, PowerSgd, Qsgd, QuicFL, RandomBlock, RandomK, SignSGD, TernGrad, Threshold),
-        TopK,
+        *(BF16, Dense, DGC, Eden, Int, Natural, OneBit, PowerSgd, Qsgd, QuicFL, RandomBlock, RandomK, SignSGD, TernGrad),
+        *(Threshold, TopK),
     )
 }
 

@@ -42,6 +42,8 @@ class TopK(EntriesCodec):
     """The largest elements. Level: the fraction that is kept, in (0, 1]."""
 
     name: ClassVar[str] = "topk"
+    adds_as_topk: ClassVar[bool] = True
+    """Whether this very class adds entries as is done here. A subclass that does says so anew, and folds sparsely."""
 
     def libraries(self) -> frozenset[str]:
         """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
@@ -53,7 +55,7 @@ class TopK(EntriesCodec):
 
     def kept(self, elements: int, level: float) -> int:
         """Return k: how many of `elements` are sent at most, `max(1, ceil(level * elements))` in float64."""
-        return _kept(elements, level)
+        return _kept(self.name, elements, level)
 
     def choose(
         self, a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVector, level: float, hint: Hint | None
@@ -82,7 +84,8 @@ class TopK(EntriesCodec):
         assert new_residual is not None
         n, entries = new_residual.size, sum(coding.count for coding in codings)
         # Zero times a scale that is not finite is no zero, and who changes how entries are added changes this, too.
-        dense = entries * SPARSE > n or n >= MAX_ELEMENTS or not np.isfinite(scale) or type(self) is not TopK
+        dense = entries * SPARSE > n or n >= MAX_ELEMENTS or not np.isfinite(scale)
+        dense = dense or not vars(type(self)).get("adds_as_topk", False)
         if dense or any(is_packed(payload) for payload in payloads):
             return super().fold(
                 *(payloads, codings, weights, scale, residual, new_residual),
@@ -115,8 +118,8 @@ class TopK(EntriesCodec):
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _kept(elements: int, level: float) -> int:
-    check_fraction(TopK.name, level)
+def _kept(name: str, elements: int, level: float) -> int:
+    check_fraction(name, level)
     return min(elements, max(1, math.ceil(level * elements)))
 
 

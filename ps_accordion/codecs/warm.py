@@ -17,6 +17,7 @@ __all__ = ["warm"]
 _LEVELS = {
     "bf16": (16.0,),
     "dense": (32.0, 16.0),
+    "dgc": (0.5,),
     "eden": (4.0, 1.0),
     "int": (8.0, 4.0),
     "natural": (8.0,),
@@ -60,6 +61,9 @@ def _run(codec: Codec, level: float) -> None:
     payload = np.frombuffer(out[: encoded.nbytes].tobytes(), np.uint8)
     codec.validate(payload, coding)
     codec.decode(payload, coding, scratch)
+    if codec.momentum:
+        kernels.momentum.advance(scratch, np.float32(codec.momentum), gradient, np.empty_like(scratch))
+        codec.mask(payload, coding, scratch)
     pushes, reply = [Push(1.0, coding, payload)] * 2, np.empty_like(out)
     for base in (None, residual):
         fold(

@@ -10,7 +10,7 @@ import numpy as np
 from ps_accordion import codecs
 from ps_accordion.codecs import Coding, get
 
-SPARSE = ("threshold", "topk")
+SPARSE = ("dgc", "threshold", "topk")
 """Codecs whose values have a format."""
 SEED = 0x0123_4567_89AB_CDEF
 
@@ -58,7 +58,7 @@ CASES = [
     Case("topk", 0.001, "fp32"),
     Case("topk", 0.3),
     Case("topk", 1.0, "fp32"),
-    Case("topk", 0.1, "int8"),
+    Case("dgc", 0.1, "int8"),
     Case("threshold", 0.5),
     Case("threshold", 2.0, "packed"),
     Case("eden", 1),

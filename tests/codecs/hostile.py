@@ -18,6 +18,7 @@ LEVELS = (0.0, -1.0, 1e-320, 0.5, 1.0, 2.0, 16.0, 32.0, 1e300, float("nan"), flo
 LEVELS_OF = {
     "bf16": (16,),
     "dense": (32, 16),
+    "dgc": (0.02,),
     "eden": (1, 3),
     "int": (8, 2),
     "natural": (8,),
@@ -90,6 +91,8 @@ def attack(codec, level, n, tries, rng):
             continue
         codec.decode(payload, header, decoded)
         codec.accumulate(payload, header, np.float32(1), total)
+        if codec.momentum:
+            codec.mask(payload, header, total.copy())
         assert np.isfinite(decoded).all(), (name, level, n, header)
         assert np.array_equal(decoded, total), (name, level, n, header)
         accepted += 1

@@ -38,7 +38,7 @@ DIGESTS = {
     "topk-0.3-fp16": "1b4c54a9f1624f566b819838755e8cef",
     "topk-1-fp32": "53be0810faa3bbb7274f52064dee0578",
     "random_k-0.01": "efbdf331e836527ac38ea571014ac535",
-    "topk-0.1-int8": "df31504d95d02ff2496201c392ee61dc",
+    "dgc-0.1-int8": "df31504d95d02ff2496201c392ee61dc",
     "threshold-0.5-fp16": "3ac0133e4537377fcf65230a523768fc",
     "threshold-2-packed": "c10d33d73e861d21ff5cd3928b0cc3cf",
     "onebit-512": "d5413b69fa93d8274f3008d9f3522e1d",

@@ -20,7 +20,7 @@ from .cases import environment
 FEW = {"dense": (16, 32), "onebit": (512,), "random_block": (0.1,), "topk": (0.01, 0.5)}
 """Codecs, and levels of theirs: between them they have every kind of argument and result."""
 ALL = FEW | {
-    **{"bf16": (16,), "eden": (2,), "int": (4,), "natural": (8,), "powersgd": (3,), "qsgd": (2,), "quic_fl": (4,)},
+    **{"bf16": (16,), "dgc": (0.1,), "eden": (2,), "int": (4,), "natural": (8,), "powersgd": (3,), "qsgd": (2,), "quic_fl": (4,)},
     **{"random_k": (0.1,), "signsgd": (1,), "terngrad": (2,), "threshold": (2.0,)},
 }
 PAYLOADS = """

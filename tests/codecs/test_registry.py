@@ -10,7 +10,7 @@ def test_names_are_the_wire_names_and_get_finds_each():
     """What stands in a header finds the codec that wrote the payload."""
     assert (
         ", ".join(names())
-        == "bf16, dense, eden, int, natural, onebit, powersgd, qsgd, quic_fl, random_block, random_k, signsgd, terngrad, "
+        == "bf16, dense, dgc, eden, int, natural, onebit, powersgd, qsgd, quic_fl, random_block, random_k, signsgd, terngrad, "
         "threshold, topk"
     )
     assert [get(name).name for name in names()] == names()
@@ -20,7 +20,7 @@ def test_an_unknown_codec_is_refused_with_the_legal_names_and_the_nearest():
     """The message is enough to correct the configuration."""
     with pytest.raises(
         CodecError,
-        match=r"among bf16, dense, eden, int, .*, terngrad, threshold, topk, got 'topkk'; did you mean 'topk'\?",
+        match=r"among bf16, dense, dgc, eden, int, .*, terngrad, threshold, topk, got 'topkk'; did you mean 'topk'\?",
     ):
         get("topkk")
     with pytest.raises(CodecError, match=r"among bf16, dense, .*, threshold, topk, got 'zzz'$"):
@@ -33,7 +33,7 @@ def test_an_unknown_option_is_refused_with_the_legal_ones():
         get("topk", value="fp32")
     with pytest.raises(CodecError, match=r"codec dense: expected options among \(none\), got 'values'"):
         get("dense", values="fp32")
-    with pytest.raises(CodecError, match=r"expected codec options among bucket, cap, coverage, values, got 'level'"):
+    with pytest.raises(CodecError, match=r"expected codec options among bucket, cap, coverage, momentum, values, got 'level'"):
         suite(level=1)
     with pytest.raises(CodecError, match=r"expected values to be 'fp32', 'fp16', 'int8' or 'packed', got 'fp8'"):
         suite(values="fp8")

@@ -109,7 +109,7 @@ def test_config_prints_toml_that_gives_the_same_settings(command, tmp_path):
     (tmp_path / "job.toml").write_text(output, encoding="utf-8")
     settings = config.load(tmp_path / "job.toml", environment={})
     assert (settings.codec.light, settings.timeouts.grace, settings.seed) == (0.02, 2.0, 7)
-    assert "# Level elsewhere: much compression. 0 takes the codec's own: topk 0.005, " in output
+    assert "# Level elsewhere: much compression. 0 takes the codec's own: dgc and topk 0.005, " in output
     assert output.count("\n# ") >= len(config.flatten(settings))
     assert "\n# \n" not in output
 

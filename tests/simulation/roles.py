@@ -6,13 +6,14 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
+import twins
 from world import RATE, TABLE
 
 from ps_accordion import crashpoints
 from ps_accordion.coordinator.loop import LOGGED
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.layout import Layout
-from ps_accordion.selection import matrices
+from ps_accordion.selection import Selection, matrices
 from ps_accordion.server.durable import ShardStore, Snapshots
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
@@ -536,8 +537,14 @@ class WorkerProcess(Process):
         pass
 
     def encoding(self, round_, key, used, vector):
-        """Note a gradient that goes into the residual, for the ledger; one that is not finite does not."""
-        residual = self.exchange.coders[key].host_residual()
+        """Note what goes into the residual for a gradient, for the ledger; what is not finite does not."""
+        coder = self.exchange.coders[key]
+        residual, velocity = coder.host_residual(), coder.host_velocity()
+        if velocity is not None:
+            spans = [(part.offset, part.length) for part in coder.key.slices]
+            momenta = Selection(self.world.settings.codec, self.world.layout).momenta(coder.key)
+            unused = [(part.offset, part.length) for part in coder.key.elements_of(used)]
+            vector, _ = twins.advance(velocity, vector, list(zip(spans, momenta, strict=True)), unused)
         whole = vector if residual is None else vector + residual
         if np.isfinite(whole).all():
             masked = np.zeros_like(vector)

@@ -35,7 +35,7 @@ from ps_accordion.codecs.registry import DEFAULT
 from ps_accordion.config import LEVELS
 
 CODECS = sorted(DEFAULT)
-SHORT = {"onebit": (64, 1024), "random_block": (0.2, 0.05), "topk": (0.2, 0.02)}
+SHORT = {"dgc": (0.2, 0.02), "onebit": (64, 1024), "random_block": (0.2, 0.05), "topk": (0.2, 0.02)}
 """Levels for vectors of about a thousand elements, where a codec's own would be no smaller than dense, or next to nothing."""
 ENOUGH = 2
 """Seeds that are looked for of each bug."""

@@ -1,6 +1,7 @@
 """A job that is stopped and goes on ends with the bits of one that was not, as a user meets it: through the command line.
 
-With topk, Accordion's plans, skipped rounds, batch norm, dropout, momentum and a schedule; on as many servers as before, or not.
+With topk and dgc, Accordion's plans, skipped rounds, batch norm, dropout, momentum and a schedule; on as many servers as before,
+or not.
 """
 
 import json
@@ -23,7 +24,9 @@ with connect() as session:
     torch.manual_seed(rank)
     model = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.1), nn.Linear(128, 10))
     model = DistributedModel(model, session=session)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    rest, last = [[p for name, p in model.named_parameters() if (".4." in name) == last] for last in (False, True)]
+    # Of the last layer, momentum is the codec's.
+    optimizer = torch.optim.SGD([{"params": rest}, {"params": last, "momentum": 0}], lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.9)
     session.track(optimizer, scheduler=scheduler)
     for step in session.steps(24):
@@ -41,13 +44,14 @@ with connect() as session:
         model(x).square().mean().backward()
         optimizer.step()
         scheduler.step()
-    momenta = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+    momenta = [optimizer.state[p]["momentum_buffer"] for p in rest]
     state = b"".join(t.numpy().tobytes() for t in [*model.state_dict().values(), *momenta])
     print("STATE", hashlib.sha1(state).hexdigest(), optimizer.param_groups[0]["lr"], step)
 """
 JOB = {
     "codec.light": 0.2,
     "codec.heavy": 0.05,
+    "codec.tensors": '{"4.*" = {codec = "dgc", light = 0.2, heavy = 0.05}}',
     "regime.window": "2 steps",
     "regime.interval": 1,
     "regime.threshold": 0.1,

@@ -20,8 +20,8 @@ NOISY = ("natural", "qsgd", "quic_fl", "terngrad")
 SPARSE = ("random_k, cyclic", "blocks, cyclic", "threshold, packed", "topk, int8")
 WHOLE = ("powersgd", "powersgd, topk")
 """Tensors that are keys as a whole; in the second one of them, beside another in partitions."""
-USUALLY = ("eden", "int", "signsgd", *NOISY, "random_k, cyclic", "powersgd, topk")
-ONCE = usually(("bf16", "eden", "int", "signsgd", *NOISY, *SPARSE, *WHOLE), *USUALLY)
+USUALLY = ("dgc", "eden", "int", "signsgd", *NOISY, "random_k, cyclic", "powersgd, topk")
+ONCE = usually(("bf16", "dgc", "eden", "int", "signsgd", *NOISY, *SPARSE, *WHOLE), *USUALLY)
 """Codecs that share their rounds with others: one number of workers and servers is enough."""
 
 
@@ -80,7 +80,7 @@ def weight_of(rank, round_):
 def test_weights_and_buffers_have_the_bits_of_a_replay_too(tmp_path, codec):
     """Weights that change from round to round, buffers of the lead in all workers, and a skipped round in between.
 
-    With one codec, or with topk for one tensor, int for the other, and small ones of which one is exact.
+    With one codec, or with topk for one tensor, int for the other, and small ones of which one is exact and one has momentum.
     """
 
     def work(session):

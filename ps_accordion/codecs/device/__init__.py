@@ -12,8 +12,8 @@ Servers have no twins, and nothing that they import leads here: this package imp
 from __future__ import annotations
 
 from .base import DeviceCodec, host_memory
-from .parcel import Opened, encode, open_parcel
+from .parcel import Advance, Opened, encode, open_parcel
 from .registry import twin_of
 from .switch import norm, settle
 
-__all__ = ["DeviceCodec", "Opened", "encode", "host_memory", "norm", "open_parcel", "settle", "twin_of"]
+__all__ = ["Advance", "DeviceCodec", "Opened", "encode", "host_memory", "norm", "open_parcel", "settle", "twin_of"]

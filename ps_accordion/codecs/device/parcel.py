@@ -22,7 +22,7 @@ from ..switch import Rule
 from .base import DeviceCodec
 from .switch import settle
 
-__all__ = ["Opened", "encode", "open_parcel"]
+__all__ = ["Advance", "Opened", "encode", "open_parcel"]
 
 _HEADER: Final = struct.Struct("<dii")
 _MAGNITUDE: Final = 0x7FFFFFFF
@@ -42,6 +42,18 @@ class Opened(NamedTuple):
     loss: float
 
 
+class Advance(NamedTuple):
+    """How the velocity of a key goes on, if what it is handed in for is finite (`Codec.momentum`).
+
+    Attributes:
+        velocity: float32[n], what it was; changed in place.
+        following: float32[n], what it becomes, but zero where the payload of a codec with momentum is not.
+    """
+
+    velocity: torch.Tensor
+    following: torch.Tensor
+
+
 def encode(
     twin: DeviceCodec,
     gradient: torch.Tensor,
@@ -51,6 +63,7 @@ def encode(
     seed: int,
     held: Held = (),
     rule: Rule = "keep",
+    advance: Advance | None = None,
 ) -> torch.Tensor:
     """Encode `v = gradient + residual` and leave in `residual` what the payload does not carry; the host does not wait.
 
@@ -63,6 +76,7 @@ def encode(
         seed: 64-bit counter seed.
         held: Spans that count as zero and keep their residual (`codecs/holding.py`).
         rule: What happens to the residual first (`codecs/switch.py`).
+        advance: What becomes of the velocity of which `gradient` was made.
 
     Returns:
         The parcel, uint8 on the device, in memory of its own.
@@ -95,6 +109,10 @@ def encode(
         entries.fill_(count)
     else:
         entries.copy_(count)
+    if advance is not None:
+        # Where D(payload) is not zero: it and the rest add up to v, exactly.
+        following = advance.following.masked_fill(v != rest, 0.0) if twin.codec.momentum else advance.following
+        torch.where(finite, following, advance.velocity, out=advance.velocity)
     if residual is not None and before is not None:
         for start, length in held:
             rest[start : start + length].copy_(before[start : start + length])

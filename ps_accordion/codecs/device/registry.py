@@ -9,6 +9,7 @@ from .base import DeviceCodec
 from .bf16 import BF16Twin
 from .buckets import IntTwin, NaturalTwin, QsgdTwin, TernGradTwin
 from .dense import DenseTwin
+from .dgc import DGCTwin
 from .eden import EdenTwin
 from .onebit import OneBitTwin
 from .powersgd import PowerSgdTwin
@@ -24,6 +25,7 @@ __all__ = ["twin_of"]
 _TWINS: tuple[type[DeviceCodec], ...] = (
     BF16Twin,
     DenseTwin,
+    DGCTwin,
     EdenTwin,
     IntTwin,
     NaturalTwin,
