@@ -185,6 +185,8 @@ def everything(case, n):
         many = [payload] * 2, [coding] * 2, [np.float32(1)] * 2
         how = {"level": level, "seed": SEED, "out": buffer(codec, level, n), "scratch": out, "hint": hints[1]}
         assert codec.fold(*many, np.float32(0.5), residual, new_residual, **how)
+        if codec.momentum:
+            codec.mask(payload, coding, out)
         if codec.linear:
             codec.sum_payloads([payload] * 2, many[2], np.float32(0.5), coding, how["out"])
             codec.release(residual, coding, how["out"][: encoded.nbytes], new_residual)

@@ -114,7 +114,10 @@ def masses64(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes:
 
 
 def fold64(lanes: Any) -> Any:
-    """`fold64(float64[64]) -> float64`: add 64 numbers pairwise, j to j + 32, then j to j + 16, and so on."""
+    """`fold64(float64[64]) -> float64`, or both float32: add 64 numbers pairwise, j to j + 32, then j to j + 16, and so on.
+
+    The caller promises that all of them exist.
+    """
     sums = np.array(lanes)
     while sums.size > 1:
         sums = sums[: sums.size // 2] + sums[sums.size // 2 :]

@@ -242,13 +242,13 @@ def _masses64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
 
 @_typed(intrinsics.fold64)  # type: ignore[untyped-decorator]  # as above
 def _type_fold64(context: Any) -> Any:
-    return lambda lanes: _call(types.float64, lanes)
+    return lambda lanes: _call(lanes.dtype, lanes)
 
 
 @_lower(intrinsics.fold64, types.Array)  # type: ignore[untyped-decorator]  # as above
 def _fold64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    doubles = _Wide(context, builder, ir.DoubleType())
-    sums, count = doubles.load(signature.args[0], arguments[0], ir.Constant(ir.IntType(64), 0)), _LANES
+    wide = _Wide(context, builder, ir.DoubleType() if signature.return_type == types.float64 else ir.FloatType())
+    sums, count = wide.load(signature.args[0], arguments[0], ir.Constant(ir.IntType(64), 0)), _LANES
     while count > 1:
         count //= 2
         first, second = ([ir.Constant(_WORD, at + i) for i in range(count)] for at in (0, count))
