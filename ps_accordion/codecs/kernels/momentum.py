@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, U16_IN, float32, kernel, void
+from ._jit import F32, F32_IN, U16_IN, fetch, float32, kernel, void
 from .packed import CHUNK_SHIFT as PACKED_SHIFT
 from .sparse import CHUNK_SHIFT
 
 __all__ = ["advance", "clear", "clear_packed"]
 
 _PLACE = (1 << PACKED_SHIFT) - 1
+_AHEAD = 32  # entries: places are brought into the cache that many before they are written
 _ZERO = np.float32(0.0)
 
 
@@ -30,6 +31,7 @@ def clear(values: Any, places: Any, counts: Any, velocity: Any) -> None:
     for chunk in range(counts.shape[0]):
         base, last = chunk << CHUNK_SHIFT, first + np.int64(counts[chunk])
         for j in range(first, last):
+            fetch(velocity, base + np.int64(places[min(j + _AHEAD, last - 1)]))
             if values[j] != _ZERO:
                 velocity[base + np.int64(places[j])] = _ZERO
         first = last
@@ -42,5 +44,6 @@ def clear_packed(entries: Any, counts: Any, velocity: Any) -> None:
     for chunk in range(counts.shape[0]):
         base, last = chunk << PACKED_SHIFT, first + np.int64(counts[chunk])
         for j in range(first, last):
+            fetch(velocity, base + (np.int64(entries[min(j + _AHEAD, last - 1)]) & _PLACE))
             velocity[base + (np.int64(entries[j]) & _PLACE)] = _ZERO
         first = last
