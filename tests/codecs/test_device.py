@@ -223,7 +223,7 @@ def test_a_codec_without_a_twin_is_named():
     class Homely(type(CASES[0].build())):
         name = "homely"
 
-    known = "bf16, dense, eden, int, natural, onebit, powersgd, qsgd, quic_fl, random_block, random_k, signsgd, terngrad, "
+    known = "bf16, dense, dgc, eden, int, natural, onebit, powersgd, qsgd, quic_fl, random_block, random_k, signsgd, terngrad, "
     known += "threshold, topk"
     with pytest.raises(CodecError, match=f"codec homely has no form for accelerators: expected one of {known}"):
         device.twin_of(Homely())

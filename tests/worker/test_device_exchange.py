@@ -273,7 +273,7 @@ def test_a_codec_without_a_twin_is_refused_when_the_model_is_wrapped(
     devices(lambda: True)
     monkeypatch.delitem(twins._CLASSES, "topk")
     with pytest.raises(
-        (CodecError, RunAborted), match="codec topk has no form for accelerators: expected one of bf16, dense, eden, int, natural"
+        (CodecError, RunAborted), match="codec topk has no form for accelerators: expected one of bf16, dense, dgc, eden, int"
     ):
         run("topk", lambda session: DistributedModel(Network(), session=session), workers=1)
 
