@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from machines import gaussian, layout_of, settings_of
 from nosync import DEVICES, NoSync, Seen, Synchronised, watched_by_torch
@@ -87,7 +87,8 @@ class Pair:
         residual = self.device.host_residual()
         assert bytes_of(residual) == bytes_of(self.host.residual)
         closed, expected = self.device.account.closed(residual), self.host.account.closed(self.host.residual)
-        assert closed == pytest.approx(expected, rel=1e-6, abs=1e-3 * expected.slack)
+        # What a switch threw away is a difference here, in which the vector's roundings are, too.
+        assert closed == pytest.approx(expected, rel=1e-6, abs=0.1 * expected.slack)
         assert abs(closed.difference) <= closed.slack
 
     def decode(self, pushed: Pushed) -> None:
@@ -126,8 +127,12 @@ STEPS = st.lists(
 )
 
 
+ROUNDED = [(Choice("topk", 0.05), "skipped", 1.0, 1.0), (Choice("topk", 0.05), "skipped", 1.0, 1e-3)]
+
+
 @devices
 @settings(max_examples=40)
+@example([*ROUNDED, (Choice("topk", 0.3), "counted", 1.0, 1.0)], "clip", "fp16")
 @given(STEPS, st.sampled_from(["keep", "clip", "reset"]), st.sampled_from(["fp16", "fp32"]))
 def test_rounds_go_as_on_the_host(where, steps, rule, values):
     """Changing codecs and levels, skips of our own and of others, switches: the same pushes, losses, residuals and aggregates."""

@@ -11,7 +11,7 @@ import twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import gaussian, layout_of, settings_of
-from nosync import DEVICES, NoSync, Synchronised
+from nosync import DEVICES, NoSync, watched_by_torch
 
 from ps_accordion.codecs import get
 from ps_accordion.layout import Tensor
@@ -215,7 +215,7 @@ def test_the_thread_of_backward_waits_for_nothing(where):
     pair = Pair(where)
     pair.push(gaussian(2048))
     gradient = [(pair.key.slices[0], torch.from_numpy(gaussian(2048, 1)).to(where))]
-    with NoSync() if where == "cpu" else Synchronised():
+    with NoSync() if where == "cpu" else watched_by_torch():
         pending = pair.device.begin(gradient, round_=1, used=1, choice=DGC, previous_skipped=False)
     assert pending.pushed().message.kind == "DATA"
 
