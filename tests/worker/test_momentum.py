@@ -16,9 +16,12 @@ DGC = TOPK | {"codec.name": "dgc", "codec.small_bits": 32}
 def test_where_nothing_is_left_out_it_is_the_momentum_of_sgd():
     """Small tensors go dense: each parameter moves as with an optimizer that has the momentum."""
 
+    torch.manual_seed(1)
+    start = nn.Linear(20, 30).state_dict()  # here: workers are threads, which would draw from one generator in turn
+
     def work(session):
-        torch.manual_seed(1)
         alone = nn.Linear(20, 30)
+        alone.load_state_dict(start)
         model = DistributedModel(nn.Linear(20, 30), session=session)
         model.module.load_state_dict(alone.state_dict())
         ours = torch.optim.SGD(model.parameters(), lr=0.1)
