@@ -15,7 +15,6 @@ DGC = TOPK | {"codec.name": "dgc", "codec.small_bits": 32}
 
 def test_where_nothing_is_left_out_it_is_the_momentum_of_sgd():
     """Small tensors go dense: each parameter moves as with an optimizer that has the momentum."""
-
     torch.manual_seed(1)
     start = nn.Linear(20, 30).state_dict()  # here: workers are threads, which would draw from one generator in turn
 
