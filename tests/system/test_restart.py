@@ -67,7 +67,7 @@ def restarts(tmp_path):
     return {event["name"]: event["restart"] for event in events(tmp_path, "launcher") if event["event"] == "start"}
 
 
-@pytest.mark.parametrize("point", usually(["s.half:30", "s.layout", "s.marked:30", "s.sent_some:30", "s.view"], "s.half:30"))
+@pytest.mark.parametrize("point", usually(["s.half:30", "s.layout", "s.marked:30", "s.sent_some:30", "s.view"]))
 def test_servers_killed_at_a_point_change_no_bit(tmp_path, undisturbed, point):
     """Both servers come to it; each is killed once."""
     assert digest_of(tmp_path, crash=point) == undisturbed()
