@@ -102,6 +102,7 @@ def test_workers_that_leave_lose_nothing_and_others_that_come_count():
 FOUND = [
     (2383, "disks"),
     (2384, "disks"),
+    (2963, "replay"),
     (3212, "replay"),
     (3413, "replay"),
     (3877, "elastic"),
