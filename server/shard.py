@@ -96,6 +96,8 @@ class Shard:
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
         self._codecs = codecs_of(settings.codec)
+        self._fitted: dict[int, Codecs] = {}
+        """By rows of a key: every push asks for them."""
         self._probes: dict[tuple[int, int], Probe] = {}
         self._scratch = np.zeros(0, np.float32)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
@@ -375,7 +377,10 @@ class Shard:
 
     def _codecs_of(self, key: Key) -> Codecs:
         """Return the codecs as they know a key."""
-        return registry.fitted(self._codecs, key.rows)
+        codecs = self._fitted.get(key.rows)
+        if codecs is None:
+            codecs = self._fitted[key.rows] = registry.fitted(self._codecs, key.rows)
+        return codecs
 
     def _checked(self, push: m.Push, record: KeyRecord, frames: Sequence[Buffer]) -> Payload | None:
         codecs = self._codecs_of(record.key)

@@ -382,7 +382,7 @@ def fold(pushes, residual, *, elements, total_weight, seed_reply=0, values="fp16
     A shared-seed codec's positions are those of the pushes. Linear codecs need no case of their own: adding payloads is adding
     what they stand for, where they are not zero. `quic_fl` does, where all rotate alike and nothing is left from before.
     """
-    nothing = residual is None or not residual.view(np.uint32).any() or (rule == "keep" and not residual.any())
+    nothing = residual is None or not residual.any()
     unset, residual = residual, np.zeros(elements, F32) if residual is None else residual
     choice = reply or lightest([(coding.codec, coding.level) for _, coding, _ in pushes], elements, values, rows)
     seeds = {coding.seed for _, coding, _ in pushes if coding.codec in SHARED_SEED}

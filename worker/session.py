@@ -76,7 +76,8 @@ class Session(BaseSession):
             membership = self._client.membership
             join = settings.timeouts.join
             self._client.wait(lambda: membership.joined, f"the coordinator at {settings.coordinator.address}", join + 1)
-            warm(used(self.settings.codec))
+            if self.settings.codec != settings.codec:
+                warm(used(self.settings.codec))
             self._client.wait(lambda: membership.inside, "the other workers and the servers to join", join + 1)
             self.rank = self.slot = membership.slot
             self.world_size = self.settings.workers.count

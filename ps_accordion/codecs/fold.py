@@ -116,11 +116,12 @@ def fold(
     with np.errstate(over="ignore"):  # what comes of it is not finite, and is seen then
         scale = np.float32(1.0 / total_weight)
     seed = seed_reply if shared is None else shared.seed
-    # A residual of zeros is no other thing than none: codecs that add factors would give other bits, decoded.
+    if rule != "keep" and residual is not None and not residual.any():
+        rule = "keep"  # There is nothing to settle, and no reason to fold in another way than where there is no residual.
     undecoded = (
         codec.linear
         and not held
-        and (residual is None or rule == "keep" or not residual.any())
+        and (residual is None or rule == "keep")
         and choice == (first.codec, first.level)
         and all(_same_entries(push.coding, first) for push in pushes)
         and codec.addable([push.payload for push in pushes], first)
@@ -130,8 +131,6 @@ def fold(
     of_choice = next((push for push in pushes if (push.coding.codec, push.coding.level) == choice), None)
     if of_choice is not None:
         codec = codec.following(of_choice.payload, of_choice.coding)
-    if rule != "keep" and residual is not None and not residual.view(np.uint32).any():
-        rule = "keep"  # there is nothing to settle, and no reason to fold in another way than where there is no residual
     if not held and (residual is None or rule == "keep") and all(push.coding.codec == codec.name for push in pushes):
         refolded = codec.fold(
             *_columns(pushes), scale, residual, new_residual,

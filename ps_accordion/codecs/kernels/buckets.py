@@ -29,6 +29,7 @@ import numpy as np
 
 from ._jit import F32, F32_IN, F64, U8, bits, fetch, float32, helper, int32, int64, kernel, real
 from .noise import hashed
+from .vector import summed
 
 __all__ = ["DEVIATIONS", "LANES", "LARGEST", "SMALLEST", "dither", "natural", "nearest"]
 
@@ -81,23 +82,6 @@ def _ahead(x: Any, start: Any, count: Any) -> None:
     """Fetch `count` elements, or as many as there are from `start` on."""
     for at in range(start, min(start + count, x.shape[0]), _LINE):
         fetch(x, at)
-
-
-@helper
-def _sum(a: Any, scale: Any, b: Any, out: Any) -> Any:
-    """Write `a * scale + b` (two roundings) to `out`; return the bits of its largest magnitude. An empty `b` is zero."""
-    top = np.int32(0)
-    if b.shape[0] == 0:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + _ZERO
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    else:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + b[j]
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    return top
 
 
 @helper
@@ -227,7 +211,7 @@ def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scal
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
         row = rest[start:end]
-        top = _sum(a[start:end], scale, b[start:end], row)
+        top = summed(a[start:end], scale, b[start:end], row)
         peak = max(peak, top)
         if top >= _INFINITE:
             return top
@@ -293,7 +277,7 @@ def dither(
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
         row = v[: end - start]
-        top = _peak(a[start:end]) if bare else _sum(a[start:end], scale, b[start:end], row)
+        top = _peak(a[start:end]) if bare else summed(a[start:end], scale, b[start:end], row)
         peak = max(peak, top)
         if top >= _INFINITE:
             return top
@@ -311,7 +295,7 @@ def dither(
             _dither(a[start:end], inverse, magic, np.uint32(start), key, more, rounded)
         else:
             if bare:
-                _sum(a[start:end], scale, b[start:end], row)
+                summed(a[start:end], scale, b[start:end], row)
             if largest < real(top):
                 _clip(row, largest)
             _dither(row, inverse, magic, np.uint32(start), key, more, rounded)
@@ -330,7 +314,7 @@ def natural(a: Any, scale: Any, b: Any, v: Any, bucket: Any, low: Any, high: Any
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
         row = v[: end - start]
-        top = _peak(a[start:end]) if bare else _sum(a[start:end], scale, b[start:end], row)
+        top = _peak(a[start:end]) if bare else summed(a[start:end], scale, b[start:end], row)
         peak = max(peak, top)
         if top >= _INFINITE:
             return top
@@ -343,7 +327,7 @@ def natural(a: Any, scale: Any, b: Any, v: Any, bucket: Any, low: Any, high: Any
             _to_powers(a[start:end], _ONE / unit, np.uint32(start), key, more, codes[start:end])
         else:
             if bare:
-                _sum(a[start:end], scale, b[start:end], row)
+                summed(a[start:end], scale, b[start:end], row)
             if real(top) > unit:
                 _clip(row, unit)
             _to_powers(row, _ONE / unit, np.uint32(start), key, more, codes[start:end])

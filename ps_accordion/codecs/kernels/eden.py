@@ -20,7 +20,8 @@ import numpy as np
 
 from ._jit import F32, F32_IN, U8, U8_IN, bits, float32, helper, int32, int64, kernel, real, void
 from .hadamard import GROUP, PITCH, ROOM, TILE, WIDTH, rows_of, transform, turn, unturn
-from .tiles import add_to, pack, summed, unpack
+from .tiles import add_to, pack, unpack
+from .vector import summed
 
 __all__ = ["LARGEST", "LEVELS", "MEAN", "STEEPEST", "THRESHOLDS", "TOO_LARGE", "WORK", "add", "encode"]
 

@@ -21,7 +21,8 @@ import numpy as np
 from ._jit import F32, F32_IN, I32, U8, U8_IN, bits, float32, helper, int32, int64, kernel, real, void
 from .hadamard import GROUP, PITCH, ROOM, TILE, WIDTH, rows_of, transform, turn, unturn
 from .noise import hashed
-from .tiles import add_to, pack_bits, summed
+from .tiles import add_to, pack_bits
+from .vector import summed
 
 __all__ = ["LARGEST", "SMALLEST", "collect", "quantise", "restore", "rotate"]
 

@@ -1,4 +1,4 @@
-"""What rotating codecs do with a tile beside rotating it: make it, share bytes between codes, and add it up."""
+"""What rotating codecs do with a tile beside rotating it: share bytes between codes, and add it up."""
 
 from __future__ import annotations
 
@@ -6,29 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import bits, helper
+from ._jit import helper
 
-__all__ = ["add_to", "pack", "pack_bits", "summed", "unpack"]
+__all__ = ["add_to", "pack", "pack_bits", "unpack"]
 
-_MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
-
-
-@helper
-def summed(a: Any, scale: Any, b: Any, out: Any) -> Any:
-    """Write `a * scale + b` (two roundings) to `out`; return the bits of its largest magnitude. An empty `b` is zero."""
-    top = np.int32(0)
-    if b.shape[0] == 0:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + _ZERO
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    else:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + b[j]
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    return top
 
 
 @helper

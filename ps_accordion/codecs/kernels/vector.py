@@ -49,6 +49,7 @@ __all__ = [
     "store_row",
     "sum_into",
     "sum_past",
+    "summed",
 ]
 
 LANES = 64
@@ -88,6 +89,23 @@ def sum_into(a: Any, b: Any, out: Any) -> Any:
         v = a[i] + b[i]
         out[i] = v
         top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@helper
+def summed(a: Any, scale: Any, b: Any, out: Any) -> Any:
+    """Write `a * scale + b` (two roundings) to `out`; return the bits of its largest magnitude. An empty `b` is zero."""
+    top = np.int32(0)
+    if b.shape[0] == 0:
+        for j in range(out.shape[0]):
+            v = a[j] * scale + _ZERO
+            out[j] = v
+            top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    else:
+        for j in range(out.shape[0]):
+            v = a[j] * scale + b[j]
+            out[j] = v
+            top = max(top, np.int32(bits(v) & _MAGNITUDE))
     return top
 
 
