@@ -361,8 +361,9 @@ class Client:
         self.membership.progress = [
             (number, exchange.rounds.round, exchange.rounds.plan_version) for number, exchange in self.exchanges.items()
         ]
-        self.membership.waits = next((number for number, exchange in self.exchanges.items() if exchange.rounds.waits), -1)
+        self.membership.waits = [number for number, exchange in self.exchanges.items() if exchange.rounds.waits]
         self._look_at_links(now)
+        self.membership.cut = self._broken
         self._note_silence(now)
         # The account goes before the goodbye: who has heard that does not listen any more.
         self.carry(self.accounting.tick(self.exchanges.values(), now))

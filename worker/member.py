@@ -71,8 +71,10 @@ class Membership:
         """Round and plan version by layout, for the sign of life; the loop keeps it current."""
         self.synced = True
         """Whether this worker has the state after the last round; the loop keeps it current."""
-        self.waits = -1
-        """Layout whose round has been pushed and is awaited; the loop keeps it current."""
+        self.waits: list[int] = []
+        """Layouts whose round has been pushed and is awaited; the loop keeps it current."""
+        self.cut: Collection[str] = ()
+        """Names of the links to servers that have no connection; the loop keeps it current."""
         self.wants_in = False
         """Whether the script is about to train, and this worker is in no view."""
         self.busy = ""
@@ -277,10 +279,16 @@ class Membership:
                 self.wants_in = False
             alive = m.Alive(
                 self.slot, self.incarnation, view, self.progress, self.synced, self.finished, self.busy,
-                self.wants_in, self.waits,
+                self.wants_in, self.waits, self._cut_off(),
             )  # fmt: skip
             out.append(Send((COORDINATOR,), alive))
         return out
+
+    def _cut_off(self) -> list[int]:
+        """Return the numbers of the servers that this worker has no connection to."""
+        shards = [] if self.view is None else [shard for shard, _, _ in self.view.shards]
+        cut = (shard for shard in shards if server_name(shard, self.settings) in self.cut)
+        return sorted({shard // self.settings.servers.shards_per_server for shard in cut})
 
     def _repeats(self) -> list[Send]:
         if not self.joined:

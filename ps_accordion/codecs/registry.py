@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -144,6 +145,7 @@ def _class_of(name: str) -> type[Codec]:
     return codec
 
 
+@functools.cache
 def _options(codec: type[Codec]) -> list[str]:
     return [field.name for field in dataclasses.fields(codec) if not field.metadata]
 

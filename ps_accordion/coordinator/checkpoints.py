@@ -8,7 +8,7 @@ that dies meanwhile is no member of the next view, and is not waited for. Who sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +100,16 @@ class Checkpoints:
             self._asked = None
         return self._go_on(now) if self._workers else []
 
-    def waits(self, slot: int, rounds: Mapping[int, int], layout: int) -> list[Action]:
-        """Take in that a worker has pushed all of a round: one in which the others cannot be, if they stand at a checkpoint."""
-        if not self._workers or slot in self._workers or layout not in rounds:
+    def waits(self, slot: int, rounds: Mapping[int, int], layouts: Iterable[int]) -> list[Action]:
+        """Take in that a worker has pushed all of a round of each of these layouts.
+
+        The others cannot be in it, if they stand at a checkpoint.
+        """
+        if not self._workers or slot in self._workers:
             return []
         stand = {number: round_ for number, round_, _ in next(iter(self._workers.values())).layouts}
-        if rounds[layout] < stand.get(layout, rounds[layout] + 1):
+        layout = next((each for each in layouts if each in stand and rounds.get(each, -1) >= stand[each]), None)
+        if layout is None:
             return []
         return self._give_up(
             f"worker {slot} waits in round {rounds[layout]}, which the others have not begun: it waits in join(), is leaving, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ..config import Timeouts
 from .roster import Worker
@@ -36,8 +36,8 @@ class Progress:
         self._highest = 0
         self._at = 0.0
 
-    def alive(self, worker: Worker, rounds: dict[int, int], waits: int, now: float) -> None:
-        """Take in what a worker says: the open round of each layout, and the layout whose round it waits for (-1: none)."""
+    def alive(self, worker: Worker, rounds: dict[int, int], waits: Collection[int], now: float) -> None:
+        """Take in what a worker says: the open round of each layout, and the layouts whose rounds it waits for."""
         if rounds != worker.rounds or waits != worker.waits:
             worker.since = now
         worker.rounds, worker.waits = rounds, waits
@@ -61,9 +61,9 @@ class Progress:
         return [
             worker
             for worker in members
-            if worker.waits < 0
+            if not worker.waits
             and not worker.busy
-            and any(other.waits >= 0 and min(now - worker.since, now - other.since) > self.limit(worker) for other in members)
+            and any(other.waits and min(now - worker.since, now - other.since) > self.limit(worker) for other in members)
         ]
 
     def deadlock(self, members: Iterable[Worker], now: float) -> str:
@@ -72,15 +72,19 @@ class Progress:
         Those that have left or are gone do not count: what they said last does not change, and a view without them follows.
         """
         members = [worker for worker in members if not (worker.left or worker.gone)]
-        if not members or any(worker.waits < 0 or worker.busy or now - worker.since <= self.limit(worker) for worker in members):
+        if not members or any(not worker.waits or worker.busy or now - worker.since <= self.limit(worker) for worker in members):
             return ""
-        if len({worker.waits for worker in members}) == 1 or any(self._is_behind(worker, members) for worker in members):
+        everywhere = set.intersection(*(set(worker.waits) for worker in members))
+        if everywhere or any(self._is_behind(worker, members) for worker in members):
             return ""  # what somebody wants is there, or will be: a server or a link is slow, and that passes, or is found dead
-        where = [f"{worker.name} in round {worker.rounds.get(worker.waits, 0)} of model {worker.waits}" for worker in members]
+        where = [
+            f"{worker.name} in round {worker.rounds.get(waits, 0)} of model {waits}"
+            for worker in members
+            for waits in worker.waits
+        ]
         return f"all workers wait for each other: {', '.join(where)}; take models in the same order in every worker"
 
     @staticmethod
     def _is_behind(worker: Worker, members: Iterable[Worker]) -> bool:
         """Whether a worker waits for a round that another has decided: it has yet to get the results."""
-        waits = worker.waits
-        return any(other.rounds.get(waits, 0) > worker.rounds.get(waits, 0) for other in members)
+        return any(other.rounds.get(waits, 0) > worker.rounds.get(waits, 0) for waits in worker.waits for other in members)

@@ -245,7 +245,11 @@ class Coordinator:
         worker.peer, worker.seen, worker.lost = peer, now, math.inf
         worker.plans = {layout: version for layout, _, version in alive.layouts}
         worker.synced, worker.ready = alive.synced, alive.ready
-        self._progress.alive(worker, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits, now)
+        rounds = {layout: round_ for layout, round_, _ in alive.layouts}
+        self._progress.alive(worker, rounds, alive.waits, now)
+        # While a server is away nobody has a connection to it.
+        lives = [number for number in alive.cut if number in self.servers and not self.servers[number].gone]
+        worker.cut = {number: worker.cut.get(number, now) for number in lives}
         ended = self._rounds_ended(worker) if alive.done else []
         if self.run.ending:
             # The END changes no state: who has not got its results, or has just come, needs to know no more than this.
@@ -254,8 +258,7 @@ class Coordinator:
         if alive.busy != worker.busy:
             worker.busy, worker.since = alive.busy, now
             actions.append(Note("busy", {"slot": worker.slot, "what": worker.busy}))
-        if alive.waits >= 0:
-            actions += self.checkpoints.waits(worker.slot, {layout: round_ for layout, round_, _ in alive.layouts}, alive.waits)
+        actions += self.checkpoints.waits(worker.slot, rounds, alive.waits)
         if self.view is not None and alive.view < self.view.p:
             actions.append(Send((peer,), self.view))
         return actions

@@ -62,6 +62,8 @@ class Membership:
                 gone = "has closed its connection"
             elif now - worker.asked > limits.dead:
                 gone = f"has not answered for {limits.dead:g} s, though a shard has to be restored"
+            elif cut := [self._run.servers[number].name for number, since in worker.cut.items() if now - since > limits.stuck]:
+                gone = f"has had no connection to {', '.join(cut)} for {limits.stuck:g} s, which lives"
             elif worker in stuck:
                 gone = (
                     f"computes for more than {self._progress.limit(worker):.0f} s while others wait; session.busy() allows that"

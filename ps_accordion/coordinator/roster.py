@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +38,14 @@ class Worker:
     """Whether it wants to be in the next view, and is in none."""
     rounds: dict[int, int] = field(default_factory=dict)
     """The open round of each layout."""
-    waits: int = -1
-    """Layout whose round it has pushed all of, and waits for; -1 where it computes."""
+    waits: Collection[int] = ()
+    """Layouts whose open round it has pushed all of, and waits for; none where it computes."""
     since: float = 0.0
     """When that, or a round, changed last."""
     lost: float = math.inf
     """When its connection broke; infinite while it has one."""
+    cut: dict[int, float] = field(default_factory=dict)
+    """Servers that live and that it has no connection to, and since when."""
     asked: float = math.inf
     """Since when it owes a promise, because a shard has lost its memory; infinite while it owes none."""
     gone: str = ""

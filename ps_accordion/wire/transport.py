@@ -46,6 +46,9 @@ HANDSHAKE_MS = 2000
 LINGER_MS = 500
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 400
 """Between attempts to reach who is not there. A server that was killed is back within a second or two."""
+UNANSWERED_MS = 20_000
+"""A connection is broken when its other end has taken nothing in for so long, where something is to be sent. The system alone
+would try for a quarter of an hour."""
 ZERO_COPY = 1 << 16
 """Bytes from which a frame is sent without a copy: telling its owner that it has been sent takes as long as copying less."""
 ZMTP_SHORT, ZMTP_LONG = 2, 9
@@ -135,6 +138,7 @@ class Transport:
         """
         socket = self._socket(zmq.DEALER)
         socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.TCP_MAXRT, UNANSWERED_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         try:

@@ -118,9 +118,9 @@ def test_a_worker_that_waits_in_the_next_round_ends_it():
     """It waits in `join`, or has no checkpoint at this step: nobody would ever begin that round."""
     run = job()
     run.say(b"w0", worker(0))
-    waiting = m.Alive(1, 2, 1, [(0, 9, 0)], True, False, waits=0)
+    waiting = m.Alive(1, 2, 1, [(0, 9, 0)], True, False, waits=[0])
     assert said(run.say(b"w1", waiting), 0) == []  # its last results are on their way
-    waiting = m.Alive(1, 2, 1, [(0, 10, 0)], True, False, waits=0)
+    waiting = m.Alive(1, 2, 1, [(0, 10, 0)], True, False, waits=[0])
     (kept,) = said(run.say(b"w1", waiting), 0)
     assert "worker 1 waits in round 10" in kept.error
     assert "is leaving" in kept.error

@@ -197,12 +197,12 @@ def test_those_that_leave_all_at_once_end_the_run_though_one_was_replaced():
 def test_what_a_leaver_said_last_is_no_deadlock():
     """Below the minimum it stays in the view, and its last sign of life may name another model than the others'."""
     job = Running(workers_minimum=3)
-    job.fields = {slot: {"rounds": [6, 6], "waits": 1} for slot in range(3)}
+    job.fields = {slot: {"rounds": [6, 6], "waits": [1]} for slot in range(3)}
     job.live(0.5)
     job.say(b"w1", ACCOUNT)
     job.say(b"w1", GOODBYE)
     job.quiet.add(b"w1")
-    job.fields = {slot: {"rounds": [6, 6], "waits": 0} for slot in (0, 2)}
+    job.fields = {slot: {"rounds": [6, 6], "waits": [0]} for slot in (0, 2)}
     actions = job.live(job.settings.timeouts.join - 5)
     assert notes(actions, "error") == []
     assert notes(actions, "waiting")

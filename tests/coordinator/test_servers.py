@@ -245,13 +245,13 @@ def test_nobody_is_stuck_or_deadlocked_while_a_server_is_away():
     actions = []
     for _ in range(200):
         for slot in (0, 1):
-            waits = m.Alive(slot, slot + 1, 1, [(0, 3, 0)], True, False, "", False, 0)
+            waits = m.Alive(slot, slot + 1, 1, [(0, 3, 0)], True, False, "", False, [0])
             actions += job.say(b"w%d" % slot, waits)
         job.say(b"s0", server(0, view=1, layouts=[(0, job.layout.digest)]))
         actions += job.later(0.1)
     actions += back(job)
     for slot in (0, 1):
-        job.say(b"w%d" % slot, m.Alive(slot, slot + 1, 1, [(0, 3, 0)], True, False, "", False, 0))
+        job.say(b"w%d" % slot, m.Alive(slot, slot + 1, 1, [(0, 3, 0)], True, False, "", False, [0]))
     actions += job.later(0.1)
     assert sends(actions, m.Abort) == []
     assert notes(actions, "proposal") == []

@@ -33,7 +33,7 @@ class Running(Job):
         for _ in range(round(seconds / 0.5)):
             for slot, incarnation in self.machine.view.members:
                 if b"w%d" % slot not in self.quiet:
-                    fields = {"round": 5, "synced": True, "ready": False, "waits": -1} | self.fields.get(slot, {})
+                    fields = {"round": 5, "synced": True, "ready": False, "waits": []} | self.fields.get(slot, {})
                     layouts = [(layout, round_, 0) for layout, round_ in enumerate(fields.get("rounds", [fields["round"]]))]
                     said = m.Alive(
                         slot,
@@ -45,6 +45,7 @@ class Running(Job):
                         "",
                         fields["ready"],
                         fields["waits"],
+                        fields.get("cut", []),
                     )
                     actions += self.say(b"w%d" % slot, said)
             for number in range(2):
@@ -215,7 +216,7 @@ def test_a_worker_that_holds_up_the_others_is_taken_out():
     """It computes while another waits, longer than `timeouts.stuck`; not while it says that it is busy, nor where all compute."""
     job = Running(timeouts_stuck=10.0)
     assert not notes(job.live(40), "gone")
-    job.fields = {0: {"waits": 0}, 1: {"waits": 0}}
+    job.fields = {0: {"waits": [0]}, 1: {"waits": [0]}}
     job.say(b"w2", alive(2, incarnation=3, busy="evaluation"))
     assert notes(job.live(9), "gone") == []
     (gone,) = notes(job.live(4), "gone")
@@ -226,7 +227,7 @@ def test_a_worker_that_holds_up_the_others_is_taken_out():
 def test_workers_that_wait_for_each_other_end_the_run():
     """Two models taken in another order: each waits for a round that the other never begins. Who waits where is said."""
     job = Running(timeouts_stuck=10.0, workers_count=2)
-    job.fields = {0: {"rounds": [5, 5], "waits": 0}, 1: {"rounds": [5, 5], "waits": 1}}
+    job.fields = {0: {"rounds": [5, 5], "waits": [0]}, 1: {"rounds": [5, 5], "waits": [1]}}
     abort, *_ = sends(job.live(12), m.Abort)
     assert "worker 0 in round 5 of model 0, worker 1 in round 5 of model 1" in abort.message.reason
 
@@ -235,8 +236,37 @@ def test_workers_that_wait_for_each_other_end_the_run():
 def test_who_waits_for_results_that_another_has_is_in_no_deadlock(rounds):
     """Its link to a server is cut or slow. However long the others wait for it, they do so for what will come."""
     job = Running(timeouts_stuck=10.0, workers_count=2)
-    job.fields = {slot: {"rounds": theirs, "waits": len(theirs) - 1 if slot else 0} for slot, theirs in enumerate(rounds)}
+    job.fields = {slot: {"rounds": theirs, "waits": [len(theirs) - 1 if slot else 0]} for slot, theirs in enumerate(rounds)}
     assert not sends(job.live(60), m.Abort)
+
+
+def test_who_has_finished_is_in_no_deadlock():
+    """It pushes EMPTY in all models, so whatever another waits for is complete: a link to a server is cut or slow."""
+    job = Running(timeouts_stuck=10.0, workers_count=2)
+    job.fields = {0: {"rounds": [10, 9], "waits": [0, 1]}, 1: {"rounds": [10, 9], "waits": [1]}}
+    assert not sends(job.live(60), m.Abort)
+
+
+def test_who_has_finished_ends_no_deadlock_of_others():
+    """Each of the others waits for a round that the other never begins."""
+    job = Running(timeouts_stuck=10.0)
+    job.fields = {slot: {"rounds": [5, 5], "waits": waits} for slot, waits in enumerate([[0], [1], [0, 1]])}
+    abort, *_ = sends(job.live(12), m.Abort)
+    assert "worker 1 in round 5 of model 1, worker 2 in round 5 of model 0" in abort.message.reason
+
+
+def test_a_worker_without_a_connection_to_a_server_is_taken_out():
+    """All would wait for it for ever, though both live. A connection that comes back in time counts anew."""
+    job = Running(timeouts_stuck=10.0)
+    job.fields = {slot: {"waits": [0]} for slot in range(3)}
+    job.fields[1]["cut"] = [1]
+    assert notes(job.live(9), "gone") == []
+    job.fields[1]["cut"] = []
+    assert notes(job.live(5), "gone") == []
+    job.fields[1]["cut"] = [1]
+    assert notes(job.live(9), "gone") == []
+    (gone,) = notes(job.live(2), "gone")
+    assert gone == {"slot": 1, "incarnation": 2, "why": "has had no connection to server 1 for 10 s, which lives"}
 
 
 def test_views_do_not_change_once_rounds_have_ended():

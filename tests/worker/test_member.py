@@ -116,6 +116,15 @@ def test_a_view_before_the_welcome_waits():
     assert [link.name for link in links] == ["server 0", "server 1"]
 
 
+def test_servers_without_a_connection_are_named_by_number():
+    """Also where a server holds several shards, and none before the first view."""
+    job = Job(servers_shards_per_server=4).welcome()
+    job.membership.cut = {"server 1", "server 7"}
+    assert [message.cut for _, message in job.later() if isinstance(message, m.Alive)] == [[]]
+    job.hear(view_of(job.theirs))
+    assert [message.cut for _, message in job.later(1.1) if isinstance(message, m.Alive)] == [[1]]
+
+
 def test_greetings_are_repeated_until_all_servers_have_answered():
     """A lost greeting or a lost echo is the same: it is said again, to those that have not answered."""
     job = Job().welcome()

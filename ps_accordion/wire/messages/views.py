@@ -17,7 +17,9 @@ class Alive(Message, tag="alive", frozen=True):
     `synced` says whether it has the state after the last round of every layout, and can hand it out.
     `busy` says what it does instead of training, for people; it is empty while it trains.
     `ready` asks for a place in the next view, from a worker that no view names: its script is about to train.
-    `waits` is the layout whose round this worker has pushed all of, and waits for; -1 where it waits for none.
+    `waits` are the layouts whose open round this worker has pushed all of, and waits for; none where it computes. One that has
+    finished pushes EMPTY in all, and waits in all.
+    `cut` are the servers that it has no connection to.
     """
 
     slot: Slot
@@ -28,7 +30,8 @@ class Alive(Message, tag="alive", frozen=True):
     done: bool
     busy: Name = ""
     ready: bool = False
-    waits: Annotated[int, Meta(ge=-1, lt=MAX_LAYOUTS)] = -1
+    waits: Annotated[list[Count], Meta(max_length=MAX_LAYOUTS)] = []
+    cut: Annotated[list[Slot], Meta(max_length=256)] = []
 
 
 class ServerAlive(Message, tag="server", frozen=True):
