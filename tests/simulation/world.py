@@ -157,7 +157,7 @@ class World:
         self.elastic = random.Random(f"who comes and goes in {seed}")
         """A stream of its own, so that runs in which nobody does stay what they are."""
         self.finish += [self.elastic.randint(6, 12) for _ in range(self.faults.grows)]
-        self.now = BEGIN
+        self.now, self.limit = BEGIN, TIME_LIMIT_S
         self.count = Counter()
         self.processes = {}
         self.disks = {}
@@ -366,7 +366,7 @@ class World:
             self.at(self.elastic.uniform(0.5, 4.0), functools.partial(self._grow, self.settings.workers.count + more))
         while self._queue and (self.alive("worker") or self.now < max(BEGIN + 1.0, self._told)):
             self.now, _, work, owner = heapq.heappop(self._queue)
-            if self.now - BEGIN > TIME_LIMIT_S:
+            if self.now - BEGIN > self.limit:
                 raise AssertionError(f"hang: {[process.describe() for process in self.processes.values()]}")
             self.count["events"] += 1
             if owner is None or self.processes.get(owner.name) is owner:
