@@ -173,6 +173,8 @@ def _ledger(world, counted):
             continue  # what it pushed in a round that was made again is lost, and its account says so
         if process.state != "gone" or process.exchange is None or process.exchange.behind:
             continue  # what a dead worker had left out is lost with it
+        if process.uncertain:
+            continue  # as is what it had in a round that was undone, if it has heard of the end only
         for key in world.layout.keys:
             total, noise = np.zeros(key.elements), np.zeros(key.elements)
             for where, (push, data) in world.pushes.items():

@@ -352,6 +352,8 @@ class WorkerProcess(Process):
         self.leaves = False
         """Whether it has been asked to leave."""
         self.left = False
+        self.uncertain = False
+        """Whether it has gone without knowing what became of the round in which it handed over its residual."""
         """Whether it has left, with the coordinator's word that nothing is lost."""
         self._open = None
         self._blob = None
@@ -432,6 +434,7 @@ class WorkerProcess(Process):
             self.incarnations.add((self.client.membership.slot, self.client.membership.incarnation))
         if self.client.membership.gone:
             self.left = self.left or (self.state == "handed_over" and self.client.membership.over)
+            self.uncertain = self.uncertain or self.state == "handing_over"
             if self.state in ("finishing", "handing_over"):  # it has heard of the end, and lacks its last results
                 self.client.carry(self.client.accounting.close([self.exchange]))
                 self.state = "leaving"
