@@ -14,6 +14,7 @@ With names of planted bugs (`bugs.py`) it prints, of each, the seeds that pass w
 `every` it looks at all of them, until each has two.
 """
 
+import gc
 import json
 import random
 import sys
@@ -118,6 +119,7 @@ def main() -> int:
     if unknown := set(bugs) - BUGS.keys():
         sys.exit(f"expected planted bugs among {', '.join(sorted(BUGS))}; got {', '.join(sorted(unknown))}")
     warm()
+    gc.freeze()  # what lives as long as this process is not looked through again and again
     if bugs:
         caught = set()
         for bug, seed in catching(seeds, kind, bugs):
