@@ -1,0 +1,201 @@
+"""Is what `ps-accordion plan` predicts what really happens?
+
+    python -m benchmarks.plan_check [--steps 15] [--only 1,4] [--json FILE]
+
+Jobs run in network namespaces (`hosts.py`, so this needs root), on one machine whose cores all processes share: the simulation is
+told so. What codecs cost is measured first, then what a worker computes, and then two jobs over a link that limits nothing, from
+which follow the costs of a message and of a byte. Six other configurations are predicted from these, and measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import hosts, phases, vs_ddp
+from ps_accordion.capacity import Compute, Costs, Job, Link, Observed, Step, fitted, simulate, works_of
+from ps_accordion.capacity.models import linear
+from ps_accordion.launcher.coefficients import default_threads, measure_works
+from ps_accordion.launcher.machine import machine
+from ps_accordion.regimes.base import Choice
+
+WARM_UP = 3
+"""Steps that are not counted."""
+GOOD = 0.20
+"""A prediction is good if it is no further off than this."""
+LAYERS, WIDTH = 6, 2048
+ONEBIT, TOPK, SPARSE, DENSE = Choice("onebit", 8192.0), Choice("topk", 0.01), Choice("topk", 0.001), Choice("dense", 32.0)
+
+
+class Setting(NamedTuple):
+    """One job on machines.
+
+    Attributes:
+        choice: Codec and level.
+        link: Of every host, as tc writes it.
+        workers: How many.
+        servers: How many.
+        colocated: Whether servers are on the workers' hosts.
+        delay_ms: Each way.
+    """
+
+    choice: Choice
+    link: str
+    workers: int = 2
+    servers: int = 2
+    colocated: bool = False
+    delay_ms: float = 0.0
+
+    def __str__(self) -> str:
+        where = " on the workers' hosts" if self.colocated else ""
+        far = f", {self.delay_ms:g} ms each way" if self.delay_ms else ""
+        codec, level = self.choice
+        return f"{codec} {level:g}, {self.link}, {self.workers} workers, {self.servers} servers{where}{far}"
+
+    def job(self, compute: Compute) -> Job:
+        """Return what the simulation is told of it."""
+        cores = len(os.sched_getaffinity(0))
+        link = Link(hosts.bits_of(self.link), self.delay_ms / 2000)
+        return Job(
+            tensors=tuple(linear(LAYERS, WIDTH)),
+            choice=self.choice,
+            workers=self.workers,
+            servers=self.servers,
+            shards_per_server=1,
+            worker_link=link,
+            server_link=link,
+            worker_cores=cores,
+            server_cores=cores,
+            shared_cores=cores,
+            threads=default_threads(cores),
+            compute=compute,
+            colocated=self.colocated,
+        )
+
+
+CALIBRATION = (Setting(TOPK, "10gbit"), Setting(DENSE, "10gbit"))
+CHECKED = (
+    Setting(ONEBIT, "1gbit"),
+    Setting(DENSE, "1gbit", servers=1),
+    Setting(TOPK, "100mbit"),
+    Setting(DENSE, "200mbit", workers=4, servers=4),
+    Setting(DENSE, "200mbit", colocated=True),
+    Setting(SPARSE, "100mbit", servers=1, delay_ms=20.0),
+)
+
+
+def main() -> None:
+    """Calibrate, predict, measure, and print both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=15, help="steps that are counted (default: 15)")
+    parser.add_argument("--only", default="1,2,3,4,5,6", help="configurations to check, by number (default: all six)")
+    parser.add_argument("--json", type=Path, help="write the rows and the costs to this file, too")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts and processes go away then, too
+    try:
+        checked = [CHECKED[int(number) - 1] for number in options.only.split(",")]
+    except (ValueError, IndexError):
+        parser.error(f"--only: expected numbers from 1 to {len(CHECKED)}, got {options.only!r}")
+    print(json.dumps(machine()))
+    try:
+        result = _checked(checked, options.steps)
+    except hosts.Unavailable as error:
+        print(f"not measured: {error}", file=sys.stderr)
+        raise SystemExit(0) from None
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")
+
+
+def _checked(settings: list[Setting], steps: int) -> dict[str, Any]:
+    choices = sorted({choice for setting in (*CALIBRATION, *settings) for choice in setting.job(Compute()).choices})
+    works, copy = works_of(
+        measure_works(choices, told=lambda choice: _say(f"measuring {choice.codec} {choice.level:g}")), source=""
+    )
+    cores = len(os.sched_getaffinity(0))
+    alone = phases.measured(LAYERS, min(cores, CALIBRATION[0].workers), steps)
+    _say("a worker alone computes, ms: " + ", ".join(f"{phase} {ms:.1f}" for phase, ms in alone.items()))
+    elements = LAYERS * WIDTH * (WIDTH + 1)
+    compute = Compute(alone["forward"] / 1e3, alone["backward"] / 1e3 + copy * elements, alone["optimizer"] / 1e3)
+    observed = [(setting, _measured(setting, steps)) for setting in CALIBRATION]
+    costs = fitted(
+        Costs(works, copy, message=0.0, byte=0.0), [Observed(setting.job(compute), ms / 1e3) for setting, ms in observed]
+    )
+    _say(f"a message costs {1e6 * costs.message:.0f} us at each end, a MiB {1e3 * costs.byte * (1 << 20):.3f} ms")
+    compared = [_row("fitted", setting, simulate(setting.job(compute), costs), ms) for setting, ms in observed]
+    for setting in settings:
+        step = simulate(setting.job(compute), costs)  # before it is measured
+        compared.append(_row("checked", setting, step, _measured(setting, steps)))
+    _show(compared)
+    return {
+        "rows": compared,
+        "alone_ms": alone,
+        "costs": {
+            "works": [[*choice, *work] for choice, work in costs.works.items()],
+            "copy": costs.copy,
+            "message": costs.message,
+            "byte": costs.byte,
+        },
+    }
+
+
+def _measured(setting: Setting, steps: int) -> float:
+    """Return the median milliseconds of a step."""
+    codec, level = setting.choice
+    job = vs_ddp.Job(f"{codec}:{level:g}", "ours", codec, level)
+    count = setting.workers + (0 if setting.colocated else setting.servers)
+    with (
+        hosts.hosts(count, setting.link, setting.delay_ms) as made,
+        tempfile.TemporaryDirectory(prefix="psa-plan-check-") as name,
+    ):
+        workers = made[: setting.workers]
+        servers = made[setting.workers :] or [workers[number % len(workers)] for number in range(setting.servers)]
+        with vs_ddp.started(job, vs_ddp.Place(workers, servers), Path(name), LAYERS) as running:
+            times = running.take(WARM_UP + steps)[WARM_UP:]
+            if len(set(running.end())) > 1:
+                raise SystemExit(f"the replicas of {setting} differ at the end")
+    ms = statistics.median(times)
+    _say(f"{setting}: {ms:.1f} ms, from {min(times):.1f} to {max(times):.1f}")
+    return ms
+
+
+def _row(kind: str, setting: Setting, step: Step, ms: float) -> dict[str, Any]:
+    predicted = 1e3 * step.seconds
+    return {
+        "kind": kind,
+        "name": str(setting),
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in setting._asdict().items()},
+        "ms": round(ms, 2),
+        "predicted_ms": round(predicted, 2),
+        "error": round(predicted / ms - 1, 4),
+        "limit": step.limit,
+        "busy": {name: round(share, 3) for name, share in step.busy.items()},
+    }
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    width = max(len(row["name"]) for row in rows)
+    print(f"\n{'':8} {'':{width}} {'measured':>9} {'predicted':>10} {'error':>7}  limited by")
+    for row in rows:
+        times = f"{row['ms']:>9.1f} {row['predicted_ms']:>10.1f} {row['error']:>+7.1%}"
+        print(f"{row['kind']:8} {row['name']:{width}} {times}  {row['limit']}")
+    checked = [row for row in rows if row["kind"] == "checked"]
+    good = sum(abs(row["error"]) <= GOOD for row in checked)
+    print(f"within {GOOD:.0%}: {good} of {len(checked)}", flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    main()
+    print(f"in {time.monotonic() - began:.0f} s")
