@@ -3,8 +3,8 @@
     python -m benchmarks.plan_check [--steps 15] [--only 1,4] [--json FILE]
 
 Jobs run in network namespaces (`hosts.py`, so this needs root), on one machine whose cores all processes share: the simulation is
-told so. What codecs cost is measured first, then what a worker computes, and then two jobs over a link that limits nothing, from
-which follow the costs of a message and of a byte. Six other configurations are predicted from these, and measured.
+told so. What messages, bytes and codecs cost is measured first, as `plan` does it, and then what a worker computes. From these
+alone six configurations are predicted, and then measured.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import hosts, phases, vs_ddp
-from ps_accordion.capacity import Compute, Costs, Job, Link, Observed, Step, fitted, simulate, works_of
+from ps_accordion.capacity import Compute, Job, Link, Step, simulate
 from ps_accordion.capacity.models import linear
-from ps_accordion.launcher.coefficients import default_threads, measure_works
+from ps_accordion.launcher.coefficients import costs_now, default_threads
 from ps_accordion.launcher.machine import machine
 from ps_accordion.regimes.base import Choice
 
@@ -81,7 +81,6 @@ class Setting(NamedTuple):
         )
 
 
-CALIBRATION = (Setting(TOPK, "10gbit"), Setting(DENSE, "10gbit"))
 CHECKED = (
     Setting(ONEBIT, "1gbit"),
     Setting(DENSE, "1gbit", servers=1),
@@ -93,7 +92,7 @@ CHECKED = (
 
 
 def main() -> None:
-    """Calibrate, predict, measure, and print both."""
+    """Predict, measure, and print both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15, help="steps that are counted (default: 15)")
     parser.add_argument("--only", default="1,2,3,4,5,6", help="configurations to check, by number (default: all six)")
@@ -115,35 +114,20 @@ def main() -> None:
 
 
 def _checked(settings: list[Setting], steps: int) -> dict[str, Any]:
-    choices = sorted({choice for setting in (*CALIBRATION, *settings) for choice in setting.job(Compute()).choices})
-    works, copy = works_of(
-        measure_works(choices, told=lambda choice: _say(f"measuring {choice.codec} {choice.level:g}")), source=""
-    )
+    nothing = Compute()
+    choices = {choice for setting in settings for choice in setting.job(nothing).choices}
+    costs, benches = costs_now(choices, [], told=_say)
     cores = len(os.sched_getaffinity(0))
-    alone = phases.measured(LAYERS, min(cores, CALIBRATION[0].workers), steps)
+    alone = phases.measured(LAYERS, min(cores, settings[0].workers), steps)
     _say("a worker alone computes, ms: " + ", ".join(f"{phase} {ms:.1f}" for phase, ms in alone.items()))
-    elements = LAYERS * WIDTH * (WIDTH + 1)
-    compute = Compute(alone["forward"] / 1e3, alone["backward"] / 1e3 + copy * elements, alone["optimizer"] / 1e3)
-    observed = [(setting, _measured(setting, steps)) for setting in CALIBRATION]
-    costs = fitted(
-        Costs(works, copy, message=0.0, byte=0.0), [Observed(setting.job(compute), ms / 1e3) for setting, ms in observed]
-    )
-    _say(f"a message costs {1e6 * costs.message:.0f} us at each end, a MiB {1e3 * costs.byte * (1 << 20):.3f} ms")
-    compared = [_row("fitted", setting, simulate(setting.job(compute), costs), ms) for setting, ms in observed]
+    copying = costs.copy * LAYERS * WIDTH * (WIDTH + 1)
+    compute = Compute(alone["forward"] / 1e3, alone["backward"] / 1e3 + copying, alone["optimizer"] / 1e3)
+    rows = []
     for setting in settings:
         step = simulate(setting.job(compute), costs)  # before it is measured
-        compared.append(_row("checked", setting, step, _measured(setting, steps)))
-    _show(compared)
-    return {
-        "rows": compared,
-        "alone_ms": alone,
-        "costs": {
-            "works": [[*choice, *work] for choice, work in costs.works.items()],
-            "copy": costs.copy,
-            "message": costs.message,
-            "byte": costs.byte,
-        },
-    }
+        rows.append(_row(setting, step, _measured(setting, steps)))
+    _show(rows)
+    return {"rows": rows, "alone_ms": alone, "coefficients": [row for bench in benches for row in bench.rows]}
 
 
 def _measured(setting: Setting, steps: int) -> float:
@@ -166,10 +150,9 @@ def _measured(setting: Setting, steps: int) -> float:
     return ms
 
 
-def _row(kind: str, setting: Setting, step: Step, ms: float) -> dict[str, Any]:
+def _row(setting: Setting, step: Step, ms: float) -> dict[str, Any]:
     predicted = 1e3 * step.seconds
     return {
-        "kind": kind,
         "name": str(setting),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in setting._asdict().items()},
         "ms": round(ms, 2),
@@ -182,13 +165,12 @@ def _row(kind: str, setting: Setting, step: Step, ms: float) -> dict[str, Any]:
 
 def _show(rows: list[dict[str, Any]]) -> None:
     width = max(len(row["name"]) for row in rows)
-    print(f"\n{'':8} {'':{width}} {'measured':>9} {'predicted':>10} {'error':>7}  limited by")
+    print(f"\n{'':{width}} {'measured':>9} {'predicted':>10} {'error':>7}  limited by")
     for row in rows:
         times = f"{row['ms']:>9.1f} {row['predicted_ms']:>10.1f} {row['error']:>+7.1%}"
-        print(f"{row['kind']:8} {row['name']:{width}} {times}  {row['limit']}")
-    checked = [row for row in rows if row["kind"] == "checked"]
-    good = sum(abs(row["error"]) <= GOOD for row in checked)
-    print(f"within {GOOD:.0%}: {good} of {len(checked)}", flush=True)
+        print(f"{row['name']:{width}} {times}  {row['limit']}")
+    good = sum(abs(row["error"]) <= GOOD for row in rows)
+    print(f"within {GOOD:.0%}: {good} of {len(rows)}", flush=True)
 
 
 def _say(text: str) -> None:

@@ -7,30 +7,33 @@ Nothing here has a clock, a thread or a socket: the same job and costs give the 
 
 from __future__ import annotations
 
-from .costs import Costs, Work, works_of
-from .fit import Observed, fitted
+from .costs import Carry, Costs, Handling, Work, works_of
 from .job import Compute, Job, Link
 from .memory import Memory, memory_of
 from .models import MODELS, of_parameters, read_table
-from .search import Candidate, candidates, recommended
+from .search import NEARLY, Candidate, candidates, recommended
+from .spent import Spent, costs_from
 from .step import Step, simulate
 from .units import bits_per_second, bits_text, seconds
 
 __all__ = [
     "MODELS",
+    "NEARLY",
     "Candidate",
+    "Carry",
     "Compute",
     "Costs",
+    "Handling",
     "Job",
     "Link",
     "Memory",
-    "Observed",
+    "Spent",
     "Step",
     "Work",
     "bits_per_second",
     "bits_text",
     "candidates",
-    "fitted",
+    "costs_from",
     "memory_of",
     "of_parameters",
     "read_table",

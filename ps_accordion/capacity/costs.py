@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from ..regimes.base import Choice
 
-__all__ = ["Costs", "Work", "works_of"]
+__all__ = ["Carry", "Costs", "Handling", "Work", "works_of"]
 
 _MEMBERS = 8
 """Members in the rows of `bench codecs` that stand for a whole round at a server: `answer8`, `linear_sum8`."""
@@ -36,6 +36,36 @@ class Work(NamedTuple):
         return max(self.answer + (members - _MEMBERS) * self.member, members * self.member)
 
 
+class Carry(NamedTuple):
+    """What a thread spends on messages that pass it.
+
+    Attributes:
+        message: Seconds each.
+        byte: Seconds a byte on top.
+    """
+
+    message: float = 0.0
+    byte: float = 0.0
+
+    def of(self, nbytes: float) -> float:
+        """Return the seconds that a message of so many bytes takes."""
+        return self.message + self.byte * nbytes
+
+
+class Handling(NamedTuple):
+    """What a process spends on a key beside the kernels of its codec.
+
+    Attributes:
+        task: Seconds of a codec thread, or a shard's, on a key and round: Python, accounts, caches that have gone cold.
+        sockets: Of our own thread of the sockets, a message.
+        zeromq: Of ZeroMQ's thread, with what the kernel does in it, a message.
+    """
+
+    task: float = 0.0
+    sockets: Carry = Carry()
+    zeromq: Carry = Carry()
+
+
 @dataclass(frozen=True)
 class Costs:
     """All that a simulation has to know of the machines.
@@ -43,14 +73,14 @@ class Costs:
     Attributes:
         works: By codec and level.
         copy: Seconds an element of a copy in memory: every gradient is copied into its bucket once.
-        message: Seconds that a message costs a process, where it is sent and where it is received.
-        byte: Seconds a byte on top of that, likewise.
+        worker: What a worker spends beside.
+        server: What a server spends beside.
     """
 
     works: Mapping[Choice, Work]
     copy: float
-    message: float
-    byte: float
+    worker: Handling
+    server: Handling
 
     def work(self, choice: Choice) -> Work:
         """Return what a codec costs at a level.
@@ -71,7 +101,7 @@ def works_of(rows: Iterable[Mapping[str, Any]], *, source: str) -> tuple[dict[Ch
     """Return what codecs cost, and the seconds an element of a copy, from the rows of `bench codecs`.
 
     Args:
-        rows: As in its JSON. Rows of other benches are passed over.
+        rows: As in its JSON, and of op `copy`. Rows of other benches are passed over.
         source: Where they come from, for messages.
 
     Raises:
@@ -79,19 +109,25 @@ def works_of(rows: Iterable[Mapping[str, Any]], *, source: str) -> tuple[dict[Ch
     """
     times: dict[Choice, dict[str, float]] = {}
     copies: list[float] = []
+    sizes: list[int] = []
     for row in rows:
         if "op" not in row:
             continue
         try:
             each = float(row["ms"]) / 1e3 / int(row["n"])
-            copies.append(each / float(row["vs_memcpy"]))
+            copies.append(each if row["op"] == "copy" else each / float(row["vs_memcpy"]))
+            sizes.append(int(row["n"]))
+            if row["op"] == "copy":
+                continue
             times.setdefault(Choice(str(row["codec"]), float(row["level"])), {})[str(row["op"])] = each
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             raise ConfigError(f"{source}: expected rows as bench codecs --json writes them, got {dict(row)!r}"[:400]) from None
     if not all(math.isfinite(each) and each > 0 for each in copies):
         raise ConfigError(f"{source}: expected times above zero in the rows of bench codecs")
     works = {choice: _work(choice, of, source) for choice, of in times.items()}
-    return works, sorted(copies)[len(copies) // 2] if copies else 0.0
+    # Gradients of a whole step are in no cache: the largest vector is most like them.
+    large = sorted(copy for copy, size in zip(copies, sizes, strict=True) if size == max(sizes))
+    return works, large[len(large) // 2] if large else 0.0
 
 
 def _work(choice: Choice, times: Mapping[str, float], source: str) -> Work:

@@ -71,9 +71,9 @@ class Load(NamedTuple):
         key: Its number.
         shard: The shard that owns it.
         nbytes: A push or a result, header included.
-        encode: Seconds at a worker.
-        decode: Seconds at a worker.
-        answer: Seconds at its shard, for all members.
+        encode: Seconds of a worker's codec thread.
+        decode: Seconds of a worker's codec thread.
+        answer: Seconds of its shard's thread, for all members.
         bucket: Index of the bucket of gradients with which it is complete.
     """
 
@@ -190,8 +190,10 @@ class Job:
             work, n = costs.work(choice), key.elements
             first = min(part.tensor for part in key.slices)
             bucket = next(number for number, start in enumerate(firsts) if first >= start)
-            answer = n * work.answered(self.workers)
-            loads.append(Load(key.number, key.shard, nbytes + _header(), n * work.encode, n * work.decode, answer, bucket))
+            task = costs.worker.task / 2  # for the push, and for the result
+            answer = costs.server.task + n * work.answered(self.workers)
+            encode, decode = task + n * work.encode, task + n * work.decode
+            loads.append(Load(key.number, key.shard, nbytes + _header(), encode, decode, answer, bucket))
         return loads
 
 

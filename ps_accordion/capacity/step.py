@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .costs import Costs
+from .costs import Costs, Handling
 from .events import Call, Clock, Cores, Host, Thread, send
 from .job import Job, Link, Load
 
@@ -76,18 +76,20 @@ def simulate(job: Job, costs: Costs, *, most_workers: int | None = None) -> Step
 class _Process:
     """What workers and servers have alike: sockets on a host."""
 
-    def __init__(self, host: Host, costs: Costs) -> None:
+    def __init__(self, host: Host, handling: Handling) -> None:
         self.host = host
-        self._costs = costs
+        self.handling = handling
         self._ours, self._zeromq = Thread(host.cores), Thread(host.cores)
 
     def send(self, nbytes: float, times: int, then: Call, *args: Any) -> None:
         """Spend what so many messages cost on their way out, then call."""
-        self._ours.submit(times * self._costs.message, self._zeromq.submit, times * nbytes * self._costs.byte, then, *args)
+        _, ours, zeromq = self.handling
+        self._ours.submit(times * ours.of(nbytes), self._zeromq.submit, times * zeromq.of(nbytes), then, *args)
 
     def receive(self, nbytes: float, times: int, then: Call, *args: Any) -> None:
         """Spend what so many messages cost on their way in, then call."""
-        self._zeromq.submit(times * nbytes * self._costs.byte, self._ours.submit, times * self._costs.message, then, *args)
+        _, ours, zeromq = self.handling
+        self._zeromq.submit(times * zeromq.of(nbytes), self._ours.submit, times * ours.of(nbytes), then, *args)
 
     @property
     def busiest(self) -> float:
@@ -95,14 +97,14 @@ class _Process:
         return max(self._ours.busy, self._zeromq.busy)
 
     @property
-    def handling(self) -> float:
+    def carrying(self) -> float:
         """Processor seconds of both."""
         return self._ours.busy + self._zeromq.busy
 
 
 class _Worker(_Process):
-    def __init__(self, host: Host, costs: Costs, threads: int, stands_for: int) -> None:
-        super().__init__(host, costs)
+    def __init__(self, host: Host, handling: Handling, threads: int, stands_for: int) -> None:
+        super().__init__(host, handling)
         self.stands_for = stands_for
         self.main = Thread(host.cores)
         self.codecs = [Thread(host.cores) for _ in range(threads)]
@@ -111,17 +113,17 @@ class _Worker(_Process):
 
     @property
     def cpu(self) -> float:
-        return self.handling + sum(thread.busy for thread in self.codecs)
+        return self.carrying + sum(thread.busy for thread in self.codecs)
 
 
 class _Server(_Process):
-    def __init__(self, host: Host, costs: Costs, shards: int) -> None:
-        super().__init__(host, costs)
+    def __init__(self, host: Host, handling: Handling, shards: int) -> None:
+        super().__init__(host, handling)
         self.shards = [Thread(host.cores) for _ in range(shards)]
 
     @property
     def cpu(self) -> float:
-        return self.handling + sum(thread.busy for thread in self.shards)
+        return self.carrying + sum(thread.busy for thread in self.shards)
 
 
 class _Simulation:
@@ -137,12 +139,12 @@ class _Simulation:
         here = 3 + job.threads + (2 + job.shards_per_server) * (-(-job.servers // job.workers) if job.colocated else 0)
         hosts = [self._host(job.worker_link, job.worker_cores, here, shared) for _ in range(simulated)]
         stands_for = [job.workers // simulated + (rank < job.workers % simulated) for rank in range(simulated)]
-        self._workers = [_Worker(host, costs, job.threads, count) for host, count in zip(hosts, stands_for, strict=True)]
+        self._workers = [_Worker(host, costs.worker, job.threads, count) for host, count in zip(hosts, stands_for, strict=True)]
         there = 2 + job.shards_per_server
         self._servers = [
             _Server(
                 hosts[number % len(hosts)] if job.colocated else self._host(job.server_link, job.server_cores, there, shared),
-                costs,
+                costs.server,
                 job.shards_per_server,
             )
             for number in range(job.servers)
