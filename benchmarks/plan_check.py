@@ -3,8 +3,8 @@
     python -m benchmarks.plan_check [--steps 15] [--only 1,4] [--json FILE]
 
 Jobs run in network namespaces (`hosts.py`, so this needs root), on one machine whose cores all processes share: the simulation is
-told so. What messages, bytes and codecs cost is measured first, as `plan` does it, and then what a worker computes. From these
-alone six configurations are predicted, and then measured.
+told so. What messages, bytes and codecs cost is measured first, as `plan` does it. From that, and from what the same workers take
+when they share nothing, in turn with them, six configurations are predicted; nothing is fitted to what they take.
 """
 
 from __future__ import annotations
@@ -117,21 +117,23 @@ def _checked(settings: list[Setting], steps: int) -> dict[str, Any]:
     nothing = Compute()
     choices = {choice for setting in settings for choice in setting.job(nothing).choices}
     costs, benches = costs_now(choices, [], told=_say)
-    cores = len(os.sched_getaffinity(0))
-    alone = phases.measured(LAYERS, min(cores, settings[0].workers), steps)
-    _say("a worker alone computes, ms: " + ", ".join(f"{phase} {ms:.1f}" for phase, ms in alone.items()))
-    copying = costs.copy * LAYERS * WIDTH * (WIDTH + 1)
-    compute = Compute(alone["forward"] / 1e3, alone["backward"] / 1e3 + copying, alone["optimizer"] / 1e3)
+    shares = phases.shares(LAYERS, steps)
     rows = []
     for setting in settings:
-        step = simulate(setting.job(compute), costs)  # before it is measured
-        rows.append(_row(setting, step, _measured(setting, steps)))
+        ms, alone_ms = _measured(setting, steps)
+        cores = len(os.sched_getaffinity(0))
+        # Of more workers than cores each has a part of one while it computes: the simulation shares cores itself.
+        seconds = alone_ms / 1e3 * min(1.0, cores / setting.workers)
+        compute = Compute(*(seconds * share for share in shares))
+        copying = costs.copy * LAYERS * WIDTH * (WIDTH + 1)
+        step = simulate(setting.job(compute._replace(backward=compute.backward + copying)), costs)
+        rows.append(_row(setting, step, ms, alone_ms))
     _show(rows)
-    return {"rows": rows, "alone_ms": alone, "coefficients": [row for bench in benches for row in bench.rows]}
+    return {"rows": rows, "shares": shares, "coefficients": [row for bench in benches for row in bench.rows]}
 
 
-def _measured(setting: Setting, steps: int) -> float:
-    """Return the median milliseconds of a step."""
+def _measured(setting: Setting, steps: int) -> tuple[float, float]:
+    """Return the median milliseconds of a step, and of one that shares nothing, the two in turn."""
     codec, level = setting.choice
     job = vs_ddp.Job(f"{codec}:{level:g}", "ours", codec, level)
     count = setting.workers + (0 if setting.colocated else setting.servers)
@@ -141,21 +143,28 @@ def _measured(setting: Setting, steps: int) -> float:
     ):
         workers = made[: setting.workers]
         servers = made[setting.workers :] or [workers[number % len(workers)] for number in range(setting.servers)]
-        with vs_ddp.started(job, vs_ddp.Place(workers, servers), Path(name), LAYERS) as running:
-            times = running.take(WARM_UP + steps)[WARM_UP:]
-            if len(set(running.end())) > 1:
+        place = vs_ddp.Place(workers, servers)
+        with (
+            vs_ddp.started(job, place, Path(name), LAYERS) as ours,
+            vs_ddp.started(vs_ddp.Job("alone", "alone"), place, Path(name), LAYERS) as alone,
+        ):
+            pairs = [(*ours.take(1), *alone.take(1)) for _ in range(WARM_UP + steps)][WARM_UP:]
+            alone.end()
+            if len(set(ours.end())) > 1:
                 raise SystemExit(f"the replicas of {setting} differ at the end")
-    ms = statistics.median(times)
-    _say(f"{setting}: {ms:.1f} ms, from {min(times):.1f} to {max(times):.1f}")
-    return ms
+    ms, alone_ms = (statistics.median(times) for times in zip(*pairs, strict=True))
+    fastest, slowest = min(pairs)[0], max(pairs)[0]
+    _say(f"{setting}: {ms:.1f} ms, from {fastest:.1f} to {slowest:.1f}; {alone_ms:.1f} where nothing is shared")
+    return ms, alone_ms
 
 
-def _row(setting: Setting, step: Step, ms: float) -> dict[str, Any]:
+def _row(setting: Setting, step: Step, ms: float, alone_ms: float) -> dict[str, Any]:
     predicted = 1e3 * step.seconds
     return {
         "name": str(setting),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in setting._asdict().items()},
         "ms": round(ms, 2),
+        "alone_ms": round(alone_ms, 2),
         "predicted_ms": round(predicted, 2),
         "error": round(predicted / ms - 1, 4),
         "limit": step.limit,

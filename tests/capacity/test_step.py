@@ -22,7 +22,7 @@ from ps_accordion.capacity import (
     recommended,
     simulate,
 )
-from ps_accordion.capacity.models import linear
+from ps_accordion.capacity.models import linear, resnet50
 from ps_accordion.capacity.step import WAITING
 from ps_accordion.codecs import get
 from ps_accordion.errors import ConfigError
@@ -216,3 +216,9 @@ def test_memory_follows_the_formula():
         "retained payloads": 8 * payload,
     }  # fmt: skip
     assert memory_of(job()).server["residuals"] == 0, "dense float32 keeps nothing"
+
+
+def test_resnet_50_is_pushed_in_a_350th_of_its_bytes():
+    """Small tensors included: topk 0.1 % of the others, 2 bytes an element of vectors."""
+    payloads = [nbytes for _, _, nbytes in job(tensors=tuple(resnet50()), choice=Choice("topk", 0.001), servers=8).payloads()]
+    assert 4 * 25_557_032 / sum(payloads) >= 350
