@@ -76,6 +76,13 @@ _add(
     "Draw what all processes of a run did and when, of a run that was made with --trace.",
     "ps-accordion trace runs/20260101-120000-ab12 --out trace.json",
 )
+_add(
+    app,
+    "plan",
+    "plan:plan",
+    "Predict step time, processor time and memory of a job, and recommend how many servers it wants.",
+    "ps-accordion plan --workers 64 --bandwidth 10Gbit --model resnet50 --compute 150ms",
+)
 bench = App(name="bench", help="Measure this machine.", help_epilogue="Example: ps-accordion bench codecs")
 _add(
     bench,

@@ -24,7 +24,7 @@ from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.codecs.workspace import zeros
 from ps_accordion.errors import CodecError
 
-__all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "distribution", "measure", "squared_errors"]
+__all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "distribution", "measure", "measure_copy", "squared_errors"]
 
 FloatVector = NDArray[np.float32]
 Call = Callable[[], object]
@@ -201,6 +201,12 @@ def measure(case: Case, elements: int, threads: int = 1, *, values: ValueFormat 
             "bytes_per_element": round(codec.payload_bound(elements, case.level) / elements, 5),
             "sq_error": errors,
         }
+
+
+def measure_copy(elements: int = 1 << 24) -> dict[str, Any]:
+    """Time a copy of a vector that no cache holds; return a row of op `copy` with n and ms."""
+    source, target = np.ones(elements, np.float32), np.ones(elements, np.float32)
+    return {"op": "copy", "n": elements, "ms": round(1e3 * _median([lambda: np.copyto(target, source)]), 4)}
 
 
 def squared_errors(codec: Codec, level: float, elements: int) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections.abc import Iterator
 
 import msgpack
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ps_accordion import layout as module
+from ps_accordion.capacity import models
 from ps_accordion.errors import LayoutError
 from ps_accordion.layout import DENSE_BELOW, FUSE_ELEMENTS, MATRIX_ELEMENTS, MAX_FUSED, Layout, Tensor
 
@@ -38,60 +38,11 @@ def table(*rows: tuple[int, ...]) -> list[Tensor]:
     return [Tensor(f"t{index}", shape, "float32") for index, shape in enumerate(rows)]
 
 
-def resnet50() -> list[Tensor]:
-    """Write down the trainable tensors of ResNet-50 (He et al., 2016), in the order in which they are registered."""
-
-    def rows() -> Iterator[tuple[str, tuple[int, ...]]]:
-        def convolution(name: str, out: int, into: int, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-            yield f"{name}.weight", (out, into, size, size)
-            yield from ((f"{name}.norm.{part}", (out,)) for part in ("weight", "bias"))
-
-        yield from convolution("stem", 64, 3, 7)
-        into = 64
-        for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
-            for block in range(blocks):
-                name = f"stage{stage}.{block}"
-                yield from convolution(f"{name}.1", width, into, 1)
-                yield from convolution(f"{name}.2", width, width, 3)
-                yield from convolution(f"{name}.3", 4 * width, width, 1)
-                if block == 0:
-                    yield from convolution(f"{name}.shortcut", 4 * width, into, 1)
-                into = 4 * width
-        yield from (("head.weight", (1000, 2048)), ("head.bias", (1000,)))
-
-    return [Tensor(name, shape, "float32") for name, shape in rows()]
-
-
-def bert_base() -> list[Tensor]:
-    """Write down the trainable tensors of BERT-base, uncased (Devlin et al., 2019), in the order of registration."""
-
-    def rows() -> Iterator[tuple[str, tuple[int, ...]]]:
-        def norm(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-            yield from ((f"{name}.{part}", (768,)) for part in ("weight", "bias"))
-
-        def linear(name: str, out: int, into: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-            yield from ((f"{name}.weight", (out, into)), (f"{name}.bias", (out,)))
-
-        for kind, count in (("words", 30522), ("positions", 512), ("types", 2)):
-            yield f"embeddings.{kind}", (count, 768)
-        yield from norm("embeddings.norm")
-        for number in range(12):
-            for part in ("query", "key", "value", "output"):
-                yield from linear(f"layer{number}.attention.{part}", 768, 768)
-            yield from norm(f"layer{number}.attention.norm")
-            yield from linear(f"layer{number}.intermediate", 3072, 768)
-            yield from linear(f"layer{number}.output", 768, 3072)
-            yield from norm(f"layer{number}.norm")
-        yield from linear("pooler", 768, 768)
-
-    return [Tensor(name, shape, "float32") for name, shape in rows()]
-
-
-MODELS = {"ResNet-50": (resnet50(), 25_557_032, 161), "BERT-base": (bert_base(), 109_482_240, 199)}
+MODELS = {"ResNet-50": (models.resnet50(), 25_557_032, 161), "BERT-base": (models.bert_base(), 109_482_240, 199)}
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_tables_written_here_are_the_models(model: str) -> None:
+def test_the_tables_of_models_are_theirs(model: str) -> None:
     """The published numbers of parameters and of tensors."""
     tensors, elements, count = MODELS[model]
     assert sum(tensor.elements for tensor in tensors) == elements

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ps_accordion.selection import momenta
 from ps_accordion.worker import DistributedModel, connect
 from ps_accordion.worker.base import BaseSession
 from ps_accordion.worker.baselines import BASELINES
+from ps_accordion.worker.processor import Seconds, server_seconds, worker_seconds
 
 __all__ = ["Contest", "main"]
 
@@ -71,19 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dist.init_process_group("gloo", init_method=f"file://{options.rendezvous}", rank=rank, world_size=world_size)
         contest = _pushpull(session, options) if options.what == "pushpull" else _step(session, options)
         times: dict[str, list[float]] = {way: [] for way in contest.ways}
+        spent: list[Seconds] = []
         for turn in range(-WARM_UP_TURNS, options.turns):
             contest.before()
             for way, operation in contest.ways.items():
-                ms = _timed(operation)
+                ms, seconds = _timed(operation, counts=rank == 0, counted=way == "ours")
                 if turn >= 0:
                     times[way].append(ms)
+                    spent += [seconds] if seconds else []
         difference = contest.difference()
         if options.exact and difference > TOLERANCE:
             raise RuntimeError(f"ours differs from the baseline by {difference:g}, expected at most {TOLERANCE:g}")
         dist.barrier()
         dist.destroy_process_group()
     file = str(options.result).replace("{rank}", str(rank))
-    Path(file).write_text(json.dumps({"times": times, "difference": difference}), encoding="utf-8")
+    Path(file).write_text(json.dumps({"times": times, "difference": difference, "cpu_ms": _medians(spent)}), encoding="utf-8")
 
 
 def _pushpull(session: BaseSession, options: argparse.Namespace) -> Contest:
@@ -135,12 +139,27 @@ def _trainer(model: nn.Module, batch: torch.Tensor, *, momentum: float) -> Calla
     return step
 
 
-def _timed(operation: Callable[[], object]) -> float:
-    """Return the milliseconds that `operation` takes once all workers have come to it."""
+def _timed(operation: Callable[[], object], *, counts: bool, counted: bool) -> tuple[float, Seconds]:
+    """Return the milliseconds that `operation` takes once all workers have come to it, and processor seconds by kind of thread.
+
+    These are those from before it until all workers have done it, if `counted`; those of the servers, too, at who `counts` them.
+    """
+    dist.barrier()
+    before = _spent(counts) if counted else {}
     dist.barrier()
     start = time.perf_counter()
     operation()
-    return 1000 * (time.perf_counter() - start)
+    ms = 1000 * (time.perf_counter() - start)
+    dist.barrier()
+    return ms, {kind: seconds - before.get(kind, 0.0) for kind, seconds in _spent(counts).items()} if counted else {}
+
+
+def _spent(counts: bool) -> Seconds:
+    return worker_seconds() | server_seconds() if counts else worker_seconds()
+
+
+def _medians(spent: Sequence[Seconds]) -> dict[str, float]:
+    return {kind: 1e3 * statistics.median(one.get(kind, 0.0) for one in spent) for kind in (spent[0] if spent else ())}
 
 
 if __name__ == "__main__":

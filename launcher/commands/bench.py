@@ -4,65 +4,22 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from ps_accordion import config
 from ps_accordion.errors import ConfigError
 
 from .. import local
+from ..job_speed import Case, Job, measured, pushpull_rows
 from ..machine import machine
-from ..progress import Tail, human_bytes
-from ..screen import Screen
+from ..progress import human_bytes
 
-__all__ = ["Case", "Measured", "parse_cases", "pushpull", "step"]
-
-MEASURED = ("encode", "wait", "decode")
-"""Parts of a round, as the metrics name them."""
-EXACT = ("dense", 32)
-
-
-class Case(NamedTuple):
-    """A codec and a level to measure."""
-
-    codec: str
-    level: float
-
-
-class Measured(NamedTuple):
-    """What one case took.
-
-    Attributes:
-        fields: What its rows have in common: the case, the job, the bytes, and the parts of a round.
-        times: Milliseconds of each turn, of the slowest worker, by way.
-    """
-
-    fields: dict[str, Any]
-    times: dict[str, list[float]]
-
-    def rows(self, baselines: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return a row beside each baseline: its way and its name."""
-        ms = statistics.median(self.times["ours"])
-        rows = []
-        for way, name in baselines.items():
-            baseline_ms = statistics.median(self.times[way])
-            pairs = {"ms": self.times["ours"], "baseline_ms": self.times[way]}
-            row = {
-                "ms": round(ms, 3),
-                "baseline": name,
-                "baseline_ms": round(baseline_ms, 3),
-                "ratio": round(ms / baseline_ms, 4),
-            }
-            rounded = {each: [round(value, 3) for value in values] for each, values in pairs.items()}
-            rows.append(self.fields | row | {"pairs": rounded})
-        return rows
+__all__ = ["parse_cases", "pushpull", "step"]
 
 
 def pushpull(
@@ -89,13 +46,10 @@ def pushpull(
         json_file: Write the rows to this file, too.
     """
     _at_least_one(elements=elements, pairs=pairs)
-    job = _Job(workers, servers, shards_per_server, link, pairs, elements)
-    rows = []
-    for case in parse_cases(cases):
-        measured = _measured(case, job, ("pushpull", "--elements", str(elements)))
-        if isinstance(measured, int):
-            return measured
-        rows += measured.rows({"all_reduce": "gloo all_reduce"})
+    job = Job(workers, servers, shards_per_server, link, pairs, elements)
+    rows = pushpull_rows(parse_cases(cases), job)
+    if isinstance(rows, int):
+        return rows
     _show_pushpull(rows, job)
     return _written(json_file, rows)
 
@@ -134,15 +88,15 @@ def step(
     """
     _at_least_one(layers=layers, width=width, batch=batch, pairs=pairs)
     others = _baselines(baselines)
-    job = _Job(workers, servers, shards_per_server, link, pairs, layers * width * (width + 1))
+    job = Job(workers, servers, shards_per_server, link, pairs, layers * width * (width + 1))
     sizes = ("--layers", str(layers), "--width", str(width), "--batch", str(batch))
     rows = []
     for case in parse_cases(cases):
-        measured = _measured(case, job, ("step", *sizes, "--baselines", *others), exact=others[0] == "ddp")
-        if isinstance(measured, int):
-            return measured
-        alone_ms = round(statistics.median(measured.times["alone"]), 3)
-        rows += [row | {"alone_ms": alone_ms} for row in measured.rows({name: name for name in others})]
+        took = measured(case, job, ("step", *sizes, "--baselines", *others), exact=others[0] == "ddp")
+        if isinstance(took, int):
+            return took
+        alone_ms = round(statistics.median(took.times["alone"]), 3)
+        rows += [row | {"alone_ms": alone_ms} for row in took.rows({name: name for name in others})]
     _show_step(rows, others, f"A step of {layers} layers of {width} x {width}, batch {batch}; {job}")
     return _written(json_file, rows)
 
@@ -165,24 +119,6 @@ def parse_cases(text: str) -> list[Case]:
     return cases
 
 
-class _Job(NamedTuple):
-    """What is the same in all cases."""
-
-    workers: int
-    servers: int
-    shards_per_server: int
-    link: local.Link
-    turns: int
-    elements: int
-
-    def __str__(self) -> str:
-        return f"{self.workers} workers, {self.servers} servers, {self.link}"
-
-
-def _rounded(times: Sequence[float]) -> list[float]:
-    return [round(time, 3) for time in times]
-
-
 def _at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
@@ -199,55 +135,7 @@ def _baselines(text: str) -> tuple[str, ...]:
     return names
 
 
-def _measured(case: Case, job: _Job, what: Sequence[str], *, exact: bool = True) -> Measured | int:
-    """Run one case; return what it took, or the exit code of what failed."""
-    with tempfile.TemporaryDirectory(prefix="psa-bench-") as name, Screen("none") as screen:
-        directory = Path(name)
-        settings = config.load(
-            overrides={
-                "workers.count": job.workers,
-                "servers.count": job.servers,
-                "servers.shards_per_server": job.shards_per_server,
-                "codec.name": case.codec,
-                "codec.light": case.level,
-                "codec.heavy": case.level,
-                "regime.policy": "static",
-                "run.directory": f"{directory}/run",
-            }
-        )
-        command = (
-            *(sys.executable, "-P", "-m", "ps_accordion.worker.bench", "--turns", str(job.turns)),
-            *("--rendezvous", str(directory / "gloo"), "--result", str(directory / "result-{rank}.json")),
-            *(("--exact",) if exact and case == EXACT else ()),
-            *what,
-        )
-        ending = local.run(settings, command, screen=screen, link=job.link)
-        if ending.exit_code:
-            return ending.exit_code
-        results = [json.loads((directory / f"result-{rank}.json").read_text(encoding="utf-8")) for rank in range(job.workers)]
-        metrics = [row for file in (directory / "run").glob("metrics-worker-*.jsonl") for row in Tail(file).read()]
-    # All have come to a barrier before: an operation takes as long as it takes the slowest worker.
-    every = [one["times"] for one in results]
-    times = {way: [max(turn) for turn in zip(*(one[way] for one in every), strict=True)] for way in every[0]}
-    counted = [row for row in metrics if row["round"] >= max(row["round"] for row in metrics) + 1 - job.turns]
-    moved = statistics.mean(row["push_bytes"] + row["pull_bytes"] for row in counted)
-    fields = {
-        "case": f"{case.codec}:{case.level:g}",
-        "codec": case.codec,
-        "level": case.level,
-        "workers": job.workers,
-        "servers": job.servers,
-        "shards_per_server": job.shards_per_server,
-        "link": job.link,
-        "elements": job.elements,
-        "bytes_a_worker": round(moved),
-        "fewer_bytes": round(8 * job.elements / moved, 2),
-        **{f"{name}_ms": round(1000 * statistics.mean(row[f"{name}_s"] for row in counted), 3) for name in MEASURED},
-    }
-    return Measured(fields, times)
-
-
-def _show_pushpull(rows: list[dict[str, Any]], job: _Job) -> None:
+def _show_pushpull(rows: list[dict[str, Any]], job: Job) -> None:
     caption = (
         "medians in ms; ratio: ours / gloo all_reduce, so below 1 is faster. bytes: a worker's, both ways.\n"
         "encode and decode: time on a worker's codec threads, within ours, and beside each other"

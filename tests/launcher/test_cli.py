@@ -6,7 +6,7 @@ import sys
 from ps_accordion import config
 from ps_accordion.launcher.cli import app
 
-COMMANDS = ("launch", "coordinator", "server", "worker", "demo", "bench", "config", "trace")
+COMMANDS = ("launch", "coordinator", "server", "worker", "demo", "bench", "config", "plan", "trace")
 
 
 def test_help_is_quick_and_names_every_command(command):

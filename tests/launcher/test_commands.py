@@ -50,6 +50,13 @@ def test_every_operation_of_every_codec_is_a_row(tmp_path, capsys, threads):
     assert [words for words in ("squared error: gaussian", "encode_feedback", "topk 0.04: ") if words not in shown] == []
 
 
+def test_codecs_are_measured_for_a_plan_as_bench_measures_them():
+    """A copy that no cache holds comes with them."""
+    row = codec_speed.measure_copy(1000)
+    assert (row["op"], row["n"]) == ("copy", 1000)
+    assert row["ms"] > 0
+
+
 def test_an_error_is_what_the_vector_loses():
     """Dense loses nothing, the largest hundredth of a vector that has no more is all of it, and half of it is not."""
     for name, level, kind, expected in (("dense", 32, "t2", 0), ("topk", 0.02, "1% dense", 0), ("topk", 0.1, "gaussian", 0.56)):
@@ -99,6 +106,8 @@ def test_the_benchmark_ends_with_its_rows(command, tmp_path):
     assert [row["case"] for row in rows] == ["topk:0.01", "dense:32"]
     assert [names - set(row) for row in rows] == [set(), set()]
     assert rows[0]["fewer_bytes"] > 50
+    kinds = {f"{who} {what}" for who, its in (("worker", "codec"), ("server", "shards")) for what in (its, "sockets", "zeromq")}
+    assert all(set(row["cpu_ms"]) == kinds and min(row["cpu_ms"].values()) > 0 for row in rows)
 
 
 @pytest.mark.full
