@@ -8,6 +8,8 @@
 5. The ledger that the product itself makes at the end balances.
 """
 
+import itertools
+
 import numpy as np
 
 from ps_accordion.codecs import Push as FoldPush
@@ -21,7 +23,8 @@ __all__ = ["check"]
 
 def check(world):
     """Raise AssertionError if a promise was broken."""
-    if "training starts from" in world.over:
+    # Before the first view all are waited for: one that is silent then ends the run, which has nothing to lose yet.
+    if "training starts from" in world.over or (not world.views and "has been silent" in world.over):
         world.count["lost starts"] += 1
         return
     if "nobody else has the model's state" in world.over and not world.holders:
@@ -150,13 +153,23 @@ def _vector(codecs, coding, payload, elements):
 
 
 def _lose(world, round_, residuals, bounds):
-    """Begin anew where a view says that a shard is blank, in this round, and the residual was not made again."""
-    cuts = {p: view.cut_of(0)[0] for p, view in world.views.items()}
-    # What a view said of a round does not hold if a later one went back past it: that round was made again, from another state.
-    held = [p for p, cut in cuts.items() if cut == round_ and not any(of > p and cuts[of] < cut for of in cuts)]
-    blank = {shard for p in held for shard, _ in world.views[p].restore}
+    """Begin anew where a view says that a shard is blank, in this round, and the residual was not made again.
+
+    Who has begun anew and then goes back has nothing from before either.
+    """
+    cuts = {p: view.cut_of(0)[0] for p, view in sorted(world.views.items())}
+    blank = {}
+    for p, cut in cuts.items():
+        for shard, _ in world.views[p].restore:
+            after = [of for of in cuts if of > p]
+            same = itertools.takewhile(lambda of, shard=shard: shard not in dict(world.views[of].restore), after)
+            begins = min([cut, *(cuts[of] for of in same)])
+            # What a view said of a round does not hold if a later one went back past it: that round was made again, from another
+            # state.
+            if begins == round_ and not any(cuts[of] < begins for of in after):
+                blank.setdefault(shard, []).append(cut)
     for key in world.layout.keys:
-        if key.shard in blank and (round_, key.number) not in world.replayed:
+        if any((cut, key.number) not in world.replayed for cut in blank.get(key.shard, ())):
             residuals[key.number] = np.zeros(key.elements, np.float32)
             last, _ = world.results[round_ - 1][key.number] if round_ else (None, None)
             data = last is not None and last.kind == "DATA"
@@ -169,8 +182,10 @@ def _ledger(world, counted):
         return  # what a switch throws away is itemised by its norm only, and what is clipped by its mass
     codecs = registry.suite(**world.settings.codec.options)
     for process in world.workers_ever:
-        if process.name in {name for _, name in world.forgotten} and not world.settings.servers.replay_rounds:
-            continue  # what it pushed in a round that was made again is lost, and its account says so
+        again = {round_ for round_, name in world.forgotten if name == process.name}
+        theirs = {round_ for _, round_, *who in counted if tuple(who) in process.incarnations}
+        if again and (again - theirs or not world.settings.servers.replay_rounds):
+            continue  # what it pushed in a round that was made again, or again without it, is lost, and its account says so
         if process.state != "gone" or process.exchange is None or process.exchange.behind:
             continue  # what a dead worker had left out is lost with it
         if process.uncertain:
