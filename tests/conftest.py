@@ -37,6 +37,13 @@ def _start_collector_of_pyzmq() -> None:
     context.term()
 
 
+def _start_group_of_one() -> None:
+    # The group of our wrapper's parent has threads and descriptors, and lives as long as the process.
+    from ps_accordion.worker.group import group_of_one
+
+    group_of_one()
+
+
 def _start_gpu() -> None:
     # The first tensor on a GPU opens the driver's descriptors, which stay open as long as the process.
     import torch
@@ -58,6 +65,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     # torch makes this folder when a part of it is first imported, which may be in any test.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base / "inductor")
     _start_collector_of_pyzmq()
+    _start_group_of_one()
     if any(item.get_closest_marker("cuda") for item in request.session.items):
         _start_gpu()
     yield Watch([work, temporary])

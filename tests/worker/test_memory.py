@@ -64,6 +64,6 @@ def test_parameters_must_lie_on_one_device():
 def test_the_group_of_one_knows_the_accelerator(monkeypatch):
     """The parent calls it with tensors there, though nothing moves."""
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
-    group = group_of_one()
+    group = group_of_one.__wrapped__()
     for kind in ("cpu", "cuda"):
         assert isinstance(group._get_backend(torch.device(kind)), dist.ProcessGroupGloo)
