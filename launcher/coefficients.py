@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ps_accordion.capacity import Costs, Job, Link, Spent, costs_from, works_of
 from ps_accordion.codecs import suite, warm
-from ps_accordion.config import CodecSettings, LayoutSettings
+from ps_accordion.config import MOST_THREADS, CodecSettings, LayoutSettings
 from ps_accordion.errors import ConfigError, PsAccordionError
 from ps_accordion.layout import Tensor
 from ps_accordion.regimes.base import Choice
@@ -30,8 +30,6 @@ CALIBRATION = (Case("topk", 0.01), Case("dense", 32.0))
 BENCH = BenchJob(workers=2, servers=2, shards_per_server=1, link="tcp", turns=9, elements=1 << 24)
 SMALL = Choice("dense", float(CodecSettings().small_bits))
 """How small tensors go, of which every model has some."""
-MOST_THREADS = 4
-"""Codec threads that a worker takes at most where it is not told (`worker/compute.py`)."""
 
 
 class Bench(NamedTuple):

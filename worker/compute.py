@@ -7,12 +7,10 @@ import queue
 import threading
 from collections.abc import Callable
 
+from ps_accordion.config import MOST_THREADS
 from ps_accordion.pace import Pace
 
 __all__ = ["CodecThreads", "default_threads"]
-
-MOST_THREADS = 4
-"""Four cores of codec fill a 10 Gbit/s link with top-k 1 %; more would only take them from the user's own work."""
 
 TOGETHER = 8
 """Tasks after which whoever waits for their outcome is woken at the latest, if more are queued. Waking costs a quarter of what

@@ -6,7 +6,8 @@ import weakref
 import numpy as np
 import pytest
 
-from ps_accordion.worker.compute import MOST_THREADS, CodecThreads, default_threads
+from ps_accordion.config import MOST_THREADS
+from ps_accordion.worker.compute import CodecThreads, default_threads
 
 PATIENCE = 10.0
 
