@@ -245,7 +245,7 @@ class Exchange(ABC):
 
     def on_result(self, result: m.Result, frames: Sequence[Buffer]) -> None:
         """Take in a result."""
-        decode = self.rounds.on_result(result, frames)
+        decode = self.rounds.on_result(result, frames, time.monotonic())
         if decode is None:
             self._try_decide()
             return

@@ -144,6 +144,8 @@ class Rounds:
         self._lead: int | None = None
         self.view: m.View | None = None
         self._sent: dict[int, _Sent] = {}
+        self._heard: dict[str, float] = {}
+        """When each server last had a result for this worker, by its link."""
         self._results: dict[int, m.Result] = {}
         self._decoded: set[int] = set()
         self._next_plan: Plan | None = None
@@ -217,14 +219,22 @@ class Rounds:
         return {server_name(self.layout.keys[key].shard, self.settings) for key in self._sent if key not in self._results}
 
     def tick(self, now: float) -> list[Send]:
-        """Ask after pushes that have had no result for too long."""
+        """Ask after pushes that have had no result for too long, and whose server has had none of any key for as long.
+
+        While results come, what is missing may well lie in the queue behind them: asked for, it would be sent twice.
+        """
         if self.out:
             return []
         late: dict[int, list[int]] = {}
-        longest = ASK_MOST * self.settings.timeouts.resend
+        resend = self.settings.timeouts.resend
+        longest = ASK_MOST * resend
         example: m.Push | None = None
         for number, sent in self._sent.items():
             if number not in self._results and now >= sent.due:
+                quiet = self._heard.get(server_name(self.layout.keys[number].shard, self.settings), now - resend) + resend
+                if now < quiet:
+                    sent.due = quiet
+                    continue
                 sent.wait = min(sent.wait * ASK_BACKOFF, longest)
                 sent.due = now + sent.wait
                 example = sent.push
@@ -254,10 +264,11 @@ class Rounds:
         for key, sent in self._sent.items():
             if key not in self._results and server_name(self.layout.keys[key].shard, self.settings) == link:
                 sent.due, sent.wait = now, self.settings.timeouts.resend
+        self._heard.pop(link, None)
 
     # ------------------------------------------------------------ in
 
-    def on_result(self, result: m.Result, frames: Sequence[Buffer]) -> Decode | None:
+    def on_result(self, result: m.Result, frames: Sequence[Buffer], now: float) -> Decode | None:
         """Take in a result of the current round; return what is to be decoded, if anything.
 
         Raises:
@@ -274,6 +285,7 @@ class Rounds:
                 raise WireError(f"result of key {result.key}: expected a plan of {result.plan} bytes behind the payload")
             self._next_plan = decode_plan(bytes(plan_frames[0]), len(self.layout.tensors))
         self._results[result.key] = result
+        self._heard[server_name(key.shard, self.settings)] = now
         self.retained.note(result, frames)
         if result.kind != "DATA":
             self._decoded.add(result.key)
@@ -320,6 +332,7 @@ class Rounds:
             self._decoded.discard(key)
             if key == 0:
                 self._next_plan = None
+        self._heard.clear()
         for key, sent in self._sent.items():
             if key not in self._results:
                 sent.due, sent.wait = now, self.settings.timeouts.resend

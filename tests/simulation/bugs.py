@@ -237,8 +237,8 @@ def a_joiner_gets_no_plan(real, self):
 
 
 @bug(Rounds, "on_result")
-def a_plan_holds_at_once(real, self, result, frames):
-    decode = real(self, result, frames)
+def a_plan_holds_at_once(real, self, result, frames, now):
+    decode = real(self, result, frames, now)
     if self._next_plan is not None:
         self.plan = self._next_plan
     return decode

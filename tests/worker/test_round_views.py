@@ -29,7 +29,7 @@ class Job:
 
     def result(self, key: int, epoch: int, *, kind: str = "UNUSED", plan: bytes = b"") -> Decode | None:
         message = m.Result(0, key, self.rounds.round, epoch, kind, 0, plan=len(plan))
-        return self.rounds.on_result(message, [plan] if plan else [])
+        return self.rounds.on_result(message, [plan] if plan else [], NOW)
 
     def view(self, p: int, cut: int, *, slots=(0, 1), removed=(), previous: int = 1) -> None:
         view = view_of(self.settings, p=p, slots=list(slots), cuts=[(0, cut, previous)], removed=list(removed))
@@ -77,7 +77,7 @@ def test_a_decoding_that_ends_after_its_result_was_taken_back_decides_nothing():
     for key in job.layout.keys:
         message, frames = job.member.data(key.number, 0)
         made = m.Result(0, key.number, 0, 1, "DATA", key.all_used, 0, *[getattr(message, name) for name in CODING])
-        decodes.append(job.rounds.on_result(made, [bytes(frame) for frame in frames]))
+        decodes.append(job.rounds.on_result(made, [bytes(frame) for frame in frames], NOW))
     job.view(2, 0)
     for decode in decodes:
         job.rounds.decoded(decode)

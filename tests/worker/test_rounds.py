@@ -67,9 +67,9 @@ class Job:
         return self.hand_in(self.push(**kinds))
 
 
-def take_in(rounds: Rounds, message: m.Result, frames) -> Decode | None:
+def take_in(rounds: Rounds, message: m.Result, frames, now: float = NOW) -> Decode | None:
     """Hand in a result as the session does: what is to be decoded is decoded at once."""
-    decode = rounds.on_result(message, frames)
+    decode = rounds.on_result(message, frames, now)
     if decode is not None:
         rounds.decoded(decode)
     return decode
@@ -97,7 +97,7 @@ def test_a_result_is_decoded_before_it_decides():
     """All results are there, but one is still being decoded: the gradient's memory is not ready yet."""
     job = Job()
     results = job.push()
-    decodes = [job.rounds.on_result(*results[key]) for key in KEYS]
+    decodes = [job.rounds.on_result(*results[key], NOW) for key in KEYS]
     assert [decode.key for decode in decodes] == list(KEYS)
     for decode in decodes:
         assert job.rounds.decide() is None
@@ -128,14 +128,14 @@ def test_results_that_do_not_count_are_ignored():
     job = Job()
     results = job.push()
     for strange in ({"round": 1}, {"round": -1}, {"epoch": 2}, {"epoch": 0}, {"key": 3}, {"key": 1 << 31}):
-        assert job.rounds.on_result(*changed(results[1], **strange)) is None
+        assert job.rounds.on_result(*changed(results[1], **strange), NOW) is None
     job.rounds.view = None
-    assert job.rounds.on_result(*results[1]) is None
+    assert job.rounds.on_result(*results[1], NOW) is None
     job.rounds.view = view_of(job.settings)
     assert job.hand_in(results).kind == "DATA"
     before = job.rounds.round
     for key in KEYS:  # all of them again, late
-        assert job.rounds.on_result(*results[key]) is None
+        assert job.rounds.on_result(*results[key], NOW) is None
     assert job.rounds.decide() is None
     assert job.rounds.round == before
 
@@ -158,11 +158,11 @@ def test_a_round_before_the_cut_counts_under_the_epoch_that_the_view_names():
     job = Job()
     results = job.push()
     job.rounds.view = view_of(job.settings, p=5, cuts=[(0, 1, 3)])
-    assert job.rounds.on_result(*changed(results[1], epoch=5)) is None
-    assert job.rounds.on_result(*changed(results[1], epoch=3)) is not None
+    assert job.rounds.on_result(*changed(results[1], epoch=5), NOW) is None
+    assert job.rounds.on_result(*changed(results[1], epoch=3), NOW) is not None
     job.rounds.view = view_of(job.settings, p=5, cuts=[(0, 0, 3)])
-    assert job.rounds.on_result(*changed(results[0], epoch=3)) is None
-    assert job.rounds.on_result(*changed(results[0], epoch=5)) is not None
+    assert job.rounds.on_result(*changed(results[0], epoch=3), NOW) is None
+    assert job.rounds.on_result(*changed(results[0], epoch=5), NOW) is not None
 
 
 # ---------------------------------------------------------------- asking and repeating
@@ -172,7 +172,7 @@ def test_asking_backs_off():
     """After 1, 2, 4, 8, 10 and then every 10 times `timeouts.resend`; a key with a result is not asked after."""
     job = Job(timeouts_resend=0.5)
     results = job.push()
-    job.rounds.on_result(*results[1])
+    job.rounds.on_result(*results[1], NOW)
     asked = []
     for step in range(4000):
         now = NOW + step * 0.01
@@ -186,6 +186,24 @@ def test_asking_backs_off():
 def test_nothing_is_asked_before_it_is_pushed():
     """A slow backward is not a loss."""
     assert Job().rounds.tick(NOW + 1000) == []
+
+
+def test_what_may_lie_behind_other_results_is_not_asked_after():
+    """Only `timeouts.resend` after the last result of the same server; a server without a result, or back, is asked in time."""
+    job = Job(servers_count=2, timeouts_resend=1.0, layout_partition_elements=1024)
+    results = job.push()
+    of = {shard: [key.number for key in job.layout.keys if key.shard == shard] for shard in (0, 1)}
+    first = of[0][0]
+    job.rounds.on_result(*results[first], NOW + 0.5)
+    (ask,) = sends(job.rounds.tick(NOW + 1))
+    assert (ask.peers, set(ask.message.keys)) == (("server 1",), set(of[1]))
+    assert job.rounds.tick(NOW + 1.25) == []
+    assert set(sends(job.rounds.tick(NOW + 1.5))[0].message.keys) == set(of[0]) - {first}
+
+    job.rounds.on_result(*results[of[1][0]], NOW + 2)
+    job.rounds.ask_again("server 1", NOW + 2.25)  # whatever lay behind it is lost with the connection
+    (ask,) = sends(job.rounds.tick(NOW + 2.25))
+    assert (ask.peers, set(ask.message.keys)) == (("server 1",), set(of[1][1:]))
 
 
 def test_each_server_is_asked_for_its_own_keys():
@@ -235,7 +253,7 @@ def test_a_server_with_a_new_connection_is_asked_at_once():
     """After what it has not answered, and no other server."""
     job = Job(servers_count=2)
     results = job.push()
-    job.rounds.on_result(*results[0])
+    job.rounds.on_result(*results[0], NOW)
     assert job.rounds.tick(NOW) == []
     job.rounds.ask_again("server 0", NOW)
     (ask,) = sends(job.rounds.tick(NOW))
@@ -306,9 +324,9 @@ def test_a_plan_for_another_model_is_an_error():
     message, frames = job.push()[0]
     for bad in ([*frames[:-1], b"\x99"], frames[:-1], [*frames, b"x"]):
         with pytest.raises(WireError, match="plan"):
-            job.rounds.on_result(message, bad)
+            job.rounds.on_result(message, bad, NOW)
     with pytest.raises(WireError, match="plan"):
-        job.rounds.on_result(changed((message, frames), plan=2)[0], [frames[0], b"\x99\x01"])
+        job.rounds.on_result(changed((message, frames), plan=2)[0], [frames[0], b"\x99\x01"], NOW)
 
 
 # ---------------------------------------------------------------- skips and the end
@@ -341,7 +359,7 @@ def test_a_finished_worker_goes_on_until_all_have():
     assert (decision.round, decision.kind, decision.take_back) == (3, "END", ())
     assert (job.rounds.ended, job.rounds.round) == (True, 3)
     assert job.rounds.decide() is None
-    assert job.rounds.on_result(*results[0]) is None
+    assert job.rounds.on_result(*results[0], NOW) is None
     assert job.rounds.tick(NOW + 1000) == []
 
 
@@ -482,7 +500,7 @@ def test_a_result_that_does_not_fit_is_an_error(fields):
     """Sizes come from the layout: nothing is decoded that disagrees with it."""
     job = Job()
     with pytest.raises(WireError):
-        job.rounds.on_result(*changed(job.push()[1], **fields))
+        job.rounds.on_result(*changed(job.push()[1], **fields), NOW)
 
 
 @given(st.integers(0, 1 << 14), st.integers(1, 255))
@@ -493,7 +511,7 @@ def test_a_damaged_payload_is_an_error_or_safe(position, flip):
     damaged = bytearray(frame)
     damaged[position % len(damaged)] ^= flip
     try:
-        decode = job.rounds.on_result(message, [bytes(damaged)])
+        decode = job.rounds.on_result(message, [bytes(damaged)], NOW)
     except WireError:
         return
     assert decode is not None
@@ -575,7 +593,7 @@ class World:
         assert isinstance(message, m.Result)
         rounds = self.rounds[slot]
         if not rounds.ended and message.round == rounds.round:
-            take_in(rounds, message, frames)
+            take_in(rounds, message, frames, self.now)
             results = dict(rounds._results)
             decision = rounds.decide()
             if decision is not None:
