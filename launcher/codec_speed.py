@@ -58,8 +58,9 @@ class _Bench:
 
     def __init__(self, codec: Codec, level: float, elements: int, thread: int) -> None:
         self.codec, self.level = codec, level
-        self.gradient = distribution("gaussian", elements, seed=thread)
-        # They begin a line of the cache, as those of workers and servers do.
+        # All begin a line of the cache, as torch's tensors do and what workers and servers make.
+        self.gradient = zeros(elements)
+        self.gradient[:] = distribution("gaussian", elements, seed=thread)
         self.residual, self.rest, self.total = zeros(elements), zeros(elements), zeros(elements)
         self.velocity, self.following, self.zeros = zeros(elements), zeros(elements), zeros(elements)
         self.zeros.fill(0.0)  # what nobody has written would be one page, read again and again
