@@ -22,6 +22,7 @@ from . import kernels
 from .base import FloatVector
 from .buckets import BucketCodec, Parts, scratch_codes
 from .packing import need_rest
+from .workspace import borrow
 
 __all__ = ["Int"]
 
@@ -46,5 +47,5 @@ class Int(BucketCodec):
     ) -> int:
         """Round to nearest, and keep what that loses; see `BucketCodec.quantise`."""
         need_rest(self, rest, width)
-        wide = scratch_codes(self.bucket)
-        return int(kernels.buckets.nearest(a, scale, b, rest, width, self.bucket, parts.scales, parts.codes, wide))
+        wide, v = scratch_codes(self.bucket), borrow("bucket", self.bucket, np.float32)
+        return int(kernels.buckets.nearest(a, scale, b, rest, width, self.bucket, parts.scales, parts.codes, wide, v))

@@ -18,7 +18,7 @@ limit (1 + 2^-23), which the steps round to `limit`: no code overflows, and none
 Noise is a hash of an element's place and a 64-bit key, the same wherever it is computed. A hash costs as much as the rest, so it
 serves two elements, one in either half of a bucket.
 
-While a bucket is rounded, the next one is fetched from memory: computing and waiting would otherwise take turns.
+While a bucket is made, the second next one is fetched from memory: computing and waiting would otherwise take turns.
 """
 
 from __future__ import annotations
@@ -27,14 +27,34 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, F64, U8, bits, fetch, float32, helper, int32, int64, kernel, real
+from ._jit import (
+    F32,
+    F32_IN,
+    F64,
+    U8,
+    bits,
+    dither4,
+    dither8,
+    float32,
+    flush,
+    helper,
+    int32,
+    int64,
+    kernel,
+    off_line,
+    peak64,
+    powers8,
+    real,
+    round4,
+    round8,
+)
 from .noise import hashed
-from .vector import summed
+from .vector import store_row, summed
 
 __all__ = ["DEVIATIONS", "LANES", "LARGEST", "SMALLEST", "dither", "natural", "nearest"]
 
-_LINE = 16
-"""Elements in a line of the cache."""
+_PAIRS = 128
+"""Elements of which both halves are whole lanes, as those of every bucket but the last are."""
 
 SMALLEST = np.float32(2.0**-126)
 """Scales are normal numbers, and so are their inverses."""
@@ -63,12 +83,17 @@ _EXPONENT = np.int32(0x7F)
 
 
 @helper
-def _peak(a: Any) -> Any:
-    """Return the bits of the largest magnitude."""
-    top = np.int32(0)
+def _peak_rest(a: Any, top: Any) -> Any:
     for j in range(a.shape[0]):
         top = max(top, np.int32(bits(a[j]) & _MAGNITUDE))
     return top
+
+
+@helper
+def _peak(a: Any) -> Any:
+    """Return the bits of the largest magnitude."""
+    rows = a.shape[0] // LANES
+    return _peak_rest(a[LANES * rows :], peak64(a, rows))
 
 
 @helper
@@ -78,30 +103,31 @@ def _clip(v: Any, largest: Any) -> None:
 
 
 @helper
-def _ahead(x: Any, start: Any, count: Any) -> None:
-    """Fetch `count` elements, or as many as there are from `start` on."""
-    for at in range(start, min(start + count, x.shape[0]), _LINE):
-        fetch(x, at)
-
-
-@helper
-def _round(rest: Any, inverse: Any, scale: Any, magic: Any, codes: Any) -> None:
-    """Write codes of `rest` to `codes`, and what they do not carry to `rest`."""
-    for j in range(rest.shape[0]):
-        v = rest[j]
-        shifted = v * inverse + magic
-        codes[j] = np.uint8(bits(shifted) & _CODE)
-        rest[j] = v - (shifted - magic) * scale
-
-
-@helper
 def _round_clipped(rest: Any, inverse: Any, scale: Any, limit: Any, magic: Any, codes: Any) -> None:
-    """Do what `_round` does where some codes would be too large."""
+    """Write codes of `rest` to `codes`, a byte each, and what they do not carry to `rest`."""
     for j in range(rest.shape[0]):
         v = rest[j]
         shifted = min(max(v * inverse, -limit), limit) + magic
         codes[j] = np.uint8(bits(shifted) & _CODE)
         rest[j] = v - (shifted - magic) * scale
+
+
+@helper
+def _round(a: Any, rest: Any, scale: Any, limit: Any, magic: Any, width: Any, codes: Any, wide: Any) -> None:
+    """Write codes of `rest`, which is made of `a`, to `codes`, and what they do not carry to `rest`."""
+    inverse = _ONE / scale
+    # Where a scale is the largest, some codes would be too large.
+    rows = 0 if rest.shape[0] % _PAIRS or scale == LARGEST else rest.shape[0] // _PAIRS
+    if rows and width == 4:
+        round4(rest, inverse, scale, magic, codes, a, rows)
+        return
+    rounded = codes if width == 8 else wide
+    if rows:
+        round8(rest, inverse, scale, magic, rounded, a, rows)
+    else:
+        _round_clipped(rest, inverse, scale, limit, magic, rounded)
+    if width != 8:
+        _pack(wide, width, rest.shape[0], codes)
 
 
 @helper
@@ -111,17 +137,22 @@ def _code(v: Any, inverse: Any, noise: Any, magic: Any) -> Any:
 
 
 @helper
-def _dither(v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any, codes: Any) -> None:
-    """Write stochastically rounded codes of `v` to `codes`."""
-    middle = (v.shape[0] + 1) // 2
-    front, back, front_codes, back_codes = v[:middle], v[middle:], codes[:middle], codes[middle : v.shape[0]]
-    for j in range(back.shape[0]):
-        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
-        front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
-        back_codes[j] = _code(back[j], inverse, np.int32(word & _UNIFORM), magic)
-    for j in range(back.shape[0], middle):
-        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
-        front_codes[j] = _code(front[j], inverse, np.int32(np.int32(word >> 17) & _UNIFORM), magic)
+def _dither(a: Any, v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any, width: Any, codes: Any, wide: Any) -> None:
+    """Write stochastically rounded codes of `v`, which is made of `a`, to `codes`."""
+    rows = 0 if v.shape[0] % _PAIRS else v.shape[0] // _PAIRS
+    if rows and width == 4:
+        dither4(v, inverse, magic, first, low, high, codes, a, rows)
+        return
+    rounded = codes if width == 8 else wide
+    if rows:
+        dither8(v, inverse, magic, first, low, high, rounded, a, rows)
+    else:
+        middle = (v.shape[0] + 1) // 2
+        for j in range(v.shape[0]):
+            word = np.int32(hashed(np.uint32(first + np.uint32(j if j < middle else j - middle)), low, high))
+            rounded[j] = _code(v[j], inverse, np.int32(np.int32(word >> 17 if j < middle else word) & _UNIFORM), magic)
+    if width != 8:
+        _pack(wide, width, v.shape[0], codes)
 
 
 @helper
@@ -134,17 +165,16 @@ def _power_code(v: Any, inverse: Any, noise: Any) -> Any:
 
 
 @helper
-def _to_powers(v: Any, inverse: Any, first: Any, low: Any, high: Any, codes: Any) -> None:
-    """Write natural codes of `v`, rounded to a power of two below or above in proportion, to `codes`."""
+def _to_powers(a: Any, v: Any, inverse: Any, first: Any, low: Any, high: Any, codes: Any) -> None:
+    """Write natural codes of `v`, made of `a`, rounded to a power of two below or above in proportion, to `codes`."""
+    if v.shape[0] % _PAIRS == 0:
+        powers8(v, inverse, first, low, high, codes, a, v.shape[0] // _PAIRS)
+        return
     middle = (v.shape[0] + 1) // 2
-    front, back, front_codes, back_codes = v[:middle], v[middle:], codes[:middle], codes[middle : v.shape[0]]
-    for j in range(back.shape[0]):
-        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
-        front_codes[j] = _power_code(front[j], inverse, np.int32(np.int32(np.int32(word >> 9) & _NOISE) | _MIDDLE))
-        back_codes[j] = _power_code(back[j], inverse, np.int32(np.int32(np.int32(word << 7) & _NOISE) | _MIDDLE))
-    for j in range(back.shape[0], middle):
-        word = np.int32(hashed(np.uint32(first + np.uint32(j)), low, high))
-        front_codes[j] = _power_code(front[j], inverse, np.int32(np.int32(np.int32(word >> 9) & _NOISE) | _MIDDLE))
+    for j in range(v.shape[0]):
+        word = np.int32(hashed(np.uint32(first + np.uint32(j if j < middle else j - middle)), low, high))
+        half = np.int32(word >> 9) if j < middle else np.int32(word << 7)
+        codes[j] = _power_code(v[j], inverse, np.int32(np.int32(half & _NOISE) | _MIDDLE))
 
 
 @helper
@@ -186,8 +216,8 @@ def _limited(scale: Any) -> Any:
     return min(max(scale, SMALLEST), LARGEST)
 
 
-@kernel(int32(F32_IN, float32, F32_IN, F32, int64, int64, F32, U8, U8))
-def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scales: Any, codes: Any, wide: Any) -> Any:
+@kernel(int32(F32_IN, float32, F32_IN, F32, int64, int64, F32, U8, U8, F32))
+def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scales: Any, codes: Any, wide: Any, v: Any) -> Any:
     """Encode `v = a * scale + b` in linear codes, rounded to nearest, and write what they do not carry to `rest`.
 
     Args:
@@ -200,17 +230,18 @@ def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scal
         scales: float32[buckets], written.
         codes: uint8[bytes of all codes], written.
         wide: uint8[bucket + 3], scratch.
+        v: float32[bucket], scratch.
 
     Returns:
         The bits of a largest magnitude in `v`. Where it is not finite, the rest is undefined.
     """
-    n, per_byte = rest.shape[0], 8 // width
+    n, per_byte, off = rest.shape[0], 8 // width, off_line(rest)
     limit, half = np.float32((1 << (width - 1)) - 1), np.float32(1 << (width - 1))
     magic = np.float32(_MAGIC + half)
     peak = np.int32(0)
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
-        row = rest[start:end]
+        row = v[: end - start]
         top = summed(a[start:end], scale, b[start:end], row)
         peak = max(peak, top)
         if top >= _INFINITE:
@@ -219,15 +250,9 @@ def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scal
         scales[i] = unit
         at = start // per_byte
         out = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        _ahead(a, end, bucket)
-        _ahead(b, end, bucket)
-        rounded = out if width == 8 else wide
-        if unit < LARGEST:
-            _round(row, _ONE / unit, unit, magic, rounded)
-        else:
-            _round_clipped(row, _ONE / unit, unit, limit, magic, rounded)
-        if width != 8:
-            _pack(wide, width, end - start, out)
+        _round(a[start:end], row, unit, limit, magic, width, out, wide)
+        store_row(row, rest, start, end, off)
+    flush(rest)
     return peak
 
 
@@ -288,19 +313,14 @@ def dither(
         inverse = min(limit / largest, _STEEPEST)
         at = start // per_byte
         out = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        _ahead(a, end, bucket)
-        _ahead(b, end, bucket)
-        rounded = out if width == 8 else wide
         if bare and largest == real(top):
-            _dither(a[start:end], inverse, magic, np.uint32(start), key, more, rounded)
+            _dither(a[start:end], a[start:end], inverse, magic, np.uint32(start), key, more, width, out, wide)
         else:
             if bare:
                 summed(a[start:end], scale, b[start:end], row)
             if largest < real(top):
                 _clip(row, largest)
-            _dither(row, inverse, magic, np.uint32(start), key, more, rounded)
-        if width != 8:
-            _pack(wide, width, end - start, out)
+            _dither(a[start:end], row, inverse, magic, np.uint32(start), key, more, width, out, wide)
     return peak
 
 
@@ -321,14 +341,12 @@ def natural(a: Any, scale: Any, b: Any, v: Any, bucket: Any, low: Any, high: Any
         # The power of two that is no smaller than the largest.
         unit = real(np.int32(min(max(np.int32(np.int32(top + _MANTISSA) & ~_MANTISSA), _SMALLEST_BITS), _LARGEST_BITS)))
         scales[i] = unit
-        _ahead(a, end, bucket)
-        _ahead(b, end, bucket)
         if bare and real(top) <= unit:
-            _to_powers(a[start:end], _ONE / unit, np.uint32(start), key, more, codes[start:end])
+            _to_powers(a[start:end], a[start:end], _ONE / unit, np.uint32(start), key, more, codes[start:end])
         else:
             if bare:
                 summed(a[start:end], scale, b[start:end], row)
             if real(top) > unit:
                 _clip(row, unit)
-            _to_powers(row, _ONE / unit, np.uint32(start), key, more, codes[start:end])
+            _to_powers(a[start:end], row, _ONE / unit, np.uint32(start), key, more, codes[start:end])
     return peak

@@ -27,7 +27,9 @@ from ._jit import (
     int32,
     kernel,
     off_line,
+    scale64,
     stream16,
+    sum64,
     void,
 )
 
@@ -93,20 +95,31 @@ def sum_into(a: Any, b: Any, out: Any) -> Any:
 
 
 @helper
+def _scaled_rest(a: Any, scale: Any, out: Any, top: Any) -> Any:
+    for j in range(out.shape[0]):
+        v = a[j] * scale + _ZERO
+        out[j] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@helper
+def _sum_rest(a: Any, scale: Any, b: Any, out: Any, top: Any) -> Any:
+    for j in range(out.shape[0]):
+        v = a[j] * scale + b[j]
+        out[j] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@helper
 def summed(a: Any, scale: Any, b: Any, out: Any) -> Any:
     """Write `a * scale + b` (two roundings) to `out`; return the bits of its largest magnitude. An empty `b` is zero."""
-    top = np.int32(0)
+    rows = out.shape[0] // LANES
+    at = LANES * rows
     if b.shape[0] == 0:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + _ZERO
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    else:
-        for j in range(out.shape[0]):
-            v = a[j] * scale + b[j]
-            out[j] = v
-            top = max(top, np.int32(bits(v) & _MAGNITUDE))
-    return top
+        return _scaled_rest(a[at:], scale, out[at:], scale64(a, scale, out, rows))
+    return _sum_rest(a[at:], scale, b[at:], out[at:], sum64(a, scale, b, out, rows))
 
 
 @helper

@@ -17,6 +17,7 @@ from numba.extending import register_jitable
 from . import (
     lowering,  # noqa: F401  # tells numba how the intrinsics are compiled
     native,
+    rounding,  # noqa: F401  # the same for those of quantising codecs
     store,
 )
 from .entry import add_entry
@@ -54,7 +55,7 @@ _admitted: set[Callable[..., Any]] = set()
 def _admit_helpers() -> None:
     for function in helpers:
         if function not in _admitted:
-            register_jitable(error_model="numpy")(function)
+            register_jitable(error_model="numpy", forceinline=True)(function)
             _admitted.add(function)
 
 

@@ -15,6 +15,8 @@ __all__ = [
     "bits",
     "butterfly32",
     "count_bits",
+    "dither4",
+    "dither8",
     "dots64",
     "fetch",
     "flush",
@@ -24,9 +26,15 @@ __all__ = [
     "masses64",
     "mix64",
     "off_line",
+    "peak64",
+    "powers8",
     "real",
+    "round4",
+    "round8",
+    "scale64",
     "signed16",
     "stream16",
+    "sum64",
     "take_signs64",
 ]
 
@@ -195,3 +203,106 @@ def signed16(x: Any, start: Any, word: Any, factors: Any, out: Any, at: Any) -> 
     row = x[start : start + 16]
     out[at : at + 16] = np.where(bits_, -row, row) * factors
     return start
+
+
+def peak64(a: Any, rows: Any) -> Any:
+    """`peak64(float32[], rows) -> int32`: the bits of the largest magnitude among `64 * rows` elements; 0 if there are none.
+
+    The caller promises that they exist.
+    """
+    return np.max(np.abs(a[: 64 * rows]).view(np.int32), initial=np.int32(0))
+
+
+def scale64(a: Any, scale: Any, out: Any, rows: Any) -> Any:
+    """`scale64(float32[], float32, float32[], rows) -> int32`: set `out := a * scale + 0` and return its `peak64`."""
+    part = slice(0, 64 * rows)
+    np.add(a[part] * np.float32(scale), np.float32(0), out=out[part])
+    return peak64(out, rows)
+
+
+def sum64(a: Any, scale: Any, b: Any, out: Any, rows: Any) -> Any:
+    """`sum64(float32[], float32, float32[], float32[], rows) -> int32`: a sum, rounded twice, and its `peak64`.
+
+    Sets `out[i] = a[i] * scale + b[i]` for i below `64 * rows`. Fetches what lies a page behind in `b`. All of it exists.
+    """
+    part = slice(0, 64 * rows)
+    np.add(a[part] * np.float32(scale), b[part], out=out[part])
+    return peak64(out, rows)
+
+
+def round8(row: Any, inverse: Any, scale: Any, magic: Any, codes: Any, later: Any, rows: Any) -> Any:
+    """`round8(float32[], float32, float32, float32, uint8[], float32[], rows) -> int64`: codes of `128 * rows` elements.
+
+    With `shifted = row * inverse + magic`, a code is the lowest byte of its bits, and `row - (shifted - magic) * scale` stays
+    in the row, every operation rounded by itself. Fetches what lies a page behind in `later`: to wait for it here, where there is
+    most to compute, costs least. All of it exists. Returns `128 * rows`. The next four are called like it.
+    """
+    codes[: 128 * rows] = _rounded(row[: 128 * rows], inverse, scale, magic)
+    return 128 * rows
+
+
+def round4(row: Any, inverse: Any, scale: Any, magic: Any, codes: Any, later: Any, rows: Any) -> Any:
+    """`round4`: what `round8` does, with two codes a byte.
+
+    Byte j has, from the lowest bit up, the lowest four bits of the codes of elements j and `j + 64 * rows`.
+    """
+    codes[: 64 * rows] = _beside(_rounded(row[: 128 * rows], inverse, scale, magic))
+    return 128 * rows
+
+
+def dither8(v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any, codes: Any, later: Any, rows: Any) -> Any:
+    """`dither8(float32[], float32, float32, uint32, uint32, uint32, uint8[], float32[], rows) -> int64`: codes rounded by noise.
+
+    With h the `noise.hashed` of `first + j` and the key: of the bits of `v * inverse + magic`, element j gets `h >> 17` added
+    and element `j + 64 * rows` the lowest 15 bits of h; what is above the 15 lowest bits then is the code, a byte of it.
+    """
+    codes[: 128 * rows] = _dithered(v[: 128 * rows], inverse, magic, first, low, high)
+    return 128 * rows
+
+
+def dither4(v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any, codes: Any, later: Any, rows: Any) -> Any:
+    """`dither4`: what `dither8` does, with two codes a byte, as `round4` has them."""
+    codes[: 64 * rows] = _beside(_dithered(v[: 128 * rows], inverse, magic, first, low, high))
+    return 128 * rows
+
+
+def powers8(v: Any, inverse: Any, first: Any, low: Any, high: Any, codes: Any, later: Any, rows: Any) -> Any:
+    """`powers8(float32[], float32, uint32, uint32, uint32, uint8[], float32[], rows) -> int64`: signs and exponents.
+
+    With h as in `dither8`, the bits of `(v + 0) * inverse` get the upper (for the first half) or the lower 16 bits of h added,
+    and half a one, 7 places from the lowest bit. A code is the sign and the lowest 7 bits of the exponent then, and the caller
+    promises that it has no eighth.
+    """
+    noise = np.concatenate([x << np.uint32(7) for x in _noise(first, low, high, rows, 16)]).view(np.int32) | np.int32(0x40)
+    with np.errstate(under="ignore"):
+        words = ((v[: 128 * rows] + np.float32(0)) * np.float32(inverse)).view(np.int32) + noise
+    codes[: 128 * rows] = (words >> 23 & 0x7F) | (words >> 24 & 0x80)
+    return 128 * rows
+
+
+def _rounded(row: Any, inverse: Any, scale: Any, magic: Any) -> Any:
+    with np.errstate(under="ignore"):
+        shifted = row * np.float32(inverse) + np.float32(magic)
+        row -= (shifted - np.float32(magic)) * np.float32(scale)
+    return (shifted.view(np.int32) & 0xFF).astype(np.uint8)
+
+
+def _beside(codes: Any) -> Any:
+    low, high = codes.reshape(2, -1)
+    return (low & np.uint8(15)) | (high << np.uint8(4))
+
+
+def _dithered(v: Any, inverse: Any, magic: Any, first: Any, low: Any, high: Any) -> Any:
+    noise = np.concatenate(_noise(first, low, high, v.size // 128, 15)).view(np.int32)
+    with np.errstate(under="ignore"):
+        shifted = v * np.float32(inverse) + np.float32(magic)
+    return (shifted.view(np.int32) + noise >> 15 & 0xFF).astype(np.uint8)
+
+
+def _noise(first: Any, low: Any, high: Any, rows: Any, width: int) -> tuple[Any, Any]:
+    """Return the highest and the lowest bits of a hash for each of `64 * rows` places."""
+    x = np.uint32(first) + np.arange(64 * rows, dtype=np.uint32) ^ np.uint32(low)
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
+    x = (x ^ x >> np.uint32(15) ^ np.uint32(high)) * np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return x >> np.uint32(32 - width), x & np.uint32((1 << width) - 1)

@@ -6,30 +6,16 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.typing.templates import Signature
-from numba.extending import lower_builtin, type_callable
 
 from . import intrinsics
+from .lanes import LANES, LINE, WORD, Wide, call, codegen, fetch, lower, typed
 
 __all__: list[str] = []
-
-_LANES = 64
-_LINE = 64  # bytes of a line of the cache
-_WORD = ir.IntType(32)
-_lower: Any = lower_builtin  # neither has hints that mypy could follow
-_typed: Any = type_callable
-_codegen: Any = cgutils
-
-
-def _call(result: Any, *arguments: Any) -> Any:
-    made: Any = Signature
-    return made(result, arguments, None)
 
 
 def _declare(function: Any, result: Any, argument: Any) -> None:
     """Say what type a call has; numba converts what is passed to `argument`, as it does for any function."""
-    _typed(function)(lambda context: lambda x: _call(result, argument))
+    typed(function)(lambda context: lambda x: call(result, argument))
 
 
 _declare(intrinsics.bits, types.int32, types.float32)
@@ -38,234 +24,190 @@ _declare(intrinsics.lowest_bit, types.int64, types.uint64)
 _declare(intrinsics.count_bits, types.int64, types.uint64)
 
 
-@_typed(intrinsics.mask64)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.mask64)  # type: ignore[untyped-decorator]  # as above
 def _type_mask64(context: Any) -> Any:
     def answer(array: Any, start: Any, threshold: Any) -> Any:
-        return _call(types.uint64, array, types.int64, types.int32)
+        return call(types.uint64, array, types.int64, types.int32)
 
     return answer
 
 
-@_lower(intrinsics.bits, types.float32)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.bits, types.float32)  # type: ignore[untyped-decorator]  # as above
 def _bits(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.bitcast(arguments[0], ir.IntType(32))
 
 
-@_lower(intrinsics.real, types.int32)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.real, types.int32)  # type: ignore[untyped-decorator]  # as above
 def _real(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.bitcast(arguments[0], ir.FloatType())
 
 
-@_lower(intrinsics.lowest_bit, types.uint64)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.lowest_bit, types.uint64)  # type: ignore[untyped-decorator]  # as above
 def _lowest_bit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
 
-@_lower(intrinsics.count_bits, types.uint64)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.count_bits, types.uint64)  # type: ignore[untyped-decorator]  # as above
 def _count_bits(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.ctpop(arguments[0])
 
 
-@_typed(intrinsics.fetch)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.fetch)  # type: ignore[untyped-decorator]  # as above
 def _type_fetch(context: Any) -> Any:
     def answer(array: Any, place: Any) -> Any:
-        return _call(types.none, array, types.int64)
+        return call(types.none, array, types.int64)
 
     return answer
 
 
-@_lower(intrinsics.fetch, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.fetch, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
 def _fetch(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    array, place = arguments
-    data = context.make_array(signature.args[0])(context, builder, value=array).data
-    at = builder.bitcast(builder.gep(data, [place]), ir.IntType(8).as_pointer())
-    shape = ir.FunctionType(ir.VoidType(), [at.type, _WORD, _WORD, _WORD])
-    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [at.type], shape)
-    to_read, to_stay, data_not_code = (ir.Constant(_WORD, number) for number in (0, 3, 1))
-    builder.call(prefetch, [at, to_read, to_stay, data_not_code])
+    fetch(context, builder, signature.args[0], *arguments)
     return context.get_dummy_value()
 
 
-@_typed(intrinsics.off_line)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.off_line)  # type: ignore[untyped-decorator]  # as above
 def _type_off_line(context: Any) -> Any:
-    return lambda array: _call(types.int64, array)
+    return lambda array: call(types.int64, array)
 
 
-@_lower(intrinsics.off_line, types.Array)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.off_line, types.Array)  # type: ignore[untyped-decorator]  # as above
 def _off_line(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     data = context.make_array(signature.args[0])(context, builder, value=arguments[0]).data
     number = ir.IntType(64)
-    beyond = builder.and_(builder.neg(builder.ptrtoint(data, number)), ir.Constant(number, _LINE - 1))
+    beyond = builder.and_(builder.neg(builder.ptrtoint(data, number)), ir.Constant(number, LINE - 1))
     return builder.lshr(beyond, ir.Constant(number, 2))
 
 
-@_typed(intrinsics.stream16)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.stream16)  # type: ignore[untyped-decorator]  # as above
 def _type_stream16(context: Any) -> Any:
-    return lambda source, at, out, start: _call(types.int64, source, types.int64, out, types.int64)
+    return lambda source, at, out, start: call(types.int64, source, types.int64, out, types.int64)
 
 
-@_lower(intrinsics.stream16, types.Array, types.int64, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.stream16, types.Array, types.int64, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
 def _stream16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     source, at, out, start = arguments
     of_source, _, of_out, _ = signature.args
-    line = _Wide(context, builder, ir.FloatType(), lanes=_LINE // 4)
+    line = Wide(context, builder, ir.FloatType(), lanes=LINE // 4)
     stored = builder.store(line.load(of_source, source, at), line.place(of_out, out, start))
-    stored.align = _LINE  # without it there is no such instruction
-    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_WORD, 1)]))
-    return builder.add(start, ir.Constant(ir.IntType(64), _LINE // 4))
+    stored.align = LINE  # without it there is no such instruction
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(WORD, 1)]))
+    return builder.add(start, ir.Constant(ir.IntType(64), LINE // 4))
 
 
-@_typed(intrinsics.flush)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.flush)  # type: ignore[untyped-decorator]  # as above
 def _type_flush(context: Any) -> Any:
-    return lambda out: _call(types.none, out)
+    return lambda out: call(types.none, out)
 
 
-@_lower(intrinsics.flush, types.Array)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.flush, types.Array)  # type: ignore[untyped-decorator]  # as above
 def _flush(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     builder.fence("seq_cst")
     return context.get_dummy_value()
 
 
-@_typed(intrinsics.mix64)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.mix64)  # type: ignore[untyped-decorator]  # as above
 def _type_mix64(context: Any) -> Any:
     def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:
-        return _call(types.uint64, a, types.float32, b, out, types.int64, types.int32)
+        return call(types.uint64, a, types.float32, b, out, types.int64, types.int32)
 
     return answer
 
 
-class _Wide:
-    """Lanes of a kind of number, in the making."""
-
-    def __init__(self, context: Any, builder: Any, lane: Any, lanes: int = _LANES) -> None:
-        self.context = context
-        self.builder = builder
-        self.lane = lane
-        self.kind = ir.VectorType(lane, lanes)
-
-    def place(self, kind: Any, array: Any, start: Any) -> Any:
-        """Return a pointer to the lanes from `start` on; `kind` is the array's type."""
-        data = self.context.make_array(kind)(self.context, self.builder, value=array).data
-        return self.builder.bitcast(self.builder.gep(data, [start]), self.kind.as_pointer())
-
-    def load(self, kind: Any, array: Any, start: Any) -> Any:
-        """Return the lanes from `start` on."""
-        loaded = self.builder.load(self.place(kind, array, start))
-        loaded.align = 1
-        return loaded
-
-    def splat(self, value: Any) -> Any:
-        """Return `value` in every lane."""
-        undefined = ir.Constant(self.kind, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, ir.Constant(_WORD, 0))
-        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_WORD, _LANES), [0] * _LANES))
-
-    def reach(self, lanes: Any, threshold: Any) -> Any:
-        """Return a word whose bit j says whether the magnitude of lane j, as bits, reaches `threshold`."""
-        magnitude = self.builder.and_(lanes, ir.Constant(self.kind, [0x7FFFFFFF] * _LANES))
-        return self.builder.bitcast(self.builder.icmp_signed(">=", magnitude, self.splat(threshold)), ir.IntType(64))
-
-
-@_lower(intrinsics.mask64, types.Array, types.int64, types.int32)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.mask64, types.Array, types.int64, types.int32)  # type: ignore[untyped-decorator]  # as above
 def _mask64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     array, start, threshold = arguments
-    words = _Wide(context, builder, _WORD)
+    words = Wide(context, builder, WORD)
     return words.reach(words.load(signature.args[0], array, start), threshold)
 
 
-@_lower(intrinsics.mix64, types.Array, types.float32, types.Array, types.Array, types.int64, types.int32)  # type: ignore[untyped-decorator]
+@lower(intrinsics.mix64, types.Array, types.float32, types.Array, types.Array, types.int64, types.int32)  # type: ignore[untyped-decorator]
 def _mix64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     a, scale, b, out, start, threshold = arguments
     of_a, _, of_b, of_out, _, _ = signature.args
-    floats, words = _Wide(context, builder, ir.FloatType()), _Wide(context, builder, _WORD)
+    floats, words = Wide(context, builder, ir.FloatType()), Wide(context, builder, WORD)
     product = builder.fmul(floats.load(of_a, a, start), floats.splat(scale))
     mixed = builder.fadd(product, floats.load(of_b, b, start))
     builder.store(mixed, floats.place(of_out, out, start)).align = 4
     return words.reach(builder.bitcast(mixed, words.kind), threshold)
 
 
-@_typed(intrinsics.masses64)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.masses64)  # type: ignore[untyped-decorator]  # as above
 def _type_masses64(context: Any) -> Any:
     def answer(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:
-        return _call(types.int64, a, types.float32, b, types.int64, out, types.int64, lanes)
+        return call(types.int64, a, types.float32, b, types.int64, out, types.int64, lanes)
 
     return answer
 
 
-@_typed(intrinsics.dots64)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.dots64)  # type: ignore[untyped-decorator]  # as above
 def _type_dots64(context: Any) -> Any:
     def answer(a: Any, at: Any, b: Any, there: Any, rows: Any, lanes: Any) -> Any:
-        return _call(types.int64, a, types.int64, b, types.int64, types.int64, lanes)
+        return call(types.int64, a, types.int64, b, types.int64, types.int64, lanes)
 
     return answer
 
 
-@_typed(intrinsics.take_signs64)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.take_signs64)  # type: ignore[untyped-decorator]  # as above
 def _type_take_signs64(context: Any) -> Any:
     def answer(v: Any, start: Any, size: Any) -> Any:
-        return _call(types.uint64, v, types.int64, types.float32)
+        return call(types.uint64, v, types.int64, types.float32)
 
     return answer
 
 
-@_typed(intrinsics.add_signs64)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.add_signs64)  # type: ignore[untyped-decorator]  # as above
 def _type_add_signs64(context: Any) -> Any:
     def answer(
         words: Any, word: Any, stride: Any, sizes: Any, size: Any, step: Any, members: Any, fresh: Any, total: Any, start: Any
     ) -> Any:
         number = types.int64
-        return _call(number, words, number, number, sizes, number, number, number, types.boolean, total, number)
+        return call(number, words, number, number, sizes, number, number, number, types.boolean, total, number)
 
     return answer
 
 
-@_lower(intrinsics.masses64, types.Array, types.float32, types.Array, types.int64, types.Array, types.int64, types.Array)  # type: ignore[untyped-decorator]
+@lower(intrinsics.masses64, types.Array, types.float32, types.Array, types.int64, types.Array, types.int64, types.Array)  # type: ignore[untyped-decorator]
 def _masses64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     a, scale, b, start, out, rows, lanes = arguments
     of_a, _, of_b, _, of_out, _, of_lanes = signature.args
-    floats, words = _Wide(context, builder, ir.FloatType()), _Wide(context, builder, _WORD)
-    doubles = _Wide(context, builder, ir.DoubleType())
-    factor, stride = floats.splat(scale), ir.Constant(ir.IntType(64), _LANES)
-    sums = _codegen.alloca_once_value(builder, ir.Constant(doubles.kind, [0.0] * _LANES))
-    builder.store(ir.Constant(doubles.kind, [0.0] * _LANES), sums)  # allocated once, but begun at every call
-    with _codegen.for_range(builder, rows) as loop:
+    floats, words = Wide(context, builder, ir.FloatType()), Wide(context, builder, WORD)
+    doubles = Wide(context, builder, ir.DoubleType())
+    factor, stride = floats.splat(scale), ir.Constant(ir.IntType(64), LANES)
+    sums = codegen.alloca_once_value(builder, ir.Constant(doubles.kind, [0.0] * LANES))
+    builder.store(ir.Constant(doubles.kind, [0.0] * LANES), sums)  # allocated once, but begun at every call
+    with codegen.for_range(builder, rows) as loop:
         into = builder.mul(loop.index, stride)
         at = builder.add(start, into)
         mixed = builder.fadd(builder.fmul(floats.load(of_a, a, at), factor), floats.load(of_b, b, at))
         builder.store(mixed, floats.place(of_out, out, into)).align = 4
-        magnitude = builder.and_(builder.bitcast(mixed, words.kind), ir.Constant(words.kind, [0x7FFFFFFF] * _LANES))
+        magnitude = builder.and_(builder.bitcast(mixed, words.kind), ir.Constant(words.kind, [0x7FFFFFFF] * LANES))
         wide = builder.fpext(builder.bitcast(magnitude, floats.kind), doubles.kind)
         builder.store(builder.fadd(builder.load(sums), wide), sums)
     builder.store(builder.load(sums), doubles.place(of_lanes, lanes, ir.Constant(ir.IntType(64), 0))).align = 8
     return builder.mul(rows, stride)
 
 
-@_typed(intrinsics.fold64)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.fold64)  # type: ignore[untyped-decorator]  # as above
 def _type_fold64(context: Any) -> Any:
-    return lambda lanes: _call(lanes.dtype, lanes)
+    return lambda lanes: call(lanes.dtype, lanes)
 
 
-@_lower(intrinsics.fold64, types.Array)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.fold64, types.Array)  # type: ignore[untyped-decorator]  # as above
 def _fold64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    wide = _Wide(context, builder, ir.DoubleType() if signature.return_type == types.float64 else ir.FloatType())
-    sums, count = wide.load(signature.args[0], arguments[0], ir.Constant(ir.IntType(64), 0)), _LANES
-    while count > 1:
-        count //= 2
-        first, second = ([ir.Constant(_WORD, at + i) for i in range(count)] for at in (0, count))
-        halves = (builder.shuffle_vector(sums, sums, ir.Constant(ir.VectorType(_WORD, count), part)) for part in (first, second))
-        sums = builder.fadd(*halves)
-    return builder.extract_element(sums, ir.Constant(_WORD, 0))
+    wide = Wide(context, builder, ir.DoubleType() if signature.return_type == types.float64 else ir.FloatType())
+    return wide.fold(wide.load(signature.args[0], arguments[0], ir.Constant(ir.IntType(64), 0)), builder.fadd)
 
 
-@_lower(intrinsics.dots64, types.Array, types.int64, types.Array, types.int64, types.int64, types.Array)  # type: ignore[untyped-decorator]
+@lower(intrinsics.dots64, types.Array, types.int64, types.Array, types.int64, types.int64, types.Array)  # type: ignore[untyped-decorator]
 def _dots64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     a, at, b, there, rows, lanes = arguments
     of_a, _, of_b, _, _, of_lanes = signature.args
-    floats, stride = _Wide(context, builder, ir.FloatType()), ir.Constant(ir.IntType(64), _LANES)
-    zeros = ir.Constant(floats.kind, [0.0] * _LANES)
-    sums = _codegen.alloca_once_value(builder, zeros)
+    floats, stride = Wide(context, builder, ir.FloatType()), ir.Constant(ir.IntType(64), LANES)
+    zeros = ir.Constant(floats.kind, [0.0] * LANES)
+    sums = codegen.alloca_once_value(builder, zeros)
     builder.store(zeros, sums)  # allocated once, but begun at every call
-    with _codegen.for_range(builder, rows) as loop:
+    with codegen.for_range(builder, rows) as loop:
         step = builder.mul(loop.index, stride)
         left = floats.load(of_a, a, builder.add(at, step))
         right = floats.load(of_b, b, builder.add(there, step))
@@ -274,18 +216,18 @@ def _dots64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.mul(rows, stride)
 
 
-@_lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
 def _take_signs64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     v, start, size = arguments
-    floats = _Wide(context, builder, ir.FloatType())
+    floats = Wide(context, builder, ir.FloatType())
     row = floats.load(signature.args[0], v, start)
-    negative = builder.fcmp_ordered("<", row, ir.Constant(floats.kind, [0.0] * _LANES))
+    negative = builder.fcmp_ordered("<", row, ir.Constant(floats.kind, [0.0] * LANES))
     sent = builder.select(negative, floats.splat(builder.fneg(size)), floats.splat(size))
     builder.store(builder.fsub(row, sent), floats.place(signature.args[0], v, start)).align = 4
     return builder.bitcast(negative, ir.IntType(64))
 
 
-@_lower(
+@lower(
     intrinsics.add_signs64,
     *(types.Array, types.int64, types.int64, types.Array, types.int64, types.int64),
     *(types.int64, types.boolean, types.Array, types.int64),
@@ -293,39 +235,39 @@ def _take_signs64(context: Any, builder: Any, signature: Any, arguments: Any) ->
 def _add_signs64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     words, word, stride, sizes, size, step, members, fresh, total, start = arguments
     of_words, of_sizes, of_total = (signature.args[place] for place in (0, 3, 8))
-    floats, double_word = _Wide(context, builder, ir.FloatType()), ir.IntType(64)
+    floats, double_word = Wide(context, builder, ir.FloatType()), ir.IntType(64)
     of_word = context.make_array(of_words)(context, builder, value=words).data
     of_size = context.make_array(of_sizes)(context, builder, value=sizes).data
-    zero = ir.Constant(floats.kind, [0.0] * _LANES)
+    zero = ir.Constant(floats.kind, [0.0] * LANES)
     begun = builder.select(fresh, zero, floats.load(of_total, total, start))
-    sums = _codegen.alloca_once(builder, floats.kind)
+    sums = codegen.alloca_once(builder, floats.kind)
     builder.store(begun, sums)
-    with _codegen.for_range(builder, members) as loop:
+    with codegen.for_range(builder, members) as loop:
         at = builder.gep(of_word, [builder.add(word, builder.mul(loop.index, stride))])
         bits = builder.load(builder.bitcast(at, double_word.as_pointer()))
         bits.align = 1
         value = builder.load(builder.gep(of_size, [builder.add(size, builder.mul(loop.index, step))]))
         value.align = 1
-        negative = builder.bitcast(bits, ir.VectorType(ir.IntType(1), _LANES))
+        negative = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
         sent = builder.select(negative, floats.splat(builder.fneg(value)), floats.splat(value))
         builder.store(builder.fadd(builder.load(sums), sent), sums)
     builder.store(builder.load(sums), floats.place(of_total, total, start)).align = 4
-    return builder.add(start, ir.Constant(double_word, _LANES))
+    return builder.add(start, ir.Constant(double_word, LANES))
 
 
-@_typed(intrinsics.butterfly32)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.butterfly32)  # type: ignore[untyped-decorator]  # as above
 def _type_butterfly32(context: Any) -> Any:
     def answer(x: Any, start: Any, stride: Any, out: Any, at: Any, step: Any) -> Any:
-        return _call(types.int64, x, types.int64, types.int64, out, types.int64, types.int64)
+        return call(types.int64, x, types.int64, types.int64, out, types.int64, types.int64)
 
     return answer
 
 
-@_lower(intrinsics.butterfly32, types.Array, types.int64, types.int64, types.Array, types.int64, types.int64)  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.butterfly32, types.Array, types.int64, types.int64, types.Array, types.int64, types.int64)  # type: ignore[untyped-decorator]  # as above
 def _butterfly32(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     x, start, stride, out, at, step = arguments
     of_x, _, _, of_out, _, _ = signature.args
-    short = _Wide(context, builder, ir.FloatType(), 16)
+    short = Wide(context, builder, ir.FloatType(), 16)
     number = ir.IntType(64)
 
     def row(first: Any, apart: Any, r: int) -> Any:
@@ -341,19 +283,19 @@ def _butterfly32(context: Any, builder: Any, signature: Any, arguments: Any) -> 
     return start
 
 
-@_typed(intrinsics.signed16)  # type: ignore[untyped-decorator]  # as above
+@typed(intrinsics.signed16)  # type: ignore[untyped-decorator]  # as above
 def _type_signed16(context: Any) -> Any:
     def answer(x: Any, start: Any, word: Any, factors: Any, out: Any, at: Any) -> Any:
-        return _call(types.int64, x, types.int64, types.uint32, factors, out, types.int64)
+        return call(types.int64, x, types.int64, types.uint32, factors, out, types.int64)
 
     return answer
 
 
-@_lower(intrinsics.signed16, types.Array, types.int64, types.uint32, types.Array, types.Array, types.int64)  # type: ignore[untyped-decorator]
+@lower(intrinsics.signed16, types.Array, types.int64, types.uint32, types.Array, types.Array, types.int64)  # type: ignore[untyped-decorator]
 def _signed16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     x, start, word, factors, out, at = arguments
     of_x, _, _, of_factors, of_out, _ = signature.args
-    short = _Wide(context, builder, ir.FloatType(), 16)
+    short = Wide(context, builder, ir.FloatType(), 16)
     row, factor = short.load(of_x, x, start), short.load(of_factors, factors, ir.Constant(ir.IntType(64), 0))
     turned = builder.bitcast(builder.trunc(word, ir.IntType(16)), ir.VectorType(ir.IntType(1), 16))
     scaled = builder.fmul(builder.select(turned, builder.fneg(row), row), factor)
