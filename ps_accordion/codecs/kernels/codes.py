@@ -6,10 +6,32 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, U8, U8_IN, bits, boolean, float32, helper, int64, kernel, real, void
+from ._jit import (
+    F32,
+    F32_IN,
+    U8,
+    U8_IN,
+    add4,
+    add8,
+    add_powers8,
+    begin4,
+    begin8,
+    begin_powers8,
+    bits,
+    boolean,
+    float32,
+    helper,
+    int64,
+    kernel,
+    real,
+    void,
+)
 
 __all__ = ["add", "begin", "check"]
 
+LANES = 64
+_PAIRS = 128
+"""Elements of which both halves are whole lanes."""
 _SMALLEST_BITS = np.int32(1 << 23)
 _LARGEST_BITS = np.int32(247 << 23)
 _ZERO = np.float32(0.0)
@@ -65,6 +87,42 @@ def _add_powers(codes: Any, scale: Any, weight: Any, total: Any) -> None:
         total[j] += weight * (_power(codes[j]) * scale)
 
 
+@helper
+def _begin_bucket(codes: Any, width: Any, powers: Any, scale: Any, weight: Any, wide: Any, total: Any) -> None:
+    n, half = total.shape[0], np.float32(1 << (width - 1))
+    if n % _PAIRS == 0 and powers != 0:
+        begin_powers8(codes, half, scale, weight, total, n // LANES)
+    elif n % _PAIRS == 0 and width == 8:
+        begin8(codes, half, scale, weight, total, n // LANES)
+    elif n % _PAIRS == 0 and width == 4:
+        begin4(codes, half, scale, weight, total, n // _PAIRS)
+    elif powers != 0:
+        _begin_powers(codes, scale, weight, total)
+    elif width == 8:
+        _begin(codes, half, scale, weight, total)
+    else:
+        _unpack(codes, width, wide)
+        _begin(wide, half, scale, weight, total)
+
+
+@helper
+def _add_bucket(codes: Any, width: Any, powers: Any, scale: Any, weight: Any, wide: Any, total: Any) -> None:
+    n, half = total.shape[0], np.float32(1 << (width - 1))
+    if n % _PAIRS == 0 and powers != 0:
+        add_powers8(codes, half, scale, weight, total, n // LANES)
+    elif n % _PAIRS == 0 and width == 8:
+        add8(codes, half, scale, weight, total, n // LANES)
+    elif n % _PAIRS == 0 and width == 4:
+        add4(codes, half, scale, weight, total, n // _PAIRS)
+    elif powers != 0:
+        _add_powers(codes, scale, weight, total)
+    elif width == 8:
+        _add(codes, half, scale, weight, total)
+    else:
+        _unpack(codes, width, wide)
+        _add(wide, half, scale, weight, total)
+
+
 @kernel(void(U8_IN, F32_IN, int64, int64, int64, float32, U8, F32))
 def begin(codes: Any, scales: Any, width: Any, bucket: Any, powers: Any, weight: Any, wide: Any, total: Any) -> None:
     """Set `total := 0 + weight * D`.
@@ -79,35 +137,23 @@ def begin(codes: Any, scales: Any, width: Any, bucket: Any, powers: Any, weight:
         wide: uint8[bucket + 3], scratch.
         total: float32[n].
     """
-    n, per_byte, half = total.shape[0], 8 // width, np.float32(1 << (width - 1))
+    n, per_byte = total.shape[0], 8 // width
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
         at = start // per_byte
         part = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        if powers != 0:
-            _begin_powers(part, scales[i], weight, total[start:end])
-        elif width == 8:
-            _begin(part, half, scales[i], weight, total[start:end])
-        else:
-            _unpack(part, width, wide)
-            _begin(wide, half, scales[i], weight, total[start:end])
+        _begin_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
 
 
 @kernel(void(U8_IN, F32_IN, int64, int64, int64, float32, U8, F32))
 def add(codes: Any, scales: Any, width: Any, bucket: Any, powers: Any, weight: Any, wide: Any, total: Any) -> None:
     """Set `total := total + weight * D` (three roundings); see `begin`."""
-    n, per_byte, half = total.shape[0], 8 // width, np.float32(1 << (width - 1))
+    n, per_byte = total.shape[0], 8 // width
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
         at = start // per_byte
         part = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        if powers != 0:
-            _add_powers(part, scales[i], weight, total[start:end])
-        elif width == 8:
-            _add(part, half, scales[i], weight, total[start:end])
-        else:
-            _unpack(part, width, wide)
-            _add(wide, half, scales[i], weight, total[start:end])
+        _add_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
 
 
 @kernel(boolean(F32_IN))

@@ -19,7 +19,13 @@ object code, `native` makes it callable. `compiler`, `lowering` and `entry` know
 """
 
 from .intrinsics import (
+    add4,
+    add8,
+    add_powers8,
     add_signs64,
+    begin4,
+    begin8,
+    begin_powers8,
     bits,
     butterfly32,
     count_bits,
@@ -83,7 +89,13 @@ __all__ = [
     "Scalar",
     "Signature",
     "Vector",
+    "add4",
+    "add8",
+    "add_powers8",
     "add_signs64",
+    "begin4",
+    "begin8",
+    "begin_powers8",
     "bits",
     "boolean",
     "butterfly32",

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "add4",
+    "add8",
+    "add_powers8",
     "add_signs64",
+    "begin4",
+    "begin8",
+    "begin_powers8",
     "bits",
     "butterfly32",
     "count_bits",
@@ -278,6 +284,57 @@ def powers8(v: Any, inverse: Any, first: Any, low: Any, high: Any, codes: Any, l
         words = ((v[: 128 * rows] + np.float32(0)) * np.float32(inverse)).view(np.int32) + noise
     codes[: 128 * rows] = (words >> 23 & 0x7F) | (words >> 24 & 0x80)
     return 128 * rows
+
+
+def begin8(codes: Any, half: Any, scale: Any, weight: Any, total: Any, rows: Any) -> Any:
+    """`begin8(uint8[], float32, float32, float32, float32[], rows) -> int64`: `total := 0 + weight * ((codes - half) * scale)`.
+
+    Every operation is rounded by itself. `64 * rows` elements and as many codes exist. Returns `rows`, as the next five do, which
+    are called like it; for those with two codes a byte, as `round4` writes them, it is `128 * rows` elements.
+    """
+    return _added(codes[: 64 * rows], half, scale, weight, total, rows, fresh=True)
+
+
+def begin4(codes: Any, half: Any, scale: Any, weight: Any, total: Any, rows: Any) -> Any:
+    """`begin4`: what `begin8` does, with two codes a byte."""
+    return _added(_apart(codes[: 64 * rows]), half, scale, weight, total, rows, fresh=True)
+
+
+def begin_powers8(codes: Any, half: Any, scale: Any, weight: Any, total: Any, rows: Any) -> Any:
+    """`begin_powers8`: set `total := 0 + weight * (power * scale)`, with codes as `powers8` writes them; `half` is ignored."""
+    return _added(_powers(codes[: 64 * rows]), 0, scale, weight, total, rows, fresh=True)
+
+
+def add8(codes: Any, half: Any, scale: Any, weight: Any, total: Any, rows: Any) -> Any:
+    """`add8`: set `total := total + weight * ((codes - half) * scale)`; see `begin8`."""
+    return _added(codes[: 64 * rows], half, scale, weight, total, rows, fresh=False)
+
+
+def add4(codes: Any, half: Any, scale: Any, weight: Any, total: Any, rows: Any) -> Any:
+    """`add4`: what `add8` does, with two codes a byte."""
+    return _added(_apart(codes[: 64 * rows]), half, scale, weight, total, rows, fresh=False)
+
+
+def add_powers8(codes: Any, half: Any, scale: Any, weight: Any, total: Any, rows: Any) -> Any:
+    """`add_powers8`: set `total := total + weight * (power * scale)`; see `begin_powers8`."""
+    return _added(_powers(codes[: 64 * rows]), 0, scale, weight, total, rows, fresh=False)
+
+
+def _added(numbers: Any, half: Any, scale: Any, weight: Any, total: Any, rows: Any, *, fresh: bool) -> Any:
+    part = total[: numbers.size]
+    with np.errstate(under="ignore"):
+        value = np.float32(weight) * ((numbers.astype(np.float32) - np.float32(half)) * np.float32(scale))
+        part[:] = (np.float32(0) if fresh else part) + value
+    return rows
+
+
+def _apart(codes: Any) -> Any:
+    return np.concatenate([codes & np.uint8(15), codes >> np.uint8(4)])
+
+
+def _powers(codes: Any) -> Any:
+    words = codes.astype(np.int32)
+    return ((words & 0x7F) << 23 | (words & 0x80) << 24).view(np.float32)
 
 
 def _rounded(row: Any, inverse: Any, scale: Any, magic: Any) -> Any:

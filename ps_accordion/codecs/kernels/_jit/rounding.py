@@ -211,3 +211,63 @@ _DITHER = (types.Array, _FLOAT, _FLOAT, *_KEY, types.Array, types.Array, _ROWS)
 _pairs(intrinsics.dither8, _DITHER, _dither8)
 _pairs(intrinsics.dither4, _DITHER, _dither4)
 _pairs(intrinsics.powers8, (types.Array, _FLOAT, *_KEY, types.Array, types.Array, _ROWS), _powers8)
+
+
+def _places(lanes: _Lanes, kind: Any, codes: Any, at: Any) -> Any:
+    """Return codes as words, and fetch what comes later: members are read in pieces, which processors do not foresee."""
+    lanes.bytes.fetch(kind, codes, lanes.builder.add(at, ir.Constant(_NUMBER, _AHEAD)))
+    return lanes.builder.zext(lanes.bytes.load(kind, codes, at), lanes.words.kind)
+
+
+def _linear(lanes: _Lanes, code: Any, half: Any) -> Any:
+    return lanes.builder.fsub(lanes.builder.uitofp(code, lanes.floats.kind), lanes.floats.splat(half))
+
+
+def _power(lanes: _Lanes, code: Any) -> Any:
+    builder, words = lanes.builder, lanes.words
+    exponent = builder.shl(lanes.masked(code, 0x7F), words.constant(23))
+    return builder.bitcast(builder.or_(exponent, builder.shl(lanes.masked(code, 0x80), words.constant(24))), lanes.floats.kind)
+
+
+def _numbers8(lanes: _Lanes, kind: Any, codes: Any, half: Any, rows: Any, at: Any) -> Any:
+    yield at, _linear(lanes, _places(lanes, kind, codes, at), half)
+
+
+def _numbers4(lanes: _Lanes, kind: Any, codes: Any, half: Any, rows: Any, at: Any) -> Any:
+    both = _places(lanes, kind, codes, at)
+    yield at, _linear(lanes, lanes.masked(both, 15), half)
+    behind = lanes.builder.mul(rows, ir.Constant(_NUMBER, LANES))
+    yield lanes.builder.add(behind, at), _linear(lanes, lanes.above(both, 4), half)
+
+
+def _numbers_of_powers8(lanes: _Lanes, kind: Any, codes: Any, half: Any, rows: Any, at: Any) -> Any:
+    yield at, _power(lanes, _places(lanes, kind, codes, at))
+
+
+def _decoded(function: Any, numbers: Callable[..., Any], *, fresh: bool) -> None:
+    """Lower an intrinsic that adds what codes stand for to a total, or to zero: `numbers` yields places and numbers."""
+    arguments = (types.Array, _FLOAT, _FLOAT, _FLOAT, types.Array, _ROWS)
+    _declare(function, types.int64, arguments)
+
+    @lower(function, *arguments)  # type: ignore[untyped-decorator]  # `lanes.py` says why
+    def _lowered(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        lanes = _Lanes(context, builder)
+        floats, (codes, half, scale, weight, total, rows) = lanes.floats, given
+        of_codes, of_total = signature.args[0], signature.args[4]
+        with codegen.for_range(builder, rows) as loop:
+            at = builder.mul(loop.index, ir.Constant(_NUMBER, LANES))
+            for place, number in numbers(lanes, of_codes, codes, half, rows, at):
+                value = builder.fmul(floats.splat(weight), builder.fmul(number, floats.splat(scale)))
+                if not fresh:
+                    _fetch(lanes, of_total, total, place)
+                before = floats.constant(0.0) if fresh else floats.load(of_total, total, place)
+                floats.store(builder.fadd(before, value), of_total, total, place)
+        return rows
+
+
+_decoded(intrinsics.begin8, _numbers8, fresh=True)
+_decoded(intrinsics.begin4, _numbers4, fresh=True)
+_decoded(intrinsics.begin_powers8, _numbers_of_powers8, fresh=True)
+_decoded(intrinsics.add8, _numbers8, fresh=False)
+_decoded(intrinsics.add4, _numbers4, fresh=False)
+_decoded(intrinsics.add_powers8, _numbers_of_powers8, fresh=False)
