@@ -80,10 +80,14 @@ class Membership:
         return notes
 
     def _wanted(self) -> dict[int, int]:
-        """Return who should be in: those who are and live, and who is ready, as long as somebody can hand out the state."""
+        """Return who should be in: those who are and live, and who is ready, as long as somebody can hand out the state.
+
+        Who has no connection to a server is not let in: the others would wait for it until it is taken out again.
+        """
         run = self._run
         kept = [worker for worker in run.members() if not worker.gone and not worker.left]
-        new = [each for each in run.workers.values() if each.ready and not (each.gone or each.left or run.was_in(each))]
+        ready = [each for each in run.workers.values() if each.ready and not each.cut]
+        new = [each for each in ready if not (each.gone or each.left or run.was_in(each))]
         if not any(worker.synced for worker in kept):
             new = []
         return {worker.slot: worker.incarnation for worker in (*kept, *new)}

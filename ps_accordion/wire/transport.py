@@ -46,6 +46,9 @@ HANDSHAKE_MS = 2000
 LINGER_MS = 500
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 400
 """Between attempts to reach who is not there. A server that was killed is back within a second or two."""
+CONNECT_MS = 3000
+"""An attempt is given up and made anew after so long. The system's own pauses double: over a link that was cut for a minute, it
+would try again half a minute after the link is whole."""
 UNANSWERED_MS = 20_000
 """A connection is broken when its other end has taken nothing in for so long, where something is to be sent. The system alone
 would try for a quarter of an hour."""
@@ -139,6 +142,7 @@ class Transport:
         socket = self._socket(zmq.DEALER)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.TCP_MAXRT, UNANSWERED_MS)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         try:

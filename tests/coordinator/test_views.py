@@ -122,6 +122,19 @@ def test_a_removed_worker_is_told_and_comes_back_as_a_new_incarnation():
     assert view.removed == [(1, 2, 0, 5)]
 
 
+def test_who_has_no_connection_to_a_server_is_not_let_in():
+    """The others would wait for it until it is taken out again; once it has one, they take it in."""
+    job = Running()
+    job.quiet.add(b"w1")
+    job.live(5)
+    job.promise(2)
+    job.say(b"w1", join(1, token="anew"))
+    job.say(b"w1", m.Alive(1, 4, 2, [], False, False, "", True, cut=[0]))
+    assert not sends(job.live(0.5), m.Freeze)
+    job.say(b"w1", m.Alive(1, 4, 2, [], False, False, "", True))
+    assert sends(job.later(0.1), m.Freeze)
+
+
 def test_what_was_taken_out_asks_in_vain():
     """The view that let it in was lost on the way, or its word was late: it comes in as another incarnation, or not at all."""
     job = Running()
