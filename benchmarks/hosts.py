@@ -21,9 +21,11 @@ from typing import NamedTuple
 from benchmarks import delay
 from benchmarks.delay import INTERFACE
 
-__all__ = ["INTERFACE", "Host", "Unavailable", "bits_of", "carried", "hosts", "throughput"]
+__all__ = ["INTERFACE", "Host", "Unavailable", "bits_of", "carried", "hosts", "mend", "sever", "throughput"]
 
 PREFIX = "psa-bench"
+NOBODY = "02:00:00:00:00:01"
+"""An address of no interface: a bridge hands on what is sent to it, and all drop it."""
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
@@ -108,6 +110,18 @@ def carried(host: Host) -> tuple[int, int]:
             fields = figures.split()
             return int(fields[0]), int(fields[8])
     raise Unavailable(f"{host.namespace} has no interface {INTERFACE}")
+
+
+def sever(one: Host, other: Host) -> None:
+    """Have whatever two hosts send each other vanish, from now on: nothing tells either of them."""
+    for here, there in ((one, other), (other, one)):
+        _ip("-n", here.namespace, "neigh", "replace", there.address, "lladdr", NOBODY, "dev", INTERFACE, "nud", "permanent")
+
+
+def mend(one: Host, other: Host) -> None:
+    """Undo `sever`."""
+    for here, there in ((one, other), (other, one)):
+        _ip("-n", here.namespace, "neigh", "delete", there.address, "dev", INTERFACE)
 
 
 def throughput(sender: Host, receiver: Host, seconds: float = 2.0) -> float:

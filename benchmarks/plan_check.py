@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import hosts, phases, vs_ddp
+from benchmarks import hosts, jobs, phases, vs_ddp
 from ps_accordion.capacity import Compute, Job, Link, Step, simulate
 from ps_accordion.capacity.models import linear
 from ps_accordion.launcher.coefficients import costs_now, default_threads
@@ -135,7 +135,7 @@ def _checked(settings: list[Setting], steps: int) -> dict[str, Any]:
 def _measured(setting: Setting, steps: int) -> tuple[float, float]:
     """Return the median milliseconds of a step, and of one that shares nothing, the two in turn."""
     codec, level = setting.choice
-    job = vs_ddp.Job(f"{codec}:{level:g}", "ours", codec, level)
+    job = jobs.Job(f"{codec}:{level:g}", "ours", codec, level)
     count = setting.workers + (0 if setting.colocated else setting.servers)
     with (
         hosts.hosts(count, setting.link, setting.delay_ms) as made,
@@ -143,10 +143,10 @@ def _measured(setting: Setting, steps: int) -> tuple[float, float]:
     ):
         workers = made[: setting.workers]
         servers = made[setting.workers :] or [workers[number % len(workers)] for number in range(setting.servers)]
-        place = vs_ddp.Place(workers, servers)
+        place = jobs.Place(workers, servers)
         with (
             vs_ddp.started(job, place, Path(name), LAYERS) as ours,
-            vs_ddp.started(vs_ddp.Job("alone", "alone"), place, Path(name), LAYERS) as alone,
+            vs_ddp.started(jobs.Job("alone", "alone"), place, Path(name), LAYERS) as alone,
         ):
             pairs = [(*ours.take(1), *alone.take(1)) for _ in range(WARM_UP + steps)][WARM_UP:]
             alone.end()

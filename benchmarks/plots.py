@@ -1,4 +1,4 @@
-"""Pictures of measured rows: bars of what a step takes, a panel a link."""
+"""Pictures of measured rows: bars of what a step takes, a panel a link; curves of accuracy over time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["save_steps"]
+__all__ = ["save_curves", "save_steps"]
 
 COLOURS = {"alone": "#8a8a8a", "baseline": "#c0703a", "ours": "#2f6f9f"}
 
@@ -32,6 +32,29 @@ def save_steps(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axes.margins(x=0.1)
         axes.set_xlabel(f"ms a step at {link} a host")
         axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file)
+
+
+def save_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Save a picture of accuracy over seconds, the axis of which is logarithmic; one line a run, one colour a case.
+
+    Args:
+        rows: As `to_accuracy` writes them.
+        file: Overwritten.
+    """
+    from matplotlib.figure import Figure  # as above
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, case in enumerate(dict.fromkeys(row["case"] for row in rows)):
+        for row in (row for row in rows if row["case"] == case):
+            seconds, accuracy = ([seen[name] for seen in row["curve"]] for name in ("seconds", "accuracy"))
+            axes.plot(seconds, accuracy, color=f"C{number}", alpha=0.8, label=case if row["seed"] == 0 else None)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"seconds of training at {rows[0]['link']} a host")
+    axes.set_ylabel("accuracy on digits that were not trained on")
+    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file)
 
 

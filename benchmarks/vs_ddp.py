@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -25,44 +24,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import hosts, plots, turns
+from benchmarks.jobs import Job, Place, Processes, start
 from benchmarks.training import WAYS
 from ps_accordion import config
 from ps_accordion.errors import ConfigError
 from ps_accordion.launcher.machine import machine
 
-PORT = 5650
 WARM_UP = 2
 """Turns of each that are not counted."""
 HELD = (0.85, 1.02)
 """Shares of its rate that a limited link carries; outside of that the figures would not be of that link."""
 CASES = "onebit:8192,topk:0.01,topk:0.001,dense:32"
 BASELINES = "ddp,ddp_fp16,ddp_powersgd"
-
-
-class Job(NamedTuple):
-    """One way of training.
-
-    Attributes:
-        name: In tables and files: `ddp`, or `topk:0.01`.
-        way: One of `training.WAYS`.
-        codec: For ours.
-        level: For ours.
-    """
-
-    name: str
-    way: str
-    codec: str = ""
-    level: float = 0.0
-
-
-class Place(NamedTuple):
-    """Where processes run."""
-
-    workers: list[hosts.Host]
-    servers: list[hosts.Host]
 
 
 def main() -> None:
@@ -190,77 +166,16 @@ def _check(place: Place, link: str) -> None:
 @contextlib.contextmanager
 def started(job: Job, place: Place, directory: Path, layers: int) -> Iterator[turns.Turns]:
     """Start the processes of a job, whose output goes to a file; end them on the way out."""
-    log = directory / f"{job.name}.log"
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def run(host: hosts.Host, *command: str, **environment: str) -> None:
-        variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        with log.open("ab") as output:
-            processes.append(subprocess.Popen(host.runs(*command), env=variables, stdout=output, stderr=output))
-
-    def alive() -> bool:
-        return all(process.poll() is None for process in processes)
-
-    waiting = turns.Turns(directory, job.name, len(place.workers), alive)
     training = [sys.executable, "-m", "benchmarks.training", job.way, "--turns", str(directory), "--job", job.name]
     training += ["--layers", str(layers)]
-    try:
-        if job.way == "ours":
-            _start_ours(job, place, directory, training, run)
-        else:
-            for rank, host in enumerate(place.workers):
-                group = {"MASTER_ADDR": place.workers[0].address, "MASTER_PORT": str(PORT + _number(job))}
-                group |= {"RANK": str(rank), "WORLD_SIZE": str(len(place.workers)), "GLOO_SOCKET_IFNAME": hosts.INTERFACE}
-                run(host, *training, **group)
-        yield waiting
-        for process in processes:
-            process.wait(timeout=30)
-    except (turns.Stopped, subprocess.TimeoutExpired) as error:
-        codes = [process.poll() for process in processes]
-        raise SystemExit(f"{error}; exit codes {codes}\n{log.read_text(errors='replace')[-4000:]}") from None
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
-
-
-def _start_ours(job: Job, place: Place, directory: Path, training: list[str], run: Any) -> None:
-    file = directory / f"{job.name}.toml"
-    settings = config.load(
-        overrides={
-            "workers.count": len(place.workers),
-            "servers.count": len(place.servers),
-            "codec.name": job.codec,
-            "codec.light": job.level,
-            "codec.heavy": job.level,
-            "regime.policy": "static",
-            "coordinator.address": f"tcp://{place.servers[0].address}:{PORT + _number(job)}",
-            "servers.state_directory": str(directory / f"{job.name}-state"),
-        }
-    )
-    file.write_text(config.render(settings), encoding="utf-8")
-    program = [sys.executable, "-m", "ps_accordion.launcher"]
-    given = ["--config", str(file)]
-    run(place.servers[0], *program, "coordinator", *given, "--insecure")
-    for number, host in enumerate(place.servers):
-        run(
-            host,
-            *program,
-            "server",
-            "--number",
-            str(number),
-            *given,
-            "--insecure",
-            "--set",
-            f"servers.bind=tcp://{host.address}:*",
-        )
-    for rank, host in enumerate(place.workers):
-        run(host, *program, "worker", "--rank", str(rank), *given, "--", *training)
-
-
-def _number(job: Job) -> int:
-    return sum(job.name.encode())  # a port of its own, on hosts that are ours alone
+    with Processes(directory / f"{job.name}.log") as processes:
+        waiting = turns.Turns(directory, job.name, len(place.workers), processes.alive)
+        try:
+            start(job, place, directory, training, processes)
+            yield waiting
+            processes.wait(30)
+        except (turns.Stopped, subprocess.TimeoutExpired) as error:
+            raise SystemExit(f"{error}; exit codes {processes.codes()}\n{processes.said()}") from None
 
 
 def _show(link: str, jobs: list[Job], ms: dict[str, float], moved: dict[str, float], options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
-__all__ = ["Seconds", "server_seconds", "worker_seconds"]
+__all__ = ["Seconds", "server_seconds", "servers", "worker_seconds"]
 
 Seconds = dict[str, float]
 """By kind of thread."""
@@ -39,17 +39,24 @@ def worker_seconds() -> Seconds:
 def server_seconds() -> Seconds:
     """Return the processor seconds of the threads of all servers that have the same parent as this process, by kind."""
     seconds: defaultdict[str, float] = defaultdict(float)
-    for process in _PROC.glob("[0-9]*"):
-        try:
-            if _SERVER not in (process / "cmdline").read_bytes().split(b"\0") or _parent(process) != os.getppid():
-                continue
-        except OSError:
-            continue  # it has ended, or is not ours to look at
+    for process in servers():
         for task in _tasks(process.name):
             zeromq = _name(task).startswith(_ZEROMQ)
             kind = "server zeromq" if zeromq else "server sockets" if task.name == process.name else "server shards"
             seconds[kind] += _seconds(task)
     return seconds
+
+
+def servers() -> list[Path]:
+    """Return the directories in /proc of all servers that have the same parent as this process."""
+    found = []
+    for process in _PROC.glob("[0-9]*"):
+        try:
+            if _SERVER in (process / "cmdline").read_bytes().split(b"\0") and _parent(process) == os.getppid():
+                found.append(process)
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+    return found
 
 
 def _tasks(process: str) -> list[Path]:
