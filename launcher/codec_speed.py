@@ -24,7 +24,7 @@ from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.codecs.workspace import zeros
 from ps_accordion.errors import CodecError
 
-__all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "distribution", "measure", "measure_copy", "squared_errors"]
+__all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "Timed", "distribution", "measure", "measure_copy", "squared_errors", "timed"]
 
 FloatVector = NDArray[np.float32]
 Call = Callable[[], object]
@@ -48,6 +48,16 @@ class Case(NamedTuple):
 
     codec: str
     level: float
+
+
+class Timed(NamedTuple):
+    """What is timed: the first fields of a row."""
+
+    codec: str
+    op: str
+    level: float
+    n: int
+    threads: int
 
 
 class _Bench:
@@ -185,23 +195,28 @@ def measure(case: Case, elements: int, threads: int = 1, *, values: ValueFormat 
     codec.check_level(case.level)
     errors = squared_errors(codec, case.level, min(elements, ERROR_ELEMENTS))
     benches = [_Bench(codec, case.level, elements, thread) for thread in range(threads)]
-    target = np.empty_like(benches[0].gradient)
     for together in zip(*(bench.operations() for bench in benches), strict=True):
-        op = together[0][0]
-        copy = _median([lambda: np.copyto(target, benches[0].gradient)])
-        seconds = _median([call for _, call in together])
-        yield {
-            "codec": case.codec,
-            "op": op,
-            "level": case.level,
-            "n": elements,
-            "threads": threads,
-            "ms": round(1e3 * seconds, 4),
-            "gbps": round(4e-9 * elements * threads / seconds, 2),
-            "vs_memcpy": round(seconds / copy, 3),
+        what = Timed(case.codec, together[0][0], case.level, elements, threads)
+        yield timed(what, [call for _, call in together], benches[0].gradient) | {
             "bytes_per_element": round(codec.payload_bound(elements, case.level) / elements, 5),
             "sq_error": errors,
         }
+
+
+def timed(what: Timed, calls: list[Call], source: FloatVector) -> dict[str, Any]:
+    """Time calls, each on a thread of its own where there are several, and a copy of a vector right before.
+
+    Returns:
+        The fields of `what`, ms, gbps (bytes of the input vectors), vs_memcpy (time over that of the copy).
+    """
+    target = np.empty_like(source)
+    copy = _median([lambda: np.copyto(target, source)])
+    seconds = _median(calls)
+    return what._asdict() | {
+        "ms": round(1e3 * seconds, 4),
+        "gbps": round(4e-9 * what.n * what.threads / seconds, 2),
+        "vs_memcpy": round(seconds / copy, 3),
+    }
 
 
 def measure_copy(elements: int = 1 << 24) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.errors import ConfigError
 from ps_accordion.selection import levels_of
 
+from ..codec_rivals import rivals_of
 from ..codec_speed import FOLDS, Case, measure
 from ..machine import machine
 from ..progress import human_bytes
@@ -41,7 +42,8 @@ def codecs(
     A worker encodes (encode_feedback: what is kept goes beside the old residual, as in training; encode_turned: the other half,
     of codecs that take turns; encode_in_place: over it; encode: nothing is kept), a server sums what 2, 4 or 8 members pushed
     (fold), or adds it undecoded (linear_sum), and encodes the sum (reencode), or does both at once (answer, of 8); both sides
-    decode. Run it on a quiet machine: whatever else uses the memory is in the figures.
+    decode. PyTorch's own top k, PowerSGD and cast to fp16 are timed beside topk, powersgd and dense 16, on one thread, if it is
+    installed. Run it on a quiet machine: whatever else uses the memory is in the figures.
 
     Args:
         only: Codecs to measure, as name or name:level, separated by commas; a name alone takes its light and its heavy level.
@@ -57,16 +59,20 @@ def codecs(
     cases = cases_of(only)
     known = suite(values=values)
     warm((known[case.codec], case.level) for case in cases)
-    console, rows = Console(), []
+    console, rows, beside = Console(), list[dict[str, Any]](), list[dict[str, Any]]()
     plural = "s" if threads > 1 else ""
     console.print(f"{human_bytes(4 * elements)} of float32, {threads} thread{plural}; a full bar is {BAR_COPIES:g} copies")
     for case in cases:
         measured = list(measure(case, elements, threads, values=values))
-        _show(console, case, measured)
+        rivals = list(rivals_of(case, elements)) if threads == 1 else []
+        _show(console, case, measured, rivals)
         rows += measured
+        beside += rivals
     console.print("; ".join(f"{name} {value}" for name, value in machine().items()), style="dim", highlight=False)
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(
+            json.dumps({"machine": machine(), "rows": rows, "beside": beside}, indent=2) + "\n", encoding="utf-8"
+        )
     return 0
 
 
@@ -88,16 +94,17 @@ def cases_of(only: str) -> list[Case]:
     return cases
 
 
-def _show(console: Console, case: Case, rows: list[dict[str, Any]]) -> None:
+def _show(console: Console, case: Case, rows: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> None:
     table = Table(title=f"{case.codec} {case.level:g}: {rows[0]['bytes_per_element']:g} bytes an element", title_justify="left")
     for heading in ("op", "ms", "GB/s", "copies", "a member"):
         table.add_column(heading, justify="left" if heading == "op" else "right", no_wrap=True, min_width=len(heading))
     table.add_column("", width=BAR + 1, no_wrap=True)
-    for row in rows:
+    for row in rows + rivals:
         copies = row["vs_memcpy"]
         members = [number for number in FOLDS if row["op"].endswith(str(number))]
         each = f"{copies / members[0]:.2f}" if members else ""
-        table.add_row(row["op"], f"{row['ms']:.3f}", f"{row['gbps']:.1f}", f"{copies:.2f}", each, bar(copies))
+        name = row["op"] if row["codec"] == case.codec else f"{row['codec']} {row['op']}".removesuffix(" encode_feedback")
+        table.add_row(name, f"{row['ms']:.3f}", f"{row['gbps']:.1f}", f"{copies:.2f}", each, bar(copies))
     console.print(table)
     errors = ", ".join(f"{name} {error:.3g}" for name, error in rows[0]["sq_error"].items())
     console.print(f"squared error: {errors}\n", highlight=False)

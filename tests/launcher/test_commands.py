@@ -5,7 +5,7 @@ import pytest
 
 from ps_accordion import codecs, config
 from ps_accordion.errors import ConfigError
-from ps_accordion.launcher import codec_speed
+from ps_accordion.launcher import codec_rivals, codec_speed
 from ps_accordion.launcher.commands import bench, bench_codecs, demo
 
 
@@ -48,6 +48,20 @@ def test_every_operation_of_every_codec_is_a_row(tmp_path, capsys, threads):
         assert ("linear_sum8" in ops) == codecs.get(name).linear
     shown = capsys.readouterr().out
     assert [words for words in ("squared error: gaussian", "encode_feedback", "topk 0.04: ") if words not in shown] == []
+
+
+def test_what_people_use_today_is_timed_beside_our_codecs():
+    """PyTorch's cast, top k and PowerSGD, with the fields of our rows; nothing beside other codecs."""
+    beside = {
+        ("dense", 16.0): [("torch fp16", "encode"), ("torch fp16", "decode")],
+        ("topk", 0.01): [("torch topk", "encode_feedback")],
+        ("powersgd", 2.0): [("torch powersgd", "encode_feedback")],
+        ("onebit", 8192.0): [],
+    }
+    for case, expected in beside.items():
+        rows = list(codec_rivals.rivals_of(codec_speed.Case(*case), 64 * 64))
+        assert [(row["codec"], row["op"]) for row in rows] == expected
+        assert all(row["n"] == 4096 and row["ms"] > 0 and row["vs_memcpy"] > 0 and row["threads"] == 1 for row in rows)
 
 
 def test_codecs_are_measured_for_a_plan_as_bench_measures_them():
