@@ -1,6 +1,9 @@
 """A shard that is killed anywhere goes on from what it wrote: the bits of one that nothing happened to."""
 
+import contextlib
 import itertools
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,28 +199,37 @@ def test_a_half_that_was_being_written_does_not_count(tmp_path, monkeypatch, cod
     job.close()
 
 
-@pytest.fixture
-def job(tmp_path):
-    job = Job(tmp_path / "state")
+@contextlib.contextmanager
+def begun(directory):
+    job = Job(directory)
     job.view(1, [0, 1, 2], 0, -1)
     job.shard.on_layout(0, job.layout)
-    yield job
-    job.close()
+    try:
+        yield job
+    finally:
+        job.close()
 
 
-def test_a_promise_survives(job):
+@pytest.fixture
+def job(tmp_path):
+    with begun(tmp_path / "state") as job:
+        yield job
+
+
+def test_a_promise_survives():
     """The shard still finishes nothing, and an older view does not free it."""
-    for key in KEYS:
-        job.round(key, 0)
-    promised = job.freeze(3)
-    job.kill()
-    assert job.shard.promise == 3
-    for slot in range(3):
-        assert job.shard.on_push(job.members[slot].peer, *job.made(slot, 0, 1, "DATA", False)) == []
-    assert job.view(2, [0, 2], 1, 1) == 1
-    assert job.freeze(3) == promised
-    assert job.view(3, [0, 1, 2], 1, 1) == 3
-    assert job.shard.records[0, 0].round == 1, "the pushes that were held count now"
+    with tempfile.TemporaryDirectory() as name, begun(Path(name, "state")) as job:
+        for key in KEYS:
+            job.round(key, 0)
+        promised = job.freeze(3)
+        job.kill()
+        assert job.shard.promise == 3
+        for slot in range(3):
+            assert job.shard.on_push(job.members[slot].peer, *job.made(slot, 0, 1, "DATA", False)) == []
+        assert job.view(2, [0, 2], 1, 1) == 1
+        assert job.freeze(3) == promised
+        assert job.view(3, [0, 1, 2], 1, 1) == 3
+        assert job.shard.records[0, 0].round == 1, "the pushes that were held count now"
 
 
 def test_a_round_finished_under_the_last_view_is_not_undone_at_a_start(job):
