@@ -15,7 +15,7 @@ from . import kernels
 from .base import FloatVector, Hint
 from .workspace import borrow
 
-__all__ = ["Chosen", "Listing", "choose", "expected", "mix", "room_for"]
+__all__ = ["Chosen", "Listing", "choose", "expected", "mix", "mix_listing", "room_for"]
 
 ERRORS = 4
 """Candidates begin this many mean errors below where the k-th is expected: too high costs a second pass, too low a long list."""
@@ -62,8 +62,14 @@ def mix(a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVect
     if b is None:
         kernels.vector.scaled_into(a, scale, out)
     else:
-        found = kernels.choose.mix(a, scale, b, out, low, *room)
+        found = mix_listing(a, scale, b, out, low, room)
     return choose(out, k, hint, low, found, room)
+
+
+def mix_listing(a: FloatVector, scale: np.float32, b: FloatVector, out: FloatVector, low: int, listing: Listing) -> int:
+    """Set `out := a * scale + b`, list the elements that reach `low`, and return how many there are; see `mix`."""
+    past = out is not a and out is not b
+    return int(kernels.choose.mix(a, scale, b, out, int(past), low, *listing, borrow("row", kernels.vector.LANES, np.float32)))
 
 
 def expected(hint: Hint | None) -> int:

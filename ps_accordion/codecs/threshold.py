@@ -28,7 +28,7 @@ from ..errors import CodecError
 from . import kernels
 from .base import FloatVector, Hint
 from .entries import EntriesCodec
-from .largest import Chosen
+from .largest import Chosen, mix_listing
 from .packing import INFINITE
 from .workspace import borrow
 
@@ -91,7 +91,7 @@ class Threshold(EntriesCodec):
             kernels.vector.scaled_into(a, scale, out)
             found = kernels.choose.collect(out, low, index, words)
         else:
-            found = kernels.choose.mix(a, scale, b, out, low, index, words)
+            found = mix_listing(a, scale, b, out, low, (index, words))
         count = kernels.choose.narrow(most, low, found, index, words, scratch, counts, seen)
         peak = int(seen[0])  # what is not finite has the largest bits of all, and is in the list
         return None if peak >= INFINITE else Chosen(index[:count], words[:count].view(np.float32), peak)

@@ -25,13 +25,17 @@ from ._jit import (
     bits,
     count_bits,
     float32,
+    flush,
     helper,
     int64,
     kernel,
     lowest_bit,
     mask64,
     mix64,
+    mix_past64,
+    off_line,
 )
+from .vector import LONG
 
 __all__ = ["BINS", "NOBODY", "SAMPLES", "append", "append_rest", "collect", "guess", "mix", "narrow", "room"]
 
@@ -116,19 +120,22 @@ def guess(v: Any, k: Any, sample: Any, counts: Any) -> Any:
 
 
 @helper
-def append(mask: Any, start: Any, v: Any, index: Any, words: Any, found: Any) -> Any:
-    """Append the elements of `v` whose bits are set to the first `found` of the list; return how many there are then."""
+def append(mask: Any, start: Any, v: Any, there: Any, index: Any, words: Any, found: Any) -> Any:
+    """Append the elements whose bits are set to the first `found` of the list; return how many there are then.
+
+    They are those from `start` on, and lie in `v` from `there` on.
+    """
     after = found + count_bits(mask)
     # Three are listed whether they are there or not: what is too much is overwritten. A loop that ends after one here and
     # two there would cost a wrong guess of the processor each time.
     for ahead in range(3):
-        at = start + (lowest_bit(mask) & 63)
-        index[found + ahead], words[found + ahead] = np.uint32(at), np.uint32(bits(v[at]))
+        at = lowest_bit(mask) & 63
+        index[found + ahead], words[found + ahead] = np.uint32(start + at), np.uint32(bits(v[there + at]))
         mask &= mask - np.uint64(1)
     found += 3
     while found < after:
-        at = start + lowest_bit(mask)
-        index[found], words[found] = np.uint32(at), np.uint32(bits(v[at]))
+        at = lowest_bit(mask)
+        index[found], words[found] = np.uint32(start + at), np.uint32(bits(v[there + at]))
         mask &= mask - np.uint64(1)
         found += 1
     return after
@@ -144,8 +151,31 @@ def append_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any
     return found
 
 
-@kernel(int64(F32_IN, float32, F32_IN, F32, int64, U32, U32))
-def mix(a: Any, scale: Any, b: Any, out: Any, threshold: Any, index: Any, words: Any) -> Any:
+@helper
+def _mix_past(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words: Any, row: Any) -> Any:
+    """Do what `mix` does with whole lanes, past the cache."""
+    found: Any = 0
+    for start in range(0, out.shape[0] // 64 * 64, 64):
+        mask: Any = mix_past64(a, scale, b, out, start, low, row)
+        if mask != np.uint64(0):
+            found = append(mask, start, row, 0, index, words, found)
+    flush(out)
+    return found
+
+
+@helper
+def _mix_near(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words: Any) -> Any:
+    """Do what `mix` does with whole lanes, through the cache."""
+    found: Any = 0
+    for start in range(0, out.shape[0] // 64 * 64, 64):
+        mask: Any = mix64(a, scale, b, out, start, low)
+        if mask != np.uint64(0):
+            found = append(mask, start, out, start, index, words, found)
+    return found
+
+
+@kernel(int64(F32_IN, float32, F32_IN, F32, int64, int64, U32, U32, F32))
+def mix(a: Any, scale: Any, b: Any, out: Any, past: Any, threshold: Any, index: Any, words: Any, row: Any) -> Any:
     """Set `out := a * scale + b` (two roundings), and list the elements whose magnitude bits reach the threshold, in order.
 
     What is not finite has the largest bits of all, so it is listed unless the threshold is above infinity.
@@ -155,9 +185,11 @@ def mix(a: Any, scale: Any, b: Any, out: Any, threshold: Any, index: Any, words:
         scale: A factor.
         b: float32[n].
         out: float32[n]; may be `a` or `b`.
+        past: 1 if it is other memory, and may be written past the cache, else 0.
         threshold: Magnitude bits.
         index: uint32[room(n)], receives the places.
         words: uint32[room(n)], receives the elements, as bits.
+        row: float32[64], scratch.
 
     Returns:
         How many there are.
@@ -165,11 +197,10 @@ def mix(a: Any, scale: Any, b: Any, out: Any, threshold: Any, index: Any, words:
     n = out.shape[0]
     whole = n - n % 64
     low = np.int32(threshold)
-    found: Any = 0
-    for start in range(0, whole, 64):
-        mask: Any = mix64(a, scale, b, out, start, low)
-        if mask != np.uint64(0):
-            found = append(mask, start, out, index, words, found)
+    if past != 0 and n >= LONG and off_line(out) == 0:
+        found = _mix_past(a, scale, b, out, low, index, words, row)
+    else:
+        found = _mix_near(a, scale, b, out, low, index, words)
     for i in range(whole, n):
         out[i] = a[i] * scale + b[i]
     return append_rest(out, whole, low, index, words, found)
@@ -185,7 +216,7 @@ def collect(v: Any, threshold: Any, index: Any, words: Any) -> Any:
     for start in range(0, whole, 64):
         mask: Any = mask64(v, start, low)
         if mask != np.uint64(0):
-            found = append(mask, start, v, index, words, found)
+            found = append(mask, start, v, start, index, words, found)
     return append_rest(v, whole, low, index, words, found)
 
 

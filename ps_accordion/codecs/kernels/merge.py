@@ -167,7 +167,7 @@ def merge(
                     fetch(out, min(start + _CHUNK + line * _LINE, n - 1))
             mask: Any = mask64(out, start, low)
             if mask != np.uint64(0):
-                found = append(mask, start, out, index, words, found)
+                found = append(mask, start, out, start, index, words, found)
         if whole < end:
             found = append_rest(out, whole, low, index, words, found)
     seen[0], seen[1] = np.int32(many), np.int32(odd)

@@ -30,12 +30,15 @@ from ._jit import (
     masses64,
     off_line,
     take_signs64,
+    take_signs_past64,
     void,
 )
-from .vector import copy_row, store_row
+from .vector import LONG
 
 __all__ = ["add", "split"]
 
+AHEAD = 1024
+"""Elements that are fetched in advance at least: a page. Processors fetch by themselves what comes next in the same page only."""
 _ZERO = np.float32(0.0)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -52,11 +55,15 @@ def _mean(a: Any, scale: Any, b: Any, start: Any, end: Any, row: Any, lanes: Any
 
 
 @helper
-def _halve(row: Any, length: Any, size: Any, words: Any, first: Any) -> None:
-    """Write the signs of a row to words, from `first` on, and leave in the row what they do not carry."""
-    whole = length // 64 * 64
+def _halve(row: Any, length: Any, size: Any, words: Any, v: Any, start: Any, past: Any, a: Any, b: Any, ahead: Any) -> None:
+    """Write the signs of a row to words, and the rest to `v`, from `start` on; fetch what lies `ahead` meanwhile."""
+    whole, first = length // 64 * 64, start // 32
     for at in range(0, whole, 64):
-        mask: Any = take_signs64(row, at, size)
+        mask: Any = np.uint64(0)
+        if past:
+            mask = take_signs_past64(row, at, size, v, start + at, a, b, start + ahead + at)
+        else:
+            mask = take_signs64(row, at, size, v, start + at, a, b, start + ahead + at)
         words[first + at // 32] = np.uint32(mask & _LOW)
         words[first + at // 32 + 1] = np.uint32(mask >> _HALF)
     for word in range(whole // 32, (length + 31) // 32):
@@ -64,9 +71,9 @@ def _halve(row: Any, length: Any, size: Any, words: Any, first: Any) -> None:
         for i in range(32 * word, min(32 * word + 32, length)):
             if row[i] < _ZERO:
                 mask |= np.uint64(1) << np.uint64(i - 32 * word)
-                row[i] += size
+                v[start + i] = row[i] + size
             else:
-                row[i] -= size
+                v[start + i] = row[i] - size
         words[first + word] = np.uint32(mask)
 
 
@@ -89,18 +96,15 @@ def split(a: Any, scale: Any, b: Any, v: Any, past: Any, chunk: Any, sizes: Any,
     Returns:
         False if an element of `v` is not finite; then everything that is written to is undefined.
     """
-    n, off = v.shape[0], off_line(v)
+    n = v.shape[0]
+    beyond, ahead = past != 0 and n >= LONG and off_line(v) == 0, max(chunk, AHEAD)
     for place in range(sizes.shape[0]):
         start, end = place * chunk, min((place + 1) * chunk, n)
         size = _mean(a, scale, b, start, end, row, lanes)
         if not np.isfinite(size):
             return False
         sizes[place] = size
-        _halve(row, end - start, size, words, start // 32)
-        if past != 0:
-            store_row(row, v, start, end, off)
-        else:
-            copy_row(row, v, start, end)
+        _halve(row, end - start, size, words, v, start, beyond, a, b, ahead)
     flush(v)
     return True
 

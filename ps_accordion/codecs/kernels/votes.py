@@ -61,7 +61,7 @@ def cast(a: Any, scale: Any, b: Any, v: Any, low: Any, high: Any, words: Any) ->
             finite = finite and mask64(v, at, _INFINITE) == np.uint64(0)
             there: Any = mask64(v, at, _LEAST)
             # A size of zero: what is taken away leaves every element as it is.
-            below: Any = take_signs64(v, at, _ZERO)
+            below: Any = take_signs64(v, at, _ZERO, v, at, a, b, start + step + at)
             word = (start + at) // 32
             coins = hashed(np.uint32(word), key, more)
             words[word] = np.uint32(np.uint32(below & _LOW) | np.uint32(coins & ~np.uint32(there & _LOW)))

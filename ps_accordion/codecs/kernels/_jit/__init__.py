@@ -39,6 +39,7 @@ from .intrinsics import (
     mask64,
     masses64,
     mix64,
+    mix_past64,
     off_line,
     peak64,
     powers8,
@@ -50,6 +51,7 @@ from .intrinsics import (
     stream16,
     sum64,
     take_signs64,
+    take_signs_past64,
 )
 from .library import helper, kernel, load
 from .signature import (
@@ -118,6 +120,7 @@ __all__ = [
     "mask64",
     "masses64",
     "mix64",
+    "mix_past64",
     "off_line",
     "peak64",
     "powers8",
@@ -129,5 +132,6 @@ __all__ = [
     "stream16",
     "sum64",
     "take_signs64",
+    "take_signs_past64",
     "void",
 ]

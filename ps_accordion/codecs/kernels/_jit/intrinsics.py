@@ -31,6 +31,7 @@ __all__ = [
     "mask64",
     "masses64",
     "mix64",
+    "mix_past64",
     "off_line",
     "peak64",
     "powers8",
@@ -42,6 +43,7 @@ __all__ = [
     "stream16",
     "sum64",
     "take_signs64",
+    "take_signs_past64",
 ]
 
 
@@ -110,6 +112,17 @@ def mix64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> A
     return mask64(out, start, threshold)
 
 
+def mix_past64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any, row: Any) -> Any:
+    """`mix_past64(float32[], float32, float32[], float32[], start, threshold, float32[64]) -> uint64`: `mix64` past the cache.
+
+    `out[start]` begins a line of the cache; `flush` after the last. The row receives the 64 elements, too: who looks at one in
+    `out` has to wait for memory. Fetches what comes a page behind in `a` and `b`, which need not exist.
+    """
+    mask = mix64(a, scale, b, out, start, threshold)
+    row[:64] = out[start : start + 64]
+    return mask
+
+
 def masses64(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:
     """`masses64(float32[], float32, float32[], start, float32[], rows, float64[64]) -> int64`: a sum and its mass.
 
@@ -151,15 +164,21 @@ def dots64(a: Any, at: Any, b: Any, there: Any, rows: Any, lanes: Any) -> Any:
     return 64 * rows
 
 
-def take_signs64(v: Any, start: Any, size: Any) -> Any:
-    """`take_signs64(float32[], start, float32) -> uint64`: bit j says `v[start + j] < 0`; what is left stays in `v`.
+def take_signs64(row: Any, at: Any, size: Any, out: Any, start: Any, a: Any, b: Any, ahead: Any) -> Any:
+    """`take_signs64(float32[], at, float32, float32[], start, float32[], float32[], ahead) -> uint64`: signs of 64 elements.
 
-    Sets `v[start + j] -= -size if v[start + j] < 0 else size`. The caller promises that `start + 64` elements exist.
+    Bit j says `row[at + j] < 0`. Sets `out[start + j] = row[at + j] - (-size if row[at + j] < 0 else size)`. Fetches the elements
+    of `a` and `b` from `ahead` on, which need not exist. The caller promises that all the others do.
     """
-    row = v[start : start + 64]
-    negative = row < 0
-    row -= np.where(negative, -size, size)
+    part = row[at : at + 64]
+    negative = part < 0
+    np.subtract(part, np.where(negative, -size, size), out=out[start : start + 64])
     return np.packbits(negative, bitorder="little").view(np.uint64)[0]
+
+
+def take_signs_past64(row: Any, at: Any, size: Any, out: Any, start: Any, a: Any, b: Any, ahead: Any) -> Any:
+    """`take_signs_past64`: what `take_signs64` does, past the cache; `out[start]` begins a line of it. `flush` after the last."""
+    return take_signs64(row, at, size, out, start, a, b, ahead)
 
 
 def add_signs64(

@@ -9,11 +9,13 @@ from numba.core import cgutils
 from numba.core.typing.templates import Signature
 from numba.extending import lower_builtin, type_callable
 
-__all__ = ["LANES", "LINE", "WORD", "Wide", "call", "codegen", "fetch", "lower", "typed"]
+__all__ = ["AHEAD", "LANES", "LINE", "WORD", "Wide", "call", "codegen", "fetch", "lower", "typed"]
 
 LANES = 64
 LINE = 64
 """Bytes of a line of the cache."""
+AHEAD = 1024
+"""Elements that are fetched in advance: a page. Processors fetch by themselves what comes next, but not from the next page."""
 WORD = ir.IntType(32)
 lower: Any = lower_builtin  # neither has hints that mypy could follow
 typed: Any = type_callable
@@ -59,6 +61,12 @@ class Wide:
     def store(self, lanes: Any, kind: Any, array: Any, start: Any) -> None:
         """Write lanes from `start` on."""
         self.builder.store(lanes, self.place(kind, array, start)).align = kind.dtype.bitwidth // 8
+
+    def stream(self, lanes: Any, kind: Any, array: Any, start: Any) -> None:
+        """Write lanes from `start` on, which begins a line of the cache, past the cache."""
+        stored = self.builder.store(lanes, self.place(kind, array, start))
+        stored.align = LINE  # without it there is no such instruction
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(WORD, 1)]))
 
     def fetch(self, kind: Any, array: Any, start: Any) -> None:
         """Start to bring the lines of the cache in which the lanes from `start` on lie, whether or not they exist."""

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 
 from . import intrinsics
-from .lanes import LANES, LINE, WORD, Wide, call, codegen, fetch, lower, typed
+from .lanes import AHEAD, LANES, LINE, WORD, Wide, call, codegen, fetch, lower, typed
 
 __all__: list[str] = []
 
@@ -89,9 +89,7 @@ def _stream16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
     source, at, out, start = arguments
     of_source, _, of_out, _ = signature.args
     line = Wide(context, builder, ir.FloatType(), lanes=LINE // 4)
-    stored = builder.store(line.load(of_source, source, at), line.place(of_out, out, start))
-    stored.align = LINE  # without it there is no such instruction
-    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(WORD, 1)]))
+    line.stream(line.load(of_source, source, at), of_out, out, start)
     return builder.add(start, ir.Constant(ir.IntType(64), LINE // 4))
 
 
@@ -132,6 +130,28 @@ def _mix64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return words.reach(builder.bitcast(mixed, words.kind), threshold)
 
 
+@typed(intrinsics.mix_past64)  # type: ignore[untyped-decorator]  # as above
+def _type_mix_past64(context: Any) -> Any:
+    def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any, row: Any) -> Any:
+        return call(types.uint64, a, types.float32, b, out, types.int64, types.int32, row)
+
+    return answer
+
+
+@lower(intrinsics.mix_past64, *(types.Array, types.float32, types.Array, types.Array, types.int64, types.int32, types.Array))  # type: ignore[untyped-decorator]  # as above
+def _mix_past64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    a, scale, b, out, start, threshold, row = arguments
+    of_a, _, of_b, of_out, _, _, of_row = signature.args
+    floats, words = Wide(context, builder, ir.FloatType()), Wide(context, builder, WORD)
+    ahead = builder.add(start, ir.Constant(start.type, AHEAD))
+    floats.fetch(of_a, a, ahead)
+    floats.fetch(of_b, b, ahead)
+    mixed = builder.fadd(builder.fmul(floats.load(of_a, a, start), floats.splat(scale)), floats.load(of_b, b, start))
+    floats.stream(mixed, of_out, out, start)
+    floats.store(mixed, of_row, row, ir.Constant(start.type, 0))
+    return words.reach(builder.bitcast(mixed, words.kind), threshold)
+
+
 @typed(intrinsics.masses64)  # type: ignore[untyped-decorator]  # as above
 def _type_masses64(context: Any) -> Any:
     def answer(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:
@@ -144,14 +164,6 @@ def _type_masses64(context: Any) -> Any:
 def _type_dots64(context: Any) -> Any:
     def answer(a: Any, at: Any, b: Any, there: Any, rows: Any, lanes: Any) -> Any:
         return call(types.int64, a, types.int64, b, types.int64, types.int64, lanes)
-
-    return answer
-
-
-@typed(intrinsics.take_signs64)  # type: ignore[untyped-decorator]  # as above
-def _type_take_signs64(context: Any) -> Any:
-    def answer(v: Any, start: Any, size: Any) -> Any:
-        return call(types.uint64, v, types.int64, types.float32)
 
     return answer
 
@@ -216,15 +228,35 @@ def _dots64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.mul(rows, stride)
 
 
-@lower(intrinsics.take_signs64, types.Array, types.int64, types.float32)  # type: ignore[untyped-decorator]  # as above
-def _take_signs64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    v, start, size = arguments
-    floats = Wide(context, builder, ir.FloatType())
-    row = floats.load(signature.args[0], v, start)
-    negative = builder.fcmp_ordered("<", row, ir.Constant(floats.kind, [0.0] * LANES))
-    sent = builder.select(negative, floats.splat(builder.fneg(size)), floats.splat(size))
-    builder.store(builder.fsub(row, sent), floats.place(signature.args[0], v, start)).align = 4
-    return builder.bitcast(negative, ir.IntType(64))
+def _taking(function: Any, *, past: bool) -> None:
+    """Lower an intrinsic that halves lanes into signs and what they do not carry."""
+
+    @typed(function)  # type: ignore[untyped-decorator]  # as above
+    def _type(context: Any) -> Any:
+        def answer(row: Any, at: Any, size: Any, out: Any, start: Any, a: Any, b: Any, ahead: Any) -> Any:
+            return call(types.uint64, row, types.int64, types.float32, out, types.int64, a, b, types.int64)
+
+        return answer
+
+    @lower(
+        function,
+        *(types.Array, types.int64, types.float32, types.Array, types.int64, types.Array, types.Array, types.int64),
+    )  # type: ignore[untyped-decorator]  # as above
+    def _lowered(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, at, size, out, start, a, b, ahead = arguments
+        of_row, _, _, of_out, _, of_a, of_b, _ = signature.args
+        floats = Wide(context, builder, ir.FloatType())
+        floats.fetch(of_a, a, ahead)
+        floats.fetch(of_b, b, ahead)
+        values = floats.load(of_row, row, at)
+        negative = builder.fcmp_ordered("<", values, ir.Constant(floats.kind, [0.0] * LANES))
+        sent = builder.select(negative, floats.splat(builder.fneg(size)), floats.splat(size))
+        (floats.stream if past else floats.store)(builder.fsub(values, sent), of_out, out, start)
+        return builder.bitcast(negative, ir.IntType(64))
+
+
+_taking(intrinsics.take_signs64, past=False)
+_taking(intrinsics.take_signs_past64, past=True)
 
 
 @lower(

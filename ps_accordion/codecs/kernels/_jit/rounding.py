@@ -10,12 +10,10 @@ from llvmlite import ir
 from numba import types
 
 from . import intrinsics
-from .lanes import LANES, WORD, Wide, call, codegen, lower, typed
+from .lanes import AHEAD, LANES, WORD, Wide, call, codegen, lower, typed
 
 __all__: list[str] = []
 
-_AHEAD = 1024
-"""Elements that are fetched in advance: a page. Processors fetch by themselves what comes next, but not from the next page."""
 _NUMBER, _BYTE = ir.IntType(64), ir.IntType(8)
 _FLOAT = types.float32
 _ROWS = types.int64
@@ -89,7 +87,7 @@ def _largest(function: Any, arguments: tuple[Any, ...], made: Callable[[_Lanes, 
 def _fetch(lanes: _Lanes, kind: Any, array: Any, *places: Any) -> None:
     """Fetch what comes a page behind lanes."""
     for at in places:
-        lanes.floats.fetch(kind, array, lanes.builder.add(at, ir.Constant(_NUMBER, _AHEAD)))
+        lanes.floats.fetch(kind, array, lanes.builder.add(at, ir.Constant(_NUMBER, AHEAD)))
 
 
 def _peak(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
@@ -215,7 +213,7 @@ _pairs(intrinsics.powers8, (types.Array, _FLOAT, *_KEY, types.Array, types.Array
 
 def _places(lanes: _Lanes, kind: Any, codes: Any, at: Any) -> Any:
     """Return codes as words, and fetch what comes later: members are read in pieces, which processors do not foresee."""
-    lanes.bytes.fetch(kind, codes, lanes.builder.add(at, ir.Constant(_NUMBER, _AHEAD)))
+    lanes.bytes.fetch(kind, codes, lanes.builder.add(at, ir.Constant(_NUMBER, AHEAD)))
     return lanes.builder.zext(lanes.bytes.load(kind, codes, at), lanes.words.kind)
 
 
