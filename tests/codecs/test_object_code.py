@@ -52,6 +52,18 @@ except TypeError:  # Also where numba is loaded: it gives LLVM other things by t
 """
 
 
+ENDING = """
+import gc
+import numpy as np
+from ps_accordion.codecs.kernels import half
+from ps_accordion.codecs.kernels._jit import native
+half.peak(np.arange(5, dtype=np.uint16))
+native.__dict__.clear()
+gc.collect()
+print(half.peak(np.arange(7, dtype=np.uint16)))
+"""
+
+
 def start(script, cache, **changes):
     """Start a fresh interpreter that keeps kernels in `cache`."""
     variables = environment(XDG_CACHE_HOME=str(cache), NUMBA_CACHE_DIR="", **changes)
@@ -76,6 +88,12 @@ def first(request, tmp_path_factory):
     """Return a cache that one process has filled, what that process printed, and the codecs that it ran."""
     cache, levels = tmp_path_factory.mktemp("kept"), FEW if request.param == "few" else ALL
     return cache, output(start(PAYLOADS.format(n=70_000, levels=levels), cache)), levels
+
+
+def test_kernels_outlive_the_module_that_has_loaded_them(first):
+    """An interpreter that ends empties modules in any order: what a function points to must not go before it does."""
+    cache, *_ = first
+    assert output(start(ENDING, cache, PYTHONMALLOC="debug")) == ["6"]  # what is freed is overwritten
 
 
 @pytest.fixture

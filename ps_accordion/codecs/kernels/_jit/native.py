@@ -23,8 +23,13 @@ class _Method(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("call", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p))
 
 
-_kept: list[Any] = []
-"""Engines own the memory that the code lies in, and functions point to their methods: they stay as long as the process."""
+def _keep(thing: object) -> None:
+    """Let an object live as long as its process.
+
+    Engines own the memory that the code lies in, and functions point to their methods. A list of this module would let go of them
+    when the interpreter ends, before the last of the functions.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def prepare() -> Any:
@@ -56,6 +61,6 @@ def entries(code: bytes, names: Iterable[str]) -> list[Callable[..., Any]]:
         assert address, f"the object code has no entry {name}"
         method = _Method(name.encode(), address, _FASTCALL, None)
         made.append(new(method, None, None))
-        _kept.append(method)
-    _kept.append(engine)
+        _keep(method)
+    _keep(engine)
     return made
