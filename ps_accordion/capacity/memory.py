@@ -1,7 +1,7 @@
 """The memory that a job takes beyond processes that are idle, by formula.
 
     server   2 residuals (the last one, and the one before: its undo)         8 bytes an element of keys that keep one
-             held payloads: pushes that wait for the last member's            (members - 1) x payload, of all keys at worst
+             held payloads: pushes of the open round, or yet to be read       members x payload, of all keys at worst
              open accumulators                                                4 bytes an element of the largest key, a shard
              last results, as they were sent: two copies of a record          2 x payload
     worker   residual                                                         4 bytes an element of keys that keep one
@@ -47,7 +47,7 @@ def memory_of(job: Job) -> Memory:
         keeps = codec.keeps(choice.level)
         largest[key.shard] = max(n, largest.get(key.shard, 0))
         server["residuals"] += 8 * n * keeps
-        server["held payloads"] += (job.workers - 1) * payload
+        server["held payloads"] += job.workers * payload
         server["last results"] += 2 * payload
         worker["residual"] += 4 * n * keeps
         worker["codec state"] += 4 * n * bool(codec.momentum)

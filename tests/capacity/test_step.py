@@ -209,7 +209,7 @@ def test_memory_follows_the_formula():
     n, payload = 512 * 1024, get("topk").payload_bound(512 * 1024, 0.01)
     memory = memory_of(job(choice=TOPK, workers=3, replay_rounds=8, threads=2))
     assert memory.server == {
-        "residuals": 8 * n, "held payloads": 2 * payload, "accumulators": 4 * n, "last results": 2 * payload,
+        "residuals": 8 * n, "held payloads": 3 * payload, "accumulators": 4 * n, "last results": 2 * payload,
     }  # fmt: skip
     assert memory.worker == {
         "residual": 4 * n, "codec state": 0, "spare vectors": 8 * n, "payloads and results": 3 * payload,

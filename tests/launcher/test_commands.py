@@ -2,6 +2,7 @@ import importlib.util
 import json
 
 import pytest
+from suites import usually
 
 from ps_accordion import codecs, config
 from ps_accordion.errors import ConfigError
@@ -35,7 +36,7 @@ def test_codecs_that_do_not_exist_are_not_measured(text, wanted):
         bench_codecs.cases_of(text)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", usually([1, 2], 1))
 def test_every_operation_of_every_codec_is_a_row(tmp_path, capsys, threads):
     """The names of a row are promised; an operation that a codec does not have is no row."""
     assert bench_codecs.codecs(elements=3000, threads=threads, json_file=tmp_path / "rows.json") == 0
