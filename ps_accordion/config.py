@@ -240,7 +240,8 @@ class Timeouts(Section):
     heartbeat: Seconds = 0.4
     """How often every process tells the coordinator that it lives. One whose connection breaks has half as long again."""
     resend: Seconds = 1.0
-    """A push without a result is asked after when this has passed; doubles up to ten times as much."""
+    """A push without a result is asked after when this has passed, and its server has sent nothing for as long; doubles up to ten
+    times as much."""
     grace: Seconds = 5.0
     """How long a process told to end may take before it is killed."""
 

@@ -26,10 +26,10 @@ from ._jit import (
     real,
     void,
 )
+from .vector import LANES
 
 __all__ = ["add", "begin", "check"]
 
-LANES = 64
 _PAIRS = 128
 """Elements of which both halves are whole lanes."""
 _SMALLEST_BITS = np.int32(1 << 23)
