@@ -156,8 +156,11 @@ def test_no_round_is_lost_while_the_coordinator_is_away_for_a_minute(tmp_path):
     away = [row for row in rows if death < row["time"] < second["time"]]
     assert max(after["time"] - before["time"] for before, after in itertools.pairwise(away)) < 10
     assert away[0]["time"] - death < 10
-    assert away[-1]["plan"] == away[1]["plan"] > 0  # the last plan holds, as long as it has not expired
-    assert rows[-1]["plan"] > away[-1]["plan"]  # and the next coordinator makes others
+    # The last plan holds, as long as it has not expired. One may be on its way when the coordinator dies: it goes with a result
+    # of the rounds after, and is in force in the next.
+    [last] = {row["plan"] for row in away[5:]}
+    assert last > 0
+    assert rows[-1]["plan"] > last  # and the next coordinator makes others
 
 
 A_WORKER_DIES = """
