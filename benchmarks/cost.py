@@ -52,7 +52,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="rounds that are counted (default: 7)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args()
-    cases = [Case(name, float(level)) for name, _, level in (text.partition(":") for text in options.cases.split(","))]
+    # Machines of a network have no memory in common.
+    cases = [
+        Case(name, float(level), lane=False) for name, _, level in (text.partition(":") for text in options.cases.split(","))
+    ]
     print(json.dumps(machine()))
     rows = [row for case in cases for row in growth(case, options.turns)]
     print()
@@ -95,6 +98,7 @@ def memory(case: Case) -> list[dict[str, Any]]:
         "codec.name": case.codec,
         "codec.light": case.level,
         "codec.heavy": case.level,
+        "servers.lane": "off",
         "regime.policy": "static",
     }
     with tempfile.TemporaryDirectory(prefix="psa-cost-") as name, Screen("none") as screen:

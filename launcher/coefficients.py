@@ -120,8 +120,12 @@ def _measured(choices: Iterable[Choice]) -> list[Row]:
 
 
 def _pushed(benches: Sequence[Bench]) -> list[tuple[Bench, Row]]:
-    """Return the rows of `bench pushpull` with the fewest and the most bytes: all that costs follow from."""
+    """Return the rows of `bench pushpull` with the fewest and the most bytes: all that costs follow from.
+
+    Not those whose bytes went by a lane, where they cost nothing: machines of a network have none.
+    """
     rows = [(bench, row) for bench in benches for row in bench.rows if row.get("baseline") == "gloo all_reduce"]
+    rows = [(bench, row) for bench, row in rows if not row.get("lane_bytes_a_worker")]
     try:
         rows.sort(key=lambda one: float(one[1]["bytes_a_worker"]) / int(one[1]["elements"]))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

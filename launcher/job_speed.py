@@ -24,10 +24,14 @@ EXACT = ("dense", 32)
 
 
 class Case(NamedTuple):
-    """A codec and a level to measure."""
+    """What is measured: a codec, a level, and whether payloads may be read from the memory of whoever sends them."""
 
     codec: str
     level: float
+    lane: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.codec}:{self.level:g}" + ("" if self.lane else ":socket")
 
 
 class Measured(NamedTuple):
@@ -85,6 +89,7 @@ def measured(case: Case, job: Job, what: Sequence[str], *, exact: bool = True) -
                 "codec.name": case.codec,
                 "codec.light": case.level,
                 "codec.heavy": case.level,
+                "servers.lane": "auto" if case.lane else "off",
                 "regime.policy": "static",
                 "run.directory": f"{directory}/run",
             }
@@ -92,7 +97,7 @@ def measured(case: Case, job: Job, what: Sequence[str], *, exact: bool = True) -
         command = (
             *(sys.executable, "-P", "-m", "ps_accordion.worker.bench", "--turns", str(job.turns)),
             *("--rendezvous", str(directory / "gloo"), "--result", str(directory / "result-{rank}.json")),
-            *(("--exact",) if exact and case == EXACT else ()),
+            *(("--exact",) if exact and case[:2] == EXACT else ()),
             *what,
         )
         ending = local.run(settings, command, screen=screen, link=job.link)
@@ -105,9 +110,10 @@ def measured(case: Case, job: Job, what: Sequence[str], *, exact: bool = True) -
     times = {way: [max(turn) for turn in zip(*(one[way] for one in every), strict=True)] for way in every[0]}
     counted = [row for row in metrics if row["round"] >= max(row["round"] for row in metrics) + 1 - job.turns]
     moved = statistics.mean(row["push_bytes"] + row["pull_bytes"] for row in counted)
+    lent = statistics.mean(row["lane_push_bytes"] + row["lane_pull_bytes"] for row in counted)
     cpu = {kind: [one["cpu_ms"][kind] for one in results if kind in one["cpu_ms"]] for kind in results[0]["cpu_ms"]}
     fields = {
-        "case": f"{case.codec}:{case.level:g}",
+        "case": str(case),
         "codec": case.codec,
         "level": case.level,
         "workers": job.workers,
@@ -116,6 +122,7 @@ def measured(case: Case, job: Job, what: Sequence[str], *, exact: bool = True) -
         "link": job.link,
         "elements": job.elements,
         "bytes_a_worker": round(moved),
+        "lane_bytes_a_worker": round(lent),
         "fewer_bytes": round(8 * job.elements / moved, 2),
         **{f"{name}_ms": round(1000 * statistics.mean(row[f"{name}_s"] for row in counted), 3) for name in MEASURED},
         "cpu_ms": {kind: round(statistics.mean(every), 3) for kind, every in cpu.items()},

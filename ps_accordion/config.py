@@ -93,6 +93,9 @@ class ServerSettings(Section):
     """Rounds whose pushes workers keep, so that a server whose state is lost can fold them again and has every bit of its
     residuals back. Costs each worker the payloads of so many rounds, and servers a copy of their residuals every half so many
     rounds. 0: the residuals are then lost, and the ledger says so."""
+    lane: Literal["auto", "off"] = "auto"
+    """Whether payloads of `dense` at 32 and `bf16` are read from the sender's memory by processes of one host, rather than sent
+    to them: where servers listen at ipc://, as they do under `launch`. off: all goes through sockets."""
     snapshot_directory: str = ""
     """Where servers put those copies, as large as the state: on another disk than the state, or on one that servers share. Empty:
     `snapshots` in the run directory; without one there are no copies, and only the first rounds of a run can be replayed."""

@@ -27,6 +27,8 @@ EXACT = ("dense", 32.0)
 def checked(push: m.Push, frames: Sequence[Buffer], key: Key, *, codecs: Codecs, most: int) -> Payload | None:
     """Return a push's payload, once everything in its header and the payload agrees with the layout; None where it has none.
 
+    Whether it is finite, a fold may have to find out (`Codec.fits`).
+
     Args:
         push: The header.
         frames: What came behind it.
@@ -56,9 +58,9 @@ def checked(push: m.Push, frames: Sequence[Buffer], key: Key, *, codecs: Codecs,
         raise WireError(f"a residual is handed over as dense at 32, got {push.codec} at {push.level!r}")
     if not push.used or push.weight <= 0:
         raise WireError(f"a push of kind {push.kind} needs used bits and a weight, got {push.used:#b} and {push.weight!r}")
-    payload = join_frames(frames, push.frames)
     codec = registry.find(codecs, push.codec)
     codec.check_level(push.level)
+    payload = join_frames(frames, push.frames, fixed=not codec.takes_any(push.level))
     bound = codec.payload_bound(push.elements, push.level)
     if bound > most and push.kind != "FLUSH":  # of which nothing is stored, and which has the vector's own length
         raise WireError(
@@ -67,7 +69,7 @@ def checked(push: m.Push, frames: Sequence[Buffer], key: Key, *, codecs: Codecs,
         )
     if payload.nbytes > bound:
         raise PayloadError(f"expected at most {bound} bytes of {push.codec}, got {payload.nbytes}")
-    codec.validate(payload, coding(push))
+    codec.fits(payload, coding(push))
     return payload
 
 

@@ -31,6 +31,8 @@ from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.bundle import Part, bundled
+from ps_accordion.wire.lane import Loan
+from ps_accordion.wire.lending import Lending
 from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport, check_address
 
@@ -89,9 +91,13 @@ class ShardThread:
     def _hand_over(self) -> None:
         """Let the thread of the sockets send what is ready: what goes to the same members is packed once for all of them."""
         ready, self._ready = self._ready, {}
+        lending = self._transport.lending
         for peers, parts in ready.items():
-            for frames in bundled(parts):
-                self._transport.post((peers, frames), wake=False)
+            here = tuple(peer for peer in peers if lending.reads(peer))
+            away = tuple(peer for peer in peers if peer not in here)
+            for some, said in ((here, map(lending.lent, parts)), (away, parts)):
+                for frames in bundled(said) if some else ():
+                    self._transport.post((some, frames), wake=False)
         if ready:
             self._transport.wake()
 
@@ -114,6 +120,7 @@ class Server:
         self.number = number
         self.view = -1
         self._transport = transport or Transport()
+        self._transport.lending = Lending(on=settings.servers.lane == "auto")
         self._events = JsonLines.of_role(settings.run.directory, "events", "server", number)
         self._trace = Trace(settings.run.directory if settings.run.trace else "", "server", number)
         self._relay = Relay()
@@ -158,7 +165,14 @@ class Server:
             for number, store in self._stores.items():
                 snapshots = self._snapshots.get(number)
                 shard = Shard(
-                    number, store.boot, self.settings, store=store, restore=restore, snapshots=snapshots, trace=self._trace
+                    number,
+                    store.boot,
+                    self.settings,
+                    store=store,
+                    restore=restore,
+                    snapshots=snapshots,
+                    trace=self._trace,
+                    take=self._transport.lending.take,
                 )
                 self._threads[number] = ShardThread(shard, self._transport, self._events)
             self._recall()
@@ -287,7 +301,7 @@ class Server:
                 self._heard = time.monotonic()
                 self._from_coordinator(arrival.message, arrival.payload)
             else:
-                self._from_worker(arrival.peer, arrival.message, arrival.payload)
+                self._from_worker(arrival.peer, arrival.message, arrival.payload, arrival.loan)
 
     def _on_garbage(self, peer: Peer, error: WireError) -> None:
         """Log what cannot be read. It is as good as lost; who sends nothing else breaks the run, and is named."""
@@ -351,7 +365,7 @@ class Server:
             self._said_saved[shard.number] = said
         return [Send((COORDINATOR,), said)]
 
-    def _from_worker(self, peer: Peer, message: m.Message, payload: Sequence[Buffer]) -> None:
+    def _from_worker(self, peer: Peer, message: m.Message, payload: Sequence[Buffer], loan: Loan | None) -> None:
         actions: list[Action] = []
         match message:
             case m.Push():
@@ -359,7 +373,7 @@ class Server:
                 self._relay.heard(peer, message.slot)
                 owner = self._owner(message.layout, message.key)
                 if owner is not None:
-                    owner.submit(lambda shard: shard.on_push(peer, message, payload))
+                    owner.submit(lambda shard: shard.on_push(peer, message, payload, loan))
             case m.Restore():
                 owner = self._owner(message.result.layout, message.result.key)
                 if owner is not None:
@@ -377,6 +391,8 @@ class Server:
                 self._to_all(lambda shard: shard.on_ask(peer, message))
             case m.Hello():
                 actions = self._relay.hello(peer, message)
+            case m.Lane():
+                actions = [*self._transport.lending.on_lane(peer, message)]
             case m.Get():
                 actions = self._relay.get(peer, message)
             case m.State():

@@ -87,6 +87,7 @@ class KeyRecord:
             None means all, before the first round.
         current_before: The same before the last finished round.
         open: Pushes of round `round + 1`, by slot.
+        lent: Memory of results by round, where workers read it from here: held as long as they may.
         hint: What makes the next fold faster; forgotten with the process.
         changes: What the last fold changed, and the half that it left: the other half is the same but for that. None where it
             is not known; forgotten with the process, and as soon as anybody asks for a half to write.
@@ -109,6 +110,7 @@ class KeyRecord:
     current: frozenset[int] | None = None
     current_before: frozenset[int] | None = None
     open: dict[int, Held] = field(default_factory=dict)
+    lent: dict[int, Payload] = field(default_factory=dict)
     hint: Hint = field(default_factory=Hint)
     changes: tuple[int, Changes] | None = None
     norm: float = 0.0
@@ -147,6 +149,13 @@ class KeyRecord:
         self.current_before, self.current = self.current, current
         self.result = finished
         self.open = {}
+
+    def let_go(self) -> None:
+        """Lend the result of no round but the last finished one: all members have pushed for the next.
+
+        So each has decided the last one, and has no use for those before. The last one's it may have to give to a blank shard.
+        """
+        self.lent = {round_: memory for round_, memory in self.lent.items() if round_ == self.round}
 
     def restore(self, finished: Finished, *, bound: int, version: int, again: KeyRecord | None = None) -> None:
         """Go on after a round that a former self of the shard has finished.

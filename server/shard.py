@@ -19,7 +19,7 @@ a promise before the answer, a view before what follows from it (`memory.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -40,9 +40,10 @@ from ps_accordion.telemetry.trace import Trace, now
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
 from ps_accordion.wire.framing import split_frames
+from ps_accordion.wire.lane import Loan
 
 from . import accounts
-from .checking import checked, pushed, same, standing
+from .checking import checked, coding, pushed, same, standing
 from .durable import ShardStore, Snapshots
 from .memory import ShardMemory, ShardState
 from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
@@ -67,6 +68,7 @@ class Shard:
         restore: Says what a key of a new layout goes on from; None where it begins.
         snapshots: Copies of its residuals that outlive its memory, which stay the caller's; None keeps none.
         trace: Where to note what takes how long; None for nowhere.
+        take: Returns memory that workers read payloads from, of so many bytes; None where they do not.
 
     Raises:
         ConfigError: The store was written under other settings.
@@ -82,8 +84,10 @@ class Shard:
         restore: Restore | None = None,
         snapshots: Snapshots | None = None,
         trace: Trace | None = None,
+        take: Callable[[int], Payload | None] = lambda nbytes: None,
     ) -> None:
         self._restore = restore
+        self._take = take
         self._trace = trace or Trace()
         self.number = number
         self.boot = boot
@@ -260,8 +264,15 @@ class Shard:
 
     # ------------------------------------------------------------ what workers say
 
-    def on_push(self, peer: Peer, push: m.Push, frames: Sequence[Buffer]) -> list[Action]:
-        """Take in a push; finish the round if it was the last one missing."""
+    def on_push(self, peer: Peer, push: m.Push, frames: Sequence[Buffer], loan: Loan | None = None) -> list[Action]:
+        """Take in a push; finish the round if it was the last one missing.
+
+        Args:
+            peer: Who has sent it.
+            push: The push.
+            frames: Its payload. Memory that the sender lends must stand until the round is finished.
+            loan: Of that memory; None where it is ours.
+        """
         record = self.records.get((push.layout, push.key))
         if record is None or not self._is_member(push) or self._state.is_blank(push.layout, record):
             # The layout, the view or the last result has not reached us, or the sender is no member: it will ask again.
@@ -272,6 +283,8 @@ class Shard:
             return []
         try:
             payload = self._checked(push, record, frames)
+            if loan is not None and not loan.verified():
+                return []  # too late, as good as lost
         except (WireError, CodecError) as error:
             return self._refuse(peer, push, str(error))
         held = record.open.get(push.slot)
@@ -399,6 +412,7 @@ class Shard:
     def _try_finish(self, layout: int, record: KeyRecord) -> list[Action]:
         if self.promise > self.epoch or not self.members or len(record.open) < len(self.members):
             return []
+        record.let_go()
         held = [record.open[slot] for slot in sorted(record.open)]
         if len({each.message.previous_skipped for each in held}) > 1:
             return [self._refuse_all(held, f"members disagree whether round {record.round} was skipped")]
@@ -411,6 +425,8 @@ class Shard:
             outcome = self._outcome(layout, record, held, skipped=skipped)
         except CodecError as error:
             return [self._refuse_all(held, str(error))]
+        if outcome.kind == "SKIP" and (refused := self._not_finite(record, held)):
+            return refused
         folded = self._done("fold", began, layout, record.key.number, record.round + 1)
         plan = self._plan_to_attach(layout, record, outcome.kind)
         result = m.Result(
@@ -432,6 +448,19 @@ class Shard:
             fields = {"layout": layout, "round": result.round, "epoch": result.epoch, "kind": result.kind, "plan": record.plan}
             notes.append(Note("round", fields | {"previous_skipped": skipped, "slots": [each.message.slot for each in held]}))
         return [*notes, Send(tuple(each.peer for each in held), result, frames)]
+
+    def _not_finite(self, record: KeyRecord, held: list[Held]) -> list[Action]:
+        """Refuse the pushes because of which a sum is not finite, if it is theirs: the round then goes on without them."""
+        actions, codecs = list[Action](), self._codecs_of(record.key)
+        for each in held:
+            if each.payload is None:
+                continue
+            try:
+                registry.find(codecs, each.message.codec).validate(each.payload, coding(each.message))
+            except (WireError, CodecError) as error:
+                del record.open[each.message.slot]
+                actions += self._refuse(each.peer, each.message, str(error))
+        return actions
 
     def _done(self, name: str, began: int, layout: int, key: int, round_: int) -> int:
         """Note in the trace what was done for a round of a key; return when it was."""
@@ -491,6 +520,14 @@ class Shard:
         record.norm = probe.norm(target)
         return start._replace(kind="UNUSED", used=0, after=1 - start.before, tally=tally)
 
+    def _room(self, record: KeyRecord, nbytes: int, *, lent: bool) -> Payload:
+        """Return memory for the result of the open round."""
+        room = self._take(nbytes) if lent else None
+        if room is None:
+            return np.empty(nbytes, np.uint8)
+        record.lent[record.round + 1] = room
+        return room
+
     def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
         """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
         key, codecs = record.key, self._codecs_of(record.key)
@@ -501,7 +538,7 @@ class Shard:
         codec = codecs[reply[0]]
         bound = codec.payload_bound(key.elements, reply[1])
         residual = record.halves[start.before]
-        out = np.empty(bound, np.uint8)
+        out = self._room(record, bound, lent=codec.takes_any(reply[1]))
         total_weight = sum(each.message.weight for each in held)
         changes = record.changed(start.before)
         folded = fold(

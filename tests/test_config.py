@@ -87,6 +87,7 @@ def test_every_setting_can_be_given_as_text(name: str) -> None:
         "codec.small_bits": 32,
         "codec.residual_at_switch": "reset",
         "regime.signal": "released",
+        "servers.lane": "off",
         "timeouts.dead": 25.0,
         "layout.partition_elements": 4096,
     }.get(name, other)

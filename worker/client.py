@@ -16,8 +16,9 @@ from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
-from ps_accordion.wire.actions import Peer, Send
+from ps_accordion.wire.actions import Note, Peer, Send
 from ps_accordion.wire.framing import join_frames
+from ps_accordion.wire.lending import Lending
 from ps_accordion.wire.silence import Absence, Silence
 from ps_accordion.wire.transport import Arrival, Transport
 
@@ -72,6 +73,7 @@ class Client:
         self.record = Record(None)
         self.trace = Trace()
         self.transport = transport or Transport()
+        self.transport.lending = Lending(on=settings.servers.lane == "auto")
         self.codecs = CodecThreads(threads, self.fail, self.transport.wake)
         self._garbage: dict[Peer, int] = {}
         self._broken: set[str] = set()
@@ -228,7 +230,7 @@ class Client:
 
     # ------------------------------------------------------------ the thread that owns the sockets
 
-    def carry(self, actions: Iterable[Send | Connect]) -> None:
+    def carry(self, actions: Iterable[Send | Connect | Note]) -> None:
         """Carry out what a machine asked for."""
         for action in actions:
             if isinstance(action, Send):
@@ -236,8 +238,11 @@ class Client:
                 send = self.transport.send_soon if isinstance(action.message, m.Push) else self.transport.send
                 for peer in action.peers:
                     send(peer, action.message, action.payload)
-            else:
+            elif isinstance(action, Connect):
                 self.transport.connect(action.name, action.address)
+                self.transport.lending.begin(action.name, action.address)
+            else:
+                self.events.write(event=action.event, **action.fields)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -306,7 +311,7 @@ class Client:
             case m.Result() if message.layout in self.exchanges:
                 self._garbage.pop(arrival.peer, None)
                 try:
-                    self.exchanges[message.layout].on_result(message, arrival.payload)
+                    self.exchanges[message.layout].on_result(message, arrival.payload, arrival.loan)
                 except WireError as error:
                     raise WireError(f"from {arrival.peer!r}: {error}") from None
             case m.Missing() if message.layout in self.exchanges:
@@ -315,6 +320,8 @@ class Client:
                 self.carry(self.restoring.on_freeze(message))
             case m.Recall() if isinstance(arrival.peer, str):
                 self.carry(self.restoring.on_recall(arrival.peer, message, now))
+            case m.Lane():
+                self.carry(self.transport.lending.on_lane(arrival.peer, message))
             case m.Heard():
                 for heard in self._on_heard:
                     heard(message)
@@ -369,6 +376,9 @@ class Client:
         self.carry(self.accounting.tick(self.exchanges.values(), now))
         # After a failure too: until the user's thread has come back and says why, this worker is not silent.
         self.carry(self.membership.tick(now))
+        self.carry(self.transport.lending.tick(now))
+        if self.events.on:
+            self.carry(self.transport.lending.news())
         if self.error is None:
             for exchange in self.exchanges.values():
                 self.carry(exchange.rounds.tick(now))
@@ -397,5 +407,6 @@ class Client:
             elif link in self._broken:
                 self._broken.discard(link)
                 self.membership.greet_again(link)
+                self.transport.lending.begin_again(link)
                 for exchange in self.exchanges.values():
                     exchange.rounds.ask_again(link, now)

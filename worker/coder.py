@@ -6,7 +6,7 @@ A coder is used by one thread at a time: the codec thread that owns the key.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,19 @@ class KeyCoder:
         slot: This worker's slot.
         incarnation: And its incarnation.
         momenta: Momentum that gradients are given before they are encoded, slice by slice; empty for none.
+        take: Returns memory that servers read payloads from, of so many bytes; None where they do not.
     """
 
     def __init__(
-        self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int, momenta: Sequence[float] = ()
+        self,
+        layout: int,
+        key: Key,
+        settings: Settings,
+        *,
+        slot: int,
+        incarnation: int,
+        momenta: Sequence[float] = (),
+        take: Callable[[int], Payload | None] = lambda nbytes: None,
     ) -> None:
         self.layout = layout
         self.key = key
@@ -76,6 +85,7 @@ class KeyCoder:
         self.bound = 0
         self._hint = Hint()
         self._out: Payload | None = None
+        self._take = take
         self._account = Account(layout, key)
         self._velocity = Velocity(key, momenta) if momenta else None
 
@@ -126,7 +136,7 @@ class KeyCoder:
             codec, key.elements, choice.level,
             job=settings.seed, layout=self.layout, key=key.number, round_=round_, slot=self._slot,
         )  # fmt: skip
-        out = self._room(bound)
+        out = self._room(bound, lent=codec.takes_any(choice.level))
         held = [(part.offset, part.length) for part in unused]
         old, rest = self._residual, None if self._residual is None else workspace.take(key.elements)
         encoded = encode_holding(
@@ -161,12 +171,15 @@ class KeyCoder:
             self._velocity.keep(codec, payload, coding_of(message))
         return Pushed(message, payload, loss)
 
-    def _room(self, nbytes: int) -> Payload:
-        """Return memory for a payload: that of the last one, unless somebody still holds it.
+    def _room(self, nbytes: int, *, lent: bool) -> Payload:
+        """Return memory for a payload: of the lane, if it may be `lent` and that is read, or that of the last one.
 
-        A round is over before the next is encoded, but a copy that was sent again may still wait in a socket. Every view of a
-        payload holds a reference to its memory, so the count of references tells.
+        Unless somebody still holds that: a round is over before the next is encoded, but a copy that was sent again may still
+        wait in a socket. Every view of a payload holds a reference to its memory, so the count of references tells.
         """
+        if lent and (room := self._take(nbytes)) is not None:
+            self._out = None
+            return room
         out = self._out
         if out is None or not nbytes <= out.nbytes <= _ROOMY * nbytes or sys.getrefcount(out) > _OURS:
             out = self._out = np.empty(nbytes, np.uint8)

@@ -104,6 +104,7 @@ class DeviceExchange(Exchange):
         return finish
 
     def _decode(self, key: Key, decode: Decode, current: Open) -> None:
+        decode.codec.validate(decode.payload, decode.coding)
         self._coders[key.number].decode(decode.result, decode.payload, _parts(key, current))
 
 

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from typing_extensions import Buffer
 
-from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
-from ps_accordion.errors import RunAborted, TooManySkips, UsageError
+from ps_accordion.errors import RunAborted, TooManySkips, UsageError, WireError
 from ps_accordion.layout import Key, Layout, Slice
 from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
+from ps_accordion.wire.lane import Loan
 
 from .account import Account
-from .coder import Pushed, coding_of
+from .coder import Pushed
 from .following import KeyCodecs
 from .memory import Gradient
-from .rounds import Decide, Decode, Rounds, Standing
+from .rounds import Decide, Decode, Rounds, Standing, server_name
 
 if TYPE_CHECKING:
     from .client import Client
@@ -161,7 +161,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def _decode(self, key: Key, decode: Decode, current: Open) -> None:
-        """Write a key's aggregate into the gradients' memory, on the codec thread that owns the key."""
+        """Validate a key's aggregate, and write it into the gradients' memory, on the codec thread that owns the key."""
 
     @abstractmethod
     def _take_back(self, push: m.Push, payload: Payload) -> None:
@@ -211,11 +211,17 @@ class Exchange(ABC):
     def _decoding(self, key: Key, decode: Decode, current: Open) -> Callable[[], None]:
         def work() -> None:
             began = trace.now()
-            self._decode(key, decode, current)
-            self._account_for(decode)
+            try:
+                if stands := decode.verified():
+                    self._decode(key, decode, current)
+            except WireError as error:
+                raise WireError(f"from {server_name(key.shard, self.client.settings)!r}: {error}") from None
+            if stands:
+                self._account_for(decode)
+                stands = decode.stands
             seconds = (trace.now() - began) / 1e9
             self._trace("decode", began, decode.result)
-            self.client.call_soon(lambda: self._on_decoded(decode, seconds))
+            self.client.call_soon(lambda: self._on_decoded(decode, seconds, stands=stands))
 
         return work
 
@@ -243,16 +249,18 @@ class Exchange(ABC):
         self.client.record.push(push, payload)
         self.client.carry(self.rounds.pushed(push, payload, time.monotonic()))
 
-    def on_result(self, result: m.Result, frames: Sequence[Buffer]) -> None:
-        """Take in a result."""
-        decode = self.rounds.on_result(result, frames, time.monotonic())
+    def on_result(self, result: m.Result, frames: Sequence[Buffer], loan: Loan | None = None) -> None:
+        """Take in a result, with what tells whether frames that were lent still hold it."""
+        decode = self.rounds.on_result(result, frames, time.monotonic(), loan)
         if decode is None:
             self._try_decide()
             return
         self.client.record.result(decode.result, decode.payload)
         if self._open is None:  # idle: nobody wants the aggregate
-            self._account_for(decode)
-            self.rounds.decoded(decode)
+            if decode.verified():
+                decode.codec.validate(decode.payload, decode.coding)
+                self._account_for(decode)
+            self.rounds.decoded(decode, stands=decode.stands)
             self._try_decide()
             return
         self._decodes += 1
@@ -262,14 +270,14 @@ class Exchange(ABC):
     def _account_for(self, decode: Decode) -> None:
         """Note what a result comes to, which counts when the round does."""
         if not self.layout.keys[decode.key].buffer:
-            coder, coding = self.coders[decode.key], coding_of(decode.result)
-            coder.account.result(registry.find(self.rounds.codecs, coding.codec), decode.payload, coding)
-            coder.codecs.result(decode.payload, coding)
+            coder = self.coders[decode.key]
+            coder.account.result(decode.codec, decode.payload, decode.coding)
+            coder.codecs.result(decode.payload, decode.coding)
 
-    def _on_decoded(self, decode: Decode, seconds: float) -> None:
+    def _on_decoded(self, decode: Decode, seconds: float, *, stands: bool) -> None:
         self._decodes -= 1
         self._timing.decode += seconds
-        self.rounds.decoded(decode)
+        self.rounds.decoded(decode, stands=stands)
         self._try_decide()
 
     def _try_decide(self) -> None:

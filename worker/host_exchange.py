@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ps_accordion.codecs import registry
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.layout import Key, Layout
 from ps_accordion.selection import Selection
 from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
 
-from .coder import KeyCoder, Pushed, coding_of
+from .coder import KeyCoder, Pushed
 from .exchange import Exchange, Open, Timing
 from .rounds import Decide, Decode
 
@@ -51,7 +50,13 @@ class HostExchange(Exchange):
         selection = Selection(client.settings.codec, layout)
         self._coders = [
             KeyCoder(
-                number, key, client.settings, slot=slot, incarnation=incarnation, momenta=selection.momenta(key) if trains else ()
+                number,
+                key,
+                client.settings,
+                slot=slot,
+                incarnation=incarnation,
+                momenta=selection.momenta(key) if trains else (),
+                take=client.transport.lending.take,
             )
             for key in layout.keys
         ]
@@ -80,6 +85,8 @@ class HostExchange(Exchange):
         def encode() -> None:
             began = trace.now()
             pushed = self._encode(key, current)
+            if pushed.payload is not None:
+                self.client.transport.lending.seal(pushed.payload)
             seconds = (trace.now() - began) / 1e9
             self._trace("encode", began, pushed.message)
             self.client.call_soon(lambda: self._on_pushed(pushed, seconds))
@@ -116,12 +123,12 @@ class HostExchange(Exchange):
 
     def _decode(self, key: Key, decode: Decode, current: Open) -> None:
         gradients: dict[int, FloatVector] = current.gradients
-        codec, coding = registry.find(self.rounds.codecs, decode.result.codec), coding_of(decode.result)
         if len(key.slices) == 1:
             part = key.slices[0]
-            codec.decode(decode.payload, coding, gradients[part.tensor][part.start : part.start + part.length])
+            out = gradients[part.tensor][part.start : part.start + part.length]
+            decode.codec.receive(decode.payload, decode.coding, out)
             return
         flat = self._flat[key.number]
-        codec.decode(decode.payload, coding, flat)
+        decode.codec.receive(decode.payload, decode.coding, flat)
         for part in key.slices:
             gradients[part.tensor][part.start : part.start + part.length] = flat[part.offset : part.offset + part.length]

@@ -21,9 +21,11 @@ class Counters:
     """What this worker has moved and done so far.
 
     Attributes:
-        startup_bytes: Bytes through the sockets, both ways, before the first gradient: joining and the initial parameters.
-        push_bytes: Bytes sent since then, with all headers, signs of life and repetitions.
+        startup_bytes: Bytes both ways before the first gradient: joining and the initial parameters.
+        push_bytes: Bytes sent since then, with all headers, signs of life and repetitions; through sockets, or lent.
         pull_bytes: Bytes received since then.
+        lane_push_bytes: Those of the sent ones that went through no socket: servers of this host read them from this process.
+        lane_pull_bytes: Those of the received ones that this process has read from servers of this host.
         dense_bytes: What dense float32 gradients would have taken so far, in one direction.
         rounds: Rounds decided.
         skipped_rounds: Those of them that were skipped.
@@ -32,6 +34,8 @@ class Counters:
     startup_bytes: int = 0
     push_bytes: int = 0
     pull_bytes: int = 0
+    lane_push_bytes: int = 0
+    lane_pull_bytes: int = 0
     dense_bytes: int = 0
     rounds: int = 0
     skipped_rounds: int = 0
@@ -73,7 +77,7 @@ class Meter:
         now, counters = time.perf_counter(), self.counters
         traffic = self._traffic()
         sent, received = traffic[0] - self._sent, traffic[1] - self._received
-        layout, plan = exchange.layout, decision.plan
+        layout, plan, lending = exchange.layout, decision.plan, self._client.transport.lending
         ruled = layout.compressible
         critical = sum(plan.critical[index] for index in ruled) if plan is not None else len(ruled)
         line = {
@@ -87,6 +91,8 @@ class Meter:
             "decode_s": timing.decode,
             "push_bytes": sent - counters.push_bytes,
             "pull_bytes": received - counters.pull_bytes,
+            "lane_push_bytes": lending.lent_bytes - counters.lane_push_bytes,
+            "lane_pull_bytes": lending.borrowed_bytes - counters.lane_pull_bytes,
             "dense_bytes": 4 * layout.elements,
             "critical_share": critical / len(ruled) if ruled else 0.0,
             "plan": plan.version if plan is not None else 0,
@@ -94,6 +100,7 @@ class Meter:
         self._draw(decision.round, timing.last_gradient, now)
         self._last = now
         counters.push_bytes, counters.pull_bytes = sent, received
+        counters.lane_push_bytes, counters.lane_pull_bytes = lending.lent_bytes, lending.borrowed_bytes
         counters.startup_bytes = self._startup + self._client.state_bytes
         counters.dense_bytes += 4 * layout.elements
         counters.rounds += 1
@@ -112,7 +119,9 @@ class Meter:
     def _traffic(self) -> tuple[int, int]:
         """Return bytes sent and received, without the initial state that others still fetch from here."""
         transport = self._client.transport
-        return transport.sent_bytes - self._client.state_bytes, transport.received_bytes
+        lending = transport.lending
+        sent = transport.sent_bytes + lending.lent_bytes - self._client.state_bytes
+        return sent, transport.received_bytes + lending.borrowed_bytes
 
     def log(self, values: dict[str, float]) -> None:
         """Attach what the script says to the last decided round."""

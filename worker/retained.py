@@ -14,6 +14,7 @@ from ps_accordion.layout import Layout
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 from ps_accordion.wire.framing import split_frames
+from ps_accordion.wire.lane import Loan
 
 __all__ = ["Retained"]
 
@@ -30,6 +31,14 @@ class _Past(NamedTuple):
     results: dict[int, tuple[m.ResultKind, int]]
 
 
+class _Kept(NamedTuple):
+    """A result as it came."""
+
+    result: m.Result
+    frames: tuple[Buffer, ...]
+    loan: Loan | None
+
+
 class Retained:
     """The results by which a worker decided the last round, as they came, those of the open one, and pushes of some rounds.
 
@@ -42,14 +51,17 @@ class Retained:
     def __init__(self, number: int, layout: Layout, *, rounds: int = 0) -> None:
         self._number = number
         self._layout = layout
-        self._open: dict[int, tuple[m.Result, tuple[Buffer, ...]]] = {}
-        self._last: dict[int, tuple[m.Result, tuple[Buffer, ...]]] = {}
+        self._open: dict[int, _Kept] = {}
+        self._last: dict[int, _Kept] = {}
         self._past: deque[_Past] = deque(maxlen=rounds)
         self._views: dict[int, list[tuple[int, int]]] = {}
 
-    def note(self, result: m.Result, frames: Sequence[Buffer]) -> None:
-        """Keep a result of the open round, in the place of one that a view has taken back."""
-        self._open[result.key] = (result, tuple(frames))
+    def note(self, result: m.Result, frames: Sequence[Buffer], loan: Loan | None = None) -> None:
+        """Keep a result of the open round, in the place of one that a view has taken back.
+
+        Frames that are lent are not copied: a server writes over those of a round only when all have decided the next one.
+        """
+        self._open[result.key] = _Kept(result, tuple(frames), loan)
 
     def seen(self, view: m.View | None) -> None:
         """Note who is in a view."""
@@ -59,8 +71,8 @@ class Retained:
     def decided(self, round_: int, pushes: Pushes) -> None:
         """Note that the open round, in which this worker has pushed this, is the last one now."""
         if self._past.maxlen:
-            results = {key: (result.kind, _digest(result, frames)) for key, (result, frames) in self._open.items()}
-            epoch = self._open[0][0].epoch
+            results = {key: (kept.result.kind, _digest(kept.result, kept.frames)) for key, kept in self._open.items()}
+            epoch = self._open[0].result.epoch
             self._past.append(_Past(round_, epoch, dict(pushes), results))
             needed = {past.epoch for past in self._past}
             self._views = {p: members for p, members in self._views.items() if p in needed or p > epoch}
@@ -74,7 +86,7 @@ class Retained:
     def standing(self, round_: int) -> tuple[int, int, int, bool]:
         """Return what a promise says of this layout, whose open round is `round_`."""
         whole = len(self._last) == len(self._layout.keys)
-        epoch = self._last[0][0].epoch if whole else -1
+        epoch = self._last[0].result.epoch if whole else -1
         return self._number, round_, epoch, whole or round_ == 0
 
     def restores(self, view: m.View, round_: int, version: int, *, who: tuple[int, int], server_of: dict[int, str]) -> list[Send]:
@@ -91,9 +103,9 @@ class Retained:
             return []
         boots = dict(view.restore)
         return [
-            Send((server_of[shard],), m.Restore(view.p, boots[shard], *who, version, result), frames)
-            for key, (result, frames) in self._last.items()
-            if (shard := self._layout.keys[key].shard) in boots
+            Send((server_of[shard],), m.Restore(view.p, boots[shard], *who, version, kept.result), kept.frames)
+            for key, kept in self._last.items()
+            if (shard := self._layout.keys[key].shard) in boots and (kept.loan is None or kept.loan.stands)
         ]
 
     def offers(self, view: m.View, open_: Pushes, *, who: tuple[int, int], server_of: dict[int, str]) -> list[Send]:

@@ -18,7 +18,7 @@ from typing import Literal
 from typing_extensions import Buffer
 
 from ps_accordion.codecs import registry
-from ps_accordion.codecs.base import Payload
+from ps_accordion.codecs.base import Codec, Coding, Payload
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, TooManySkips, UsageError, WireError
 from ps_accordion.layout import Key, Layout
@@ -28,6 +28,7 @@ from ps_accordion.selection import Selection, codecs_of
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
 from ps_accordion.wire.framing import join_frames, split_frames
+from ps_accordion.wire.lane import Loan
 
 from .coder import coding_of
 from .following import Start
@@ -53,6 +54,26 @@ class Decode:
     key: int
     result: m.Result
     payload: Payload
+    codec: Codec
+    loan: Loan | None = None
+
+    @property
+    def coding(self) -> Coding:
+        """What the header says of the payload."""
+        return coding_of(self.result)
+
+    def verified(self) -> bool:
+        """Whether the payload is that of the result, which `stands` tells again afterwards.
+
+        Raises:
+            WireError: It is in the server's memory, and not what was lent.
+        """
+        return self.loan is None or self.loan.verified()
+
+    @property
+    def stands(self) -> bool:
+        """Whether the payload still is that of the result: if not, what was decoded is anything."""
+        return self.loan is None or self.loan.stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +289,19 @@ class Rounds:
 
     # ------------------------------------------------------------ in
 
-    def on_result(self, result: m.Result, frames: Sequence[Buffer], now: float) -> Decode | None:
+    def on_result(self, result: m.Result, frames: Sequence[Buffer], now: float, loan: Loan | None = None) -> Decode | None:
         """Take in a result of the current round; return what is to be decoded, if anything.
 
+        Args:
+            result: The result.
+            frames: What came behind it.
+            now: The time.
+            loan: Where the frames lie in the lane of the server.
+
+        The payload is yet to be verified, and validated.
+
         Raises:
-            WireError: The result does not fit the layout, or its payload is not safe to decode.
+            WireError: The result does not fit the layout.
         """
         if self.ended or self.out or result.round != self.round or result.key not in self._sent or result.key in self._results:
             return None
@@ -286,20 +315,19 @@ class Rounds:
             self._next_plan = decode_plan(bytes(plan_frames[0]), len(self.layout.tensors))
         self._results[result.key] = result
         self._heard[server_name(key.shard, self.settings)] = now
-        self.retained.note(result, frames)
+        self.retained.note(result, frames, loan)
         if result.kind != "DATA":
             self._decoded.add(result.key)
             return None
         if result.elements != key.elements or result.used & ~key.all_used:
             raise WireError(f"result of key {result.key}: expected {key.elements} elements, got {result.elements}")
-        payload = join_frames(frames[: len(result.frames)], result.frames)
         try:
             codec = registry.find(registry.fitted(self.codecs, key.rows), result.codec)
             codec.check_level(result.level)
         except CodecError as error:
             raise WireError(f"result of key {result.key}: {error}") from None
-        codec.validate(payload, coding_of(result))
-        return Decode(result.key, result, payload)
+        payload = join_frames(frames[: len(result.frames)], result.frames, fixed=not codec.takes_any(result.level))
+        return Decode(result.key, result, payload, codec, loan)
 
     def _may_count(self, result: m.Result) -> bool:
         if self.view is None:
@@ -307,10 +335,17 @@ class Rounds:
         cut, previous_epoch = self.view.cut_of(self.number)
         return result.epoch == (self.view.p if self.round >= cut else previous_epoch)
 
-    def decoded(self, decode: Decode) -> None:
-        """Note that a key's result has been decoded, unless a view has taken that result back meanwhile."""
-        if self._results.get(decode.key) is decode.result:
+    def decoded(self, decode: Decode, *, stands: bool = True) -> None:
+        """Note that a key's result has been decoded, unless a view has taken that result back meanwhile.
+
+        Nor where its memory was overwritten: a server does that only when the members are past the round, so this worker is none.
+        """
+        if self._results.get(decode.key) is not decode.result:
+            return
+        if stands:
             self._decoded.add(decode.key)
+        else:
+            del self._results[decode.key]
 
     # ------------------------------------------------------------ views
 

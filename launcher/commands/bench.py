@@ -29,7 +29,7 @@ def pushpull(
     servers: int = 2,
     shards_per_server: int = 1,
     pairs: int = 15,
-    cases: str = "topk:0.01,dense:32",
+    cases: str = "topk:0.01,dense:32,dense:32:socket",
     link: local.Link = "ipc",
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
@@ -41,7 +41,8 @@ def pushpull(
         servers: How many servers aggregate.
         shards_per_server: Shards, and so compute threads, in a server.
         pairs: How often each of the two is timed.
-        cases: What to measure, as codec:level,codec:level.
+        cases: What to measure, as codec:level,codec:level; codec:level:socket has payloads go through sockets, where processes
+            of one host otherwise read large ones from each other's memory (servers.lane).
         link: What carries ours: ipc (Unix sockets) or tcp (loopback). gloo always uses TCP on loopback.
         json_file: Write the rows to this file, too.
     """
@@ -102,16 +103,16 @@ def step(
 
 
 def parse_cases(text: str) -> list[Case]:
-    """Read `codec:level,codec:level`.
+    """Read `codec:level,codec:level`, each perhaps with `:socket` behind it.
 
     Raises:
         ConfigError: It is not of that form.
     """
     cases = []
     for part in text.split(","):
-        codec, colon, level = part.strip().partition(":")
+        codec, colon, level = part.strip().removesuffix(":socket").partition(":")
         try:
-            cases.append(Case(codec, float(level)))
+            cases.append(Case(codec, float(level), lane=not part.strip().endswith(":socket")))
         except ValueError:
             colon = ""
         if not colon or not codec:

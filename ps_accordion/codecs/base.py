@@ -162,6 +162,13 @@ class Codec(ABC):
     def check_level(self, level: float) -> None:
         """Raise `CodecError`, naming the legal range, unless `level` is one this codec knows."""
 
+    def takes_any(self, level: float) -> bool:
+        """Return whether a payload may be read where somebody else may write: safely, whatever its bytes become meanwhile.
+
+        Where not, `decode` and its like rely on what `validate` has seen.
+        """
+        return False
+
     @abstractmethod
     def payload_bound(self, elements: int, level: float) -> int:
         """Return the largest payload in bytes that `elements` floats can take at `level`.
@@ -247,6 +254,18 @@ class Codec(ABC):
 
         Must be safe on any bytes: lengths, counts, indices and scales are all checked here, and nowhere else.
         """
+
+    def fits(self, payload: Payload, coding: Coding) -> None:
+        """Raise `PayloadError` unless `payload` is safe to fold as `coding` says; what else is wrong with it, a fold finds.
+
+        `validate`, unless a codec can do with less: a payload that is not finite makes a sum that is not.
+        """
+        self.validate(payload, coding)
+
+    def receive(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
+        """Do `validate` and `decode`, where a codec can in one pass; what `out` holds is undefined if that raises."""
+        self.validate(payload, coding)
+        self.decode(payload, coding, out)
 
     @abstractmethod
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:

@@ -43,6 +43,10 @@ class BF16(OnePassCodec):
         if level != 16:
             raise CodecError(f"bf16: expected a level of 16 (bits an element), got {level!r}")
 
+    def takes_any(self, level: float) -> bool:
+        """Return True: there are only codes, and each has a value."""
+        return True
+
     def payload_bound(self, elements: int, level: float) -> int:
         """Return the payload's length in bytes; every payload has it."""
         self.check_level(level)
@@ -71,6 +75,10 @@ class BF16(OnePassCodec):
         check_length(self, payload, coding)
         if kernels.bfloat.peak(_codes(payload)) > kernels.bfloat.LARGEST:
             raise PayloadError("bf16: expected finite bfloat16 values, got one that is infinite or not a number")
+
+    def fits(self, payload: Payload, coding: Coding) -> None:
+        """Raise `PayloadError` unless the payload is as long as the vector."""
+        check_length(self, payload, coding)
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the vector to `out`."""

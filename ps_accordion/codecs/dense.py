@@ -6,6 +6,7 @@ At 16 bits what rounding loses stays in the residual, so even a value that round
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..errors import CodecError, PayloadError
 from . import kernels, values
-from .base import Coding, Encoded, FloatVector, Hint, Payload
+from .base import Changes, Coding, Encoded, FloatVector, Hint, Payload, Refolded
 from .packing import INFINITE, PackingCodec, check_length, summed
 from .workspace import borrow
 
@@ -37,6 +38,10 @@ class Dense(PackingCodec):
 
     def exact(self, level: float) -> bool:
         """Return whether nothing is lost: at 32 bits."""
+        return level == 32
+
+    def takes_any(self, level: float) -> bool:
+        """Return whether the bytes need only be as many as before: at 32 bits, where nothing but elements is in them."""
         return level == 32
 
     def payload_bound(self, elements: int, level: float) -> int:
@@ -106,13 +111,28 @@ class Dense(PackingCodec):
         n = coding.elements
         check_length(self, payload, coding)
         if coding.level == 32:
-            if kernels.vector.peak(payload.view(np.float32)) >= INFINITE:
-                raise PayloadError("dense: expected finite float32 values, got one that is infinite or not a number")
+            _need_finite(kernels.vector.peak(payload.view(np.float32)))
             return
         form, _ = values.read_preamble(payload)
         if form != values.FP16:
             raise PayloadError(f"dense: expected value format {values.FP16} (half) at level 16, got {form}")
         values.check(payload, form, n)
+
+    def fits(self, payload: Payload, coding: Coding) -> None:
+        """Raise `PayloadError` unless the payload is as long as the vector; at 16 bits, whatever else is wrong with it."""
+        if coding.level == 32:
+            check_length(self, payload, coding)
+        else:
+            self.validate(payload, coding)
+
+    def receive(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
+        """Write the vector to `out`; raise `PayloadError` if it is not finite, or of another length."""
+        if coding.level != 32:
+            super().receive(payload, coding, out)
+            return
+        check_length(self, payload, coding)
+        row = borrow("row", kernels.vector.ROW, np.float32)
+        _need_finite(kernels.vector.copied(payload.view(np.float32), row, out))
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the vector to `out`."""
@@ -146,5 +166,46 @@ class Dense(PackingCodec):
         form, exponent = values.read_preamble(payload)
         kernels.half.add(values.values_of(payload, form, coding.elements), values.power(exponent), weight, total)
 
+    def fold(
+        self,
+        payloads: Sequence[Payload],
+        codings: Sequence[Coding],
+        weights: Sequence[np.float32],
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        scratch: FloatVector,
+        hint: Hint | None = None,
+        changes: Changes | None = None,
+    ) -> Refolded | None:
+        """Sum payloads and encode the sum again, the last one in the pass that writes the result; see `Codec.fold`."""
+        whole = level == 32 and residual is None and len(payloads) > 1 and all(coding.level == 32 for coding in codings)
+        if not whole:
+            return super().fold(
+                payloads, codings, weights, scale, residual, new_residual,
+                level=level, seed=seed, out=out, scratch=scratch, hint=hint, changes=changes,
+            )  # fmt: skip
+        *first, last = (payload.view(np.float32) for payload in payloads)
+        n, total = last.size, out[: 4 * last.size].view(np.float32)
+        if len(first) == 1:
+            peak = kernels.vector.both(weights[0], first[0], weights[1], last, scale, total)
+        else:
+            self.begin_all(payloads[:-1], codings[:-1], weights[:-1], scratch)
+            peak = kernels.vector.added(scratch, weights[-1], last, scale, total)
+        if peak >= INFINITE:
+            return None
+        if new_residual is not None:
+            kernels.vector.clear(new_residual)
+        return Refolded(Encoded(4 * n, n), None)
+
     def _need_rest(self, rest: FloatVector | None, level: float) -> None:
         """Accept None: without a residual, dense at 16 bits is plain rounding."""
+
+
+def _need_finite(peak: int) -> None:
+    if peak >= INFINITE:
+        raise PayloadError("dense: expected finite float32 values, got one that is infinite or not a number")

@@ -46,6 +46,11 @@ class JsonLines:
         name = role if number is None else f"{role}-{number}"
         return cls(Path(directory) / f"{kind}-{name}.jsonl" if directory else None, role=name)
 
+    @property
+    def on(self) -> bool:
+        """Whether anything is written."""
+        return self._stream is not None
+
     def write(self, **fields: Any) -> None:
         """Append one object, with the wall-clock time in seconds in front.
 

@@ -122,14 +122,15 @@ def frame_lengths(nbytes: int) -> list[int]:
     return [min(MAX_FRAME, nbytes - start) for start in range(0, nbytes, MAX_FRAME)]
 
 
-def join_frames(frames: Sequence[Buffer], lengths: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return payload frames as one writable array whose memory is aligned for 4-byte numbers.
+def join_frames(frames: Sequence[Buffer], lengths: Sequence[int], *, fixed: bool = True) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return payload frames as one array whose memory is aligned for 4-byte numbers.
 
     A single large frame is used as it lies, if it may be; the array then keeps the frame alive.
 
     Args:
         frames: The frames that came.
         lengths: What the header says of each.
+        fixed: Whether nobody else may write it: a read-only frame is then copied, as it may lie in the memory of another process.
 
     Raises:
         WireError: Number or lengths differ.
@@ -139,7 +140,7 @@ def join_frames(frames: Sequence[Buffer], lengths: Sequence[int]) -> np.ndarray[
         raise WireError(f"expected payload frames of {list(lengths)} bytes, got {sizes}")
     if len(frames) == 1:
         array = np.frombuffer(memoryview(frames[0]), np.uint8)
-        if array.flags.writeable and array.ctypes.data % 4 == 0:
+        if (array.flags.writeable or not fixed) and array.ctypes.data % 4 == 0:
             return array
     whole = np.empty(sum(sizes), np.uint8)
     start = 0

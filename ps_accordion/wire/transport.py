@@ -34,7 +34,9 @@ from ..errors import ConfigError, WireError
 from . import framing
 from .actions import Peer
 from .bundle import Part, bundled, parts_of
-from .messages import Message
+from .lane import Loan
+from .lending import Lending
+from .messages import Lent, Message
 
 __all__ = ["Arrival", "Transport", "check_address"]
 
@@ -71,6 +73,8 @@ class Arrival(NamedTuple):
     posted: Any
     lost: bool = False
     """Whether the connection of `peer` has broken. It says nothing further; a process that lives comes back as another peer."""
+    loan: Loan | None = None
+    """Of payload frames that lie in the sender's lane: whoever uses them verifies them first. None for frames that came."""
 
 
 class Transport:
@@ -84,6 +88,9 @@ class Transport:
     def __init__(self, *, outgoing: Outgoing | None = None) -> None:
         self.sent_bytes = 0
         self.received_bytes = 0
+        """Of what went through sockets; `lending` counts the rest."""
+        self.lending = Lending()
+        """Off, unless a role puts another in its place before it connects or listens. Closed with the sockets."""
         self._outgoing = outgoing
         self._context = zmq.Context()
         self._poller = zmq.Poller()
@@ -170,11 +177,14 @@ class Transport:
 
     def send(self, peer: Peer, message: Message, payload: Sequence[Buffer] = ()) -> None:
         """Send a message. It may be lost; the protocol notices."""
-        self.send_frames(peer, framing.pack(message, payload))
+        self.send_frames(peer, framing.pack(*self._lent(peer, (message, payload))))
 
     def send_soon(self, peer: Peer, message: Message, payload: Sequence[Buffer] = ()) -> None:
         """Send a message before the next `poll` waits, bundled with what else goes to that peer until then."""
-        self._soon.setdefault(peer, []).append((message, payload))
+        self._soon.setdefault(peer, []).append(self._lent(peer, (message, payload)))
+
+    def _lent(self, peer: Peer, part: Part) -> Part:
+        return self.lending.lent(part) if self.lending.reads(peer) else part
 
     def send_frames(self, peer: Peer, frames: list[Buffer]) -> None:
         """Send frames that `framing.pack` or `bundled` made."""
@@ -268,7 +278,24 @@ class Transport:
             except WireError as error:
                 arrivals.append(Arrival(peer, None, [], error, None))
             else:
-                arrivals += [Arrival(peer, message, payload, None, None) for message, payload in parts]
+                for message, payload in parts:
+                    if isinstance(message, Lent):
+                        self._borrow(peer, message, payload, arrivals)
+                    else:
+                        arrivals.append(Arrival(peer, message, payload, None, None))
+
+    def _borrow(self, peer: Peer, lent: Lent, behind: Sequence[Buffer], arrivals: list[Arrival]) -> None:
+        if not self.lending.is_known(peer, lent):
+            self.send(peer, self.lending.said(peer))  # lost, and the sender learns why
+            return
+        try:
+            borrowed = self.lending.borrowed(peer, lent, behind)
+        except WireError as error:
+            arrivals.append(Arrival(peer, None, [], error, None))
+            return
+        if borrowed is not None:  # else it has come too late, and is as good as lost
+            (message, payload), loan = borrowed
+            arrivals.append(Arrival(peer, message, payload, None, None, loan=loan))
 
     def _notice(self, arrivals: list[Arrival]) -> None:
         assert self._monitor is not None
@@ -294,6 +321,7 @@ class Transport:
         self._links.clear()
         self._listener = None
         self._context.term()
+        self.lending.close()
         os.close(self._wake)
         if self._path:
             Path(self._path).unlink(missing_ok=True)  # ZeroMQ leaves the file

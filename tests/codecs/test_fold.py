@@ -39,6 +39,8 @@ def run(pushes, residual, total_weight=None, values="fp16", n=N, **options):
 
 MIXES = {
     "one dense": [Case("dense", 32)],
+    "two dense": [Case("dense", 32)] * 2,
+    "three dense": [Case("dense", 32)] * 3,
     "dense of both widths": [Case("dense", 32), Case("dense", 16)],
     "bf16 and dense": [Case("bf16", 16), Case("dense", 16), Case("bf16", 16)],
     "eden of several widths, and topk": [Case("eden", 1), Case("eden", 4), Case("topk", 0.01)],

@@ -82,3 +82,32 @@ def test_halves_that_no_encoder_writes_are_refused():
         bad[at : at + 2] = np.array([value], np.uint16).view(np.uint8)
         with pytest.raises(PayloadError, match=r"halves of at most 32752|exponent -126 to 113"):
             codec.validate(bad, coding)
+
+
+def test_payloads_that_may_be_read_where_others_write_are_safe_whatever_becomes_of_them():
+    """They were validated, and are anything by now: decoded and added, they give some number for each element, and no error."""
+    levels = {(name, level) for name, codec in DEFAULT.items() for level in LEVELS_OF[name] if codec.takes_any(level)}
+    assert levels == {("dense", 32), ("bf16", 16)}
+    draw = np.random.default_rng(3)
+    for name, level in levels:
+        codec, n = get(name), 4099
+        coding, good = encode(Case(name, level), gaussian(n), np.zeros(n, np.float32))
+        anything = draw.integers(0, 256, good.size, np.uint8)
+        anything.flags.writeable = False
+        codec.fits(anything, coding)
+        room = np.full(n + 2, 7.0, np.float32)
+        out, part = room[1:-1], room[11:21]
+        codec.decode(anything, coding, out)
+        decoded = out.copy()
+        codec.peek(anything, coding, 10, part)
+        assert part.tobytes() == decoded[10:20].tobytes()
+        with np.errstate(all="ignore"):
+            codec.begin(anything, coding, np.float32(0.5), out)
+            codec.accumulate(anything, coding, np.float32(2.0), out)
+        assert room[0] == room[-1] == 7.0
+        with pytest.raises(PayloadError, match="finite"):
+            codec.receive(anything, coding, out)
+        codec.receive(good, coding, out)
+        expected = np.empty(n, np.float32)
+        codec.decode(good, coding, expected)
+        assert out.tobytes() == expected.tobytes()

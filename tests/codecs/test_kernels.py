@@ -125,6 +125,24 @@ def test_places_are_checked_without_believing_the_counts():
     assert not check([1], [65_535], 10)
 
 
+@pytest.mark.parametrize("n", [0, 1, 1000, 40_001, vector.LONG + 5])
+def test_sums_that_are_written_in_one_pass_have_the_bits_of_those_in_several(n):
+    """Zeros with a sign and what is not finite included; the peak is that of what was written."""
+    a, b = (np.random.default_rng(seed).standard_normal(n).astype(np.float32) for seed in (1, 2))
+    a[::7], b[::7], b[::11], a[5::90] = -0.0, -0.0, 0.0, np.inf
+    weight, other, scale = np.float32(0.3), np.float32(2.5), np.float32(0.1)
+    with np.errstate(invalid="ignore"):
+        total = np.float32(0) + weight * a
+        expected = (total + other * b) * scale + np.float32(0)
+    top = int((expected.view(np.uint32) & 0x7FFFFFFF).max(initial=0))
+    for kernel, arguments in ((vector.both, (weight, a, other, b, scale)), (vector.added, (total, other, b, scale))):
+        out = np.full(n, np.nan, np.float32)
+        assert kernel(*arguments, out) == top
+        assert out.tobytes() == expected.tobytes()
+    assert vector.copied(a, np.full(vector.ROW, np.nan, np.float32), out) == vector.peak(a)
+    assert out.tobytes() == a.tobytes()
+
+
 def test_scratch_memory_is_reused_by_name_and_belongs_to_a_thread():
     """The same name gives the same memory, another name other memory."""
     a, b = borrow("one", 100, np.float32), borrow("one", 50, np.uint16)

@@ -12,7 +12,9 @@ from ps_accordion.launcher.commands import bench, bench_codecs, demo
 
 def test_cases_are_read_as_codec_and_level():
     """codec:level,codec:level."""
-    assert bench.parse_cases("topk:0.01, dense:32") == [("topk", 0.01), ("dense", 32.0)]
+    cases = bench.parse_cases("topk:0.01, dense:32,dense:32:socket")
+    assert cases == [("topk", 0.01, True), ("dense", 32.0, True), ("dense", 32.0, False)]
+    assert list(map(str, cases)) == ["topk:0.01", "dense:32", "dense:32:socket"]
 
 
 @pytest.mark.parametrize("text", ["topk", "topk:", "topk:much", ":0.1", "", "topk:0.1,"])

@@ -1,6 +1,7 @@
 """A shard: whatever order pushes come in, however often, the same bits go out; and nothing that is wrong gets in."""
 
 import itertools
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from machines import BOOT, BUFFERED, Member, Pushed, gaussian, layout_of, named, notes, plan_bytes, sends, settings_of, view_of
 
 from ps_accordion.codecs import Coding, get, norm
+from ps_accordion.errors import WireError
 from ps_accordion.layout import Tensor
 from ps_accordion.regimes import Choice
 from ps_accordion.server.shard import Shard
@@ -687,6 +689,56 @@ def test_damaged_payloads_are_refused_or_harmless():
     assert refused > 10
 
 
+@pytest.mark.parametrize(("codec", "level"), [("dense", 32.0), ("bf16", 16.0)])
+@pytest.mark.parametrize("culprits", [[0], [1], [0, 1]])
+def test_payloads_that_are_not_finite_are_refused_when_they_are_added(codec, level, culprits):
+    """Who sent them is named, nothing comes of the round, and it goes on when they have pushed again."""
+    job = Job(options={"codec_name": codec, "codec_light": level, "codec_heavy": level})
+    before = job.round(HALF, 0, ["DATA", "DATA"])
+    actions = []
+    for slot, member in enumerate(job.members):
+        message, (frame,) = member.data(HALF, 1)
+        damaged = bytearray(frame)
+        if slot in culprits:
+            damaged[-2:] = b"\x80\x7f"  # infinity, or its upper half
+        actions += job.push(slot, (message, (memoryview(damaged),)))
+    assert [(send.peers, type(send.message)) for send in sends(actions)] == [
+        ((job.members[slot].peer,), m.Refuse) for slot in culprits
+    ]
+    assert all(
+        "finite" in send.message.reason and f"worker {slot}" in send.message.reason
+        for send, slot in zip(sends(actions), culprits, strict=True)
+    )
+    again = [job.push(slot, job.members[slot].data(HALF, 1)) for slot in culprits]
+    assert result_of(again[-1])[0].round == 1
+    assert np.isfinite(decoded(again[-1])).all()
+    assert result_of(before)[0].round == 0
+
+
+class Lent:
+    """What a worker lends: it stands, it has been written over, or it is something else."""
+
+    def __init__(self, says: bool | None) -> None:
+        self.says = says
+
+    def verified(self) -> bool:
+        if self.says is None:
+            raise WireError("checksum of what lies there")
+        return self.says
+
+
+def test_a_push_in_the_memory_of_its_worker_is_verified_before_it_is_held():
+    """One that has been written over is lost, and one that is not what was lent is refused."""
+    job = Job(options={"codec_name": "dense", "codec_light": 32.0, "codec_heavy": 32.0})
+    pushed, peer = job.members[0].data(HALF, 0), job.members[0].peer
+    assert job.shard.on_push(peer, *pushed, Lent(False)) == []
+    assert job.shard.records[0, HALF].open == {}
+    (refuse,) = sends(job.shard.on_push(peer, *pushed, Lent(None)))
+    assert "checksum of what lies there" in refuse.message.reason
+    assert job.shard.on_push(peer, *pushed, Lent(True)) == []
+    assert list(job.shard.records[0, HALF].open) == [0]
+
+
 @pytest.mark.parametrize("cut", [-1, 1, 4])
 def test_a_payload_of_another_length_is_refused(cut):
     """Shorter or longer, though the header agrees with it."""
@@ -841,3 +893,35 @@ def test_a_shard_holds_only_its_own_keys():
         [key.number for key in layout.keys_of_shard(number)] for number in range(3)
     ]
     assert sorted(key for shard in shards for _, key in shard.records) == [0, 1, 2]
+
+
+def test_the_memory_of_a_result_stands_until_all_are_two_rounds_further():
+    """Workers read it where it lies, and may give the last one to a blank shard; a round that is made again has other memory."""
+    taken = []
+
+    def take(nbytes: int) -> np.ndarray:
+        taken.append(weakref.ref(block := np.empty(nbytes, np.uint8)))
+        return block
+
+    job = Job(options={"codec_name": "dense", "codec_light": 32.0, "codec_heavy": 32.0})
+    job.shard = Shard(0, BOOT, job.settings, take=take)
+    job.shard.on_layout(0, job.layout)
+    job.shard.on_view(view_of(job.settings))
+
+    def held() -> list[bool]:
+        return [block() is not None for block in taken]
+
+    job.round(HALF, 0, ["DATA", "DATA"])
+    job.round(HALF, 1, ["DATA", "DATA"])
+    assert held() == [True, True]
+    job.push(0, job.members[0].data(HALF, 2))
+    assert held() == [True, True], "one member may yet be in round 1"
+    job.push(1, job.members[1].data(HALF, 2))
+    assert held() == [False, True, True]
+    job.shard.on_view(view_of(job.settings, p=2, cuts=[(0, 2, 1)]))
+    job.round(HALF, 2, ["DATA", "DATA"])
+    assert held() == [False, True, False, True], "round 1 is still the last one that workers have decided"
+    job.round(HALF, 3, ["UNUSED", "UNUSED"])
+    job.round(HALF, 4, ["UNUSED", "UNUSED"])
+    assert held() == [False, False, False, False]
+    assert len(taken) == 4

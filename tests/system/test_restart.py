@@ -111,6 +111,21 @@ def test_servers_that_are_killed_again_and_again_change_no_bit(tmp_path, undistu
     assert [event["server"] for event in logged if event["event"] == "back"] == [0, 1, 0]
 
 
+@pytest.mark.full
+def test_servers_that_are_killed_change_no_bit_where_payloads_are_lent(tmp_path):
+    """What they had lent stays readable, and the process that comes after each is lent to anew."""
+    dense = ("--set", "codec.name=dense", "--set", "regime.policy=static")
+    plain, lent = tmp_path / "plain", tmp_path / "lent"
+    plain.mkdir()
+    lent.mkdir()
+    expected = digest_of(plain, *dense, "--set", "servers.lane=off")
+    assert digest_of(lent, *dense, kills={10: "server 1", 20: "server 0"}) == expected
+    assert restarts(lent)["server 0"] == restarts(lent)["server 1"] == 1
+    links = [event for event in events(lent, "worker-0") if event["event"] == "lane"]
+    assert len(links) == 4
+    assert all(event["push"] and event["pull"] for event in links)
+
+
 LOSE = """
 def lose(name, kill=kill):
     import pathlib

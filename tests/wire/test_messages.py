@@ -47,7 +47,7 @@ def _limited(plain: Any, meta: msgspec.Meta) -> st.SearchStrategy[Any]:
     if plain is str:
         return st.text(TEXT, min_size=low, max_size=max(low, high))
     if get_origin(plain) is list:
-        return st.lists(values_of(get_args(plain)[0]), max_size=high)
+        return st.lists(values_of(get_args(plain)[0]), min_size=low, max_size=high)
     if get_origin(plain) is dict:
         return st.dictionaries(*map(values_of, get_args(plain)), max_size=high)
     if plain is float:

@@ -10,6 +10,7 @@ from steps import EXACT, TOPK, gradients, loss_of, network, run, same
 
 from ps_accordion.errors import UsageError
 from ps_accordion.wire import messages as m
+from ps_accordion.wire.lending import Lending
 from ps_accordion.worker import DistributedModel
 from ps_accordion.worker.host_exchange import HostExchange
 from ps_accordion.worker.rounds import Decide
@@ -32,6 +33,7 @@ def test_a_residual_that_was_handed_over_where_nobody_trains_has_counted():
     client = SimpleNamespace(
         settings=settings,
         membership=SimpleNamespace(slot=0, incarnation=1),
+        transport=SimpleNamespace(lending=Lending()),
         record=SimpleNamespace(push=lambda push, payload: None),
         carry=lambda actions: None,
     )
@@ -50,7 +52,8 @@ def test_a_residual_that_was_handed_over_where_nobody_trains_has_counted():
 def test_who_is_taken_out_when_it_has_finished_knows_that_the_others_go_on():
     """It has nothing to come back for. But that its rounds have ended says nothing of theirs, and it must not say so."""
     settings = settings_of()
-    client = SimpleNamespace(settings=settings, membership=SimpleNamespace(slot=0, incarnation=1))
+    membership, transport = SimpleNamespace(slot=0, incarnation=1), SimpleNamespace(lending=Lending())
+    client = SimpleNamespace(settings=settings, membership=membership, transport=transport)
     exchange = HostExchange(client, 0, layout_of(settings), lambda decision, timing: None)
     assert not exchange.rounds.alone
     exchange.rounds.idle = "EMPTY"

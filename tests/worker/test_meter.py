@@ -21,7 +21,8 @@ class Run:
     """A meter over counters that the test moves."""
 
     def __init__(self, file=None) -> None:
-        self.client = SimpleNamespace(transport=SimpleNamespace(sent_bytes=0, received_bytes=0), state_bytes=0, trace=Trace())
+        transport = SimpleNamespace(sent_bytes=0, received_bytes=0, lending=SimpleNamespace(lent_bytes=0, borrowed_bytes=0))
+        self.client = SimpleNamespace(transport=transport, state_bytes=0, trace=Trace())
         self.rounds = SimpleNamespace(idle=None)
         self.exchange = SimpleNamespace(layout=LAYOUT, number=0, rounds=self.rounds)
         self.meter = Meter(self.client)

@@ -375,7 +375,7 @@ def test_a_failure_between_two_models_of_one_backward_ends_it():
         first = DistributedModel(nn.Linear(20, 32), session=session)
         second = DistributedModel(nn.Linear(20, 16), session=session)
         exchange = second._gradients.tracked.exchange
-        exchange.on_result = lambda result, frames: session.client.fail(TrueCause("the true cause"))
+        exchange.on_result = lambda result, frames, loan: session.client.fail(TrueCause("the true cause"))
         x, _ = batch(0, session.rank)
         (first(x).sum() + second(x).sum()).backward()
 

@@ -38,9 +38,12 @@ __all__ = [
     "LONG",
     "ROW",
     "add",
+    "added",
     "begin",
+    "both",
     "clear",
     "combine",
+    "copied",
     "copy_row",
     "peak",
     "peak_of_sum",
@@ -201,6 +204,51 @@ def scaled_into(a: Any, scale: Any, out: Any) -> Any:
     top = np.int32(0)
     for i in range(a.shape[0]):
         v = a[i] * scale + _ZERO
+        out[i] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@helper
+def _copied_row(a: Any, start: Any, end: Any, row: Any, top: Any) -> Any:
+    part = a[start:end]
+    for i in range(part.shape[0]):
+        v = part[i]
+        row[i] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@kernel(int32(F32_IN, F32, F32))
+def copied(a: Any, row: Any, out: Any) -> Any:
+    """Write `a` to `out`, bit for bit, past the cache where it is long, with float32[ROW] of scratch; return its peak."""
+    n, off = out.shape[0], off_line(out)
+    top = np.int32(0)
+    for start in range(0, n, ROW):
+        end = min(start + ROW, n)
+        top = _copied_row(a, start, end, row, top)
+        store_row(row, out, start, end, off)
+    flush(out)
+    return top
+
+
+@kernel(int32(F32_IN, float32, F32_IN, float32, F32))
+def added(total: Any, weight: Any, values: Any, scale: Any, out: Any) -> Any:
+    """Write `(total + weight * values) * scale + 0` to `out` and return its peak: `add` and `scaled_into` at once."""
+    top = np.int32(0)
+    for i in range(total.shape[0]):
+        v = (total[i] + weight * values[i]) * scale + _ZERO
+        out[i] = v
+        top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@kernel(int32(float32, F32_IN, float32, F32_IN, float32, F32))
+def both(weight: Any, values: Any, other_weight: Any, others: Any, scale: Any, out: Any) -> Any:
+    """Do `begin` with the first, then `added` with the second; `out` is other memory than both."""
+    top = np.int32(0)
+    for i in range(values.shape[0]):
+        v = ((_ZERO + weight * values[i]) + other_weight * others[i]) * scale + _ZERO
         out[i] = v
         top = max(top, np.int32(bits(v) & _MAGNITUDE))
     return top

@@ -17,6 +17,7 @@ from .base import (
     PushKind,
     ResultKind,
 )
+from .lane import Lane, Lent
 from .membership import Abort, Account, Books, Bye, Declare, Ended, Fault, Join, Leave, NewLayout, Ready, Refused, Welcome
 from .rounds import Ask, Missing, Offer, Push, Recall, Refuse, Replay, Restore, Result
 from .training import Get, Heard, Kept, NewPlan, Rate, Report, Save, Saved, State
@@ -45,7 +46,9 @@ __all__ = [
     "Hello",
     "Join",
     "Kept",
+    "Lane",
     "Leave",
+    "Lent",
     "Message",
     "Missing",
     "NewLayout",
