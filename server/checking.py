@@ -18,7 +18,7 @@ from ps_accordion.wire.framing import join_frames
 
 from .record import Held
 
-__all__ = ["checked", "coding", "pushed", "same", "standing"]
+__all__ = ["checked", "coding", "pushed", "same", "standing", "unfit"]
 
 EXACT = ("dense", 32.0)
 """Codec and level of buffers: all workers must have the lead's bits. And of a residual that is handed over: nothing is left."""
@@ -76,6 +76,18 @@ def checked(push: m.Push, frames: Sequence[Buffer], key: Key, *, codecs: Codecs,
 def pushed(held: list[Held]) -> list[FoldPush]:
     """Return what is to be folded: the pushes of a round that have a payload, in the order given."""
     return [FoldPush(each.message.weight, coding(each.message), each.payload) for each in held if each.payload is not None]
+
+
+def unfit(held: list[Held], codecs: Codecs) -> list[tuple[Held, str]]:
+    """Return the pushes whose payloads `checked` has let pass though they are not finite, each with what is wrong with it."""
+    found = []
+    for each in held:
+        if each.payload is not None:
+            try:
+                registry.find(codecs, each.message.codec).validate(each.payload, coding(each.message))
+            except PayloadError as error:
+                found.append((each, str(error)))
+    return found
 
 
 def coding(push: m.Push) -> Coding:

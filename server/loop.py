@@ -7,9 +7,7 @@ folding, encoding and sending of different keys overlap, and no sum needs a lock
 from __future__ import annotations
 
 import contextlib
-import queue
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +20,13 @@ from ps_accordion.codecs import warm
 from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
 from ps_accordion.layout import Layout
-from ps_accordion.pace import Pace
 from ps_accordion.selection import check as check_codecs
 from ps_accordion.selection import matrices, used
 from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
-from ps_accordion.wire.actions import Action, Note, Peer, Send
-from ps_accordion.wire.bundle import Part, bundled
+from ps_accordion.wire.actions import Action, Peer, Send
 from ps_accordion.wire.lane import Loan
 from ps_accordion.wire.lending import Lending
 from ps_accordion.wire.silence import Absence, Silence
@@ -40,66 +36,14 @@ from .checkpoint import Residuals, save
 from .durable import ShardStore, Snapshots
 from .relay import Relay
 from .shard import COORDINATOR, Shard
+from .thread import ShardThread
 
-__all__ = ["Server", "ShardThread", "run"]
+__all__ = ["Server", "run"]
 
 GARBAGE_LIMIT = 3
 """Unreadable messages in a row that one member may send: a checksum fails by chance once in years, three times never."""
 NORMS_S = 1.0
 """How old the norm of a residual may be that is lost with its shard."""
-Task = Callable[[Shard], list[Action]]
-TOGETHER = 4
-"""Tasks of a shard after which what is ready is sent at the latest, if more are queued: several results as one message."""
-
-
-class ShardThread:
-    """One shard and the thread that computes for it."""
-
-    def __init__(self, shard: Shard, transport: Transport, events: JsonLines) -> None:
-        self.shard = shard
-        self._transport = transport
-        self._events = events
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._ready: dict[tuple[Peer, ...], list[Part]] = {}
-        self._thread = threading.Thread(target=self._run, name=f"ps-accordion-shard-{shard.number}", daemon=True)
-        self._thread.start()
-
-    def submit(self, task: Task) -> None:
-        """Let the shard take in an event, after all that came before."""
-        self._tasks.put(task)
-
-    def close(self) -> None:
-        """End the thread when it has done what is queued."""
-        self._tasks.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        pace = Pace(TOGETHER)
-        while (task := self._tasks.get()) is not None:
-            try:
-                for action in task(self.shard):
-                    if isinstance(action, Send):
-                        self._ready.setdefault(action.peers, []).append((action.message, action.payload))
-                    elif isinstance(action, Note):
-                        self._events.write(event=action.event, **action.fields)
-            except BaseException as error:  # the run must end with the true cause, not hang for want of a result
-                self._transport.post(error)
-                return
-            if pace.hand_on(idle=self._tasks.empty()):
-                self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Let the thread of the sockets send what is ready: what goes to the same members is packed once for all of them."""
-        ready, self._ready = self._ready, {}
-        lending = self._transport.lending
-        for peers, parts in ready.items():
-            here = tuple(peer for peer in peers if lending.reads(peer))
-            away = tuple(peer for peer in peers if peer not in here)
-            for some, said in ((here, map(lending.lent, parts)), (away, parts)):
-                for frames in bundled(said) if some else ():
-                    self._transport.post((some, frames), wake=False)
-        if ready:
-            self._transport.wake()
 
 
 class Server:
@@ -409,7 +353,7 @@ class Server:
         keys = self._layouts[layout].keys if layout in self._layouts else ()
         return self._threads.get(keys[key].shard) if key < len(keys) else None
 
-    def _to_all(self, task: Task) -> None:
+    def _to_all(self, task: Callable[[Shard], list[Action]]) -> None:
         for thread in self._threads.values():
             thread.submit(task)
 

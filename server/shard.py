@@ -22,31 +22,25 @@ import math
 from collections.abc import Callable, Sequence
 
 import msgspec
-import numpy as np
 from typing_extensions import Buffer
 
 from ps_accordion import crashpoints
-from ps_accordion.codecs import fold, keep, registry
 from ps_accordion.codecs.base import Payload
-from ps_accordion.codecs.registry import Codecs
-from ps_accordion.codecs.workspace import zeros
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, WireError
 from ps_accordion.layout import Key, Layout
-from ps_accordion.ledger import LOOK_EVERY, Probe, Tally
-from ps_accordion.seeds import SERVER, seed_for
-from ps_accordion.selection import codecs_of
+from ps_accordion.ledger import Tally
 from ps_accordion.telemetry.trace import Trace, now
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Note, Peer, Send
-from ps_accordion.wire.framing import split_frames
 from ps_accordion.wire.lane import Loan
 
 from . import accounts
-from .checking import checked, coding, pushed, same, standing
+from .checking import checked, same, standing, unfit
 from .durable import ShardStore, Snapshots
+from .folding import Folds
 from .memory import ShardMemory, ShardState
-from .record import NO_CODING, Finished, Held, KeyRecord, Outcome
+from .record import Finished, Held, KeyRecord, Outcome
 from .replaying import Base, Replays, Result
 from .restoring import Restore, base_of, bound_of, finished_of
 
@@ -87,7 +81,6 @@ class Shard:
         take: Callable[[int], Payload | None] = lambda nbytes: None,
     ) -> None:
         self._restore = restore
-        self._take = take
         self._trace = trace or Trace()
         self.number = number
         self.boot = boot
@@ -99,11 +92,7 @@ class Shard:
         """Number of the last view that was promised: while it is above `epoch`, no round is finished."""
         self._layouts: dict[int, Layout] = {}
         self._plans: dict[int, tuple[int, bytes]] = {}
-        self._codecs = codecs_of(settings.codec)
-        self._fitted: dict[int, Codecs] = {}
-        """By rows of a key: every push asks for them."""
-        self._probes: dict[tuple[int, int], Probe] = {}
-        self._scratch = np.zeros(0, np.float32)
+        self._folds = Folds(settings, take)
         self._memory = ShardMemory(store or ShardStore.open(None, shard=number, job=""), settings)
         self._state = self._memory.state()
         self._replays = Replays(settings, snapshots, self._begins, self._folding)
@@ -116,7 +105,7 @@ class Shard:
 
     def account(self) -> Tally:
         """Return what all pushes, results and residuals of its keys come to."""
-        return accounts.closed((probe, self.records[where]) for where, probe in self._probes.items())
+        return accounts.closed((probe, self.records[where]) for where, probe in self._folds.probes.items())
 
     def norm(self) -> tuple[int, float]:
         """Return the last round of any key, and about the norm of all residuals after it. From any thread."""
@@ -161,12 +150,9 @@ class Shard:
             self.records.update({(number, record.key.number): record for record in self._memory.hold(number, layout, mine)})
             crashpoints.reach("s.layout")
             self._layouts[number] = layout
-            self._probes.update({(number, key.number): Probe(number, key) for key in mine if not key.buffer})
+            self._folds.hold(number, mine)
             self._replays.hold(number, mine)
             self._take_up(number)
-            largest = max((key.elements for key in mine), default=0)
-            if largest > self._scratch.size:
-                self._scratch = zeros(largest)
         return []
 
     def _take_up(self, layout: int) -> None:
@@ -177,7 +163,7 @@ class Shard:
             restored = self._restore(layout, record.key) if record.round < 0 else None
             if restored is None or restored.round == 0:
                 continue
-            base = base_of(self._probes.get((layout, record.key.number)), restored)
+            base = base_of(self._folds.probes.get((layout, record.key.number)), restored)
             record.round = base.round - 1
             if base.residual is not None:
                 record.target(1)[:] = base.residual
@@ -191,13 +177,13 @@ class Shard:
 
     def _look(self, layout: int, record: KeyRecord) -> None:
         """Note about how long the residual is with which a key goes on."""
-        probe = self._probes.get((layout, record.key.number))
+        probe = self._folds.probes.get((layout, record.key.number))
         if probe is not None:
             record.norm = probe.norm(record.halves[record.after])
 
     def _begins(self, layout: int, key: Key) -> Base:
         """Return what a key has before its first round."""
-        return base_of(self._probes.get((layout, key.number)), self._restore(layout, key) if self._restore else None)
+        return base_of(self._folds.probes.get((layout, key.number)), self._restore(layout, key) if self._restore else None)
 
     def records_of(self, layout: int) -> list[KeyRecord]:
         """Return the records of a layout's keys that are ours, in order."""
@@ -330,10 +316,10 @@ class Shard:
         if not state.is_blank(result.layout, record) or (result.round, result.epoch) != (cut - 1, previous_epoch):
             return []
         try:
-            finished = finished_of(result, frames, record.key, self._codecs_of(record.key))
+            finished = finished_of(result, frames, record.key, self._folds.codecs_of(record.key))
         except (WireError, CodecError) as error:
             return [Note("refused", {"culprit": f"worker {restore.slot}", "reason": str(error)})]
-        kept = Result(finished, bound_of(result, self._codecs_of(record.key)), restore.version)
+        kept = Result(finished, bound_of(result, self._folds.codecs_of(record.key)), restore.version)
         self._replays.result(result.layout, result.key, kept)
         return self._go_on(result.layout)
 
@@ -388,15 +374,8 @@ class Shard:
     def _is_member(self, push: m.Push) -> bool:
         return self.members.get(push.slot) == push.incarnation
 
-    def _codecs_of(self, key: Key) -> Codecs:
-        """Return the codecs as they know a key."""
-        codecs = self._fitted.get(key.rows)
-        if codecs is None:
-            codecs = self._fitted[key.rows] = registry.fitted(self._codecs, key.rows)
-        return codecs
-
     def _checked(self, push: m.Push, record: KeyRecord, frames: Sequence[Buffer]) -> Payload | None:
-        codecs = self._codecs_of(record.key)
+        codecs = self._folds.codecs_of(record.key)
         return checked(push, frames, record.key, codecs=codecs, most=self._memory.most[push.layout, push.key])
 
     def _refuse(self, peer: Peer, push: m.Push, reason: str) -> list[Action]:
@@ -425,7 +404,7 @@ class Shard:
             outcome = self._outcome(layout, record, held, skipped=skipped)
         except CodecError as error:
             return [self._refuse_all(held, str(error))]
-        if outcome.kind == "SKIP" and (refused := self._not_finite(record, held)):
+        if outcome.kind == "SKIP" and (refused := self._refuse_unfit(record, held)):
             return refused
         folded = self._done("fold", began, layout, record.key.number, record.round + 1)
         plan = self._plan_to_attach(layout, record, outcome.kind)
@@ -449,17 +428,12 @@ class Shard:
             notes.append(Note("round", fields | {"previous_skipped": skipped, "slots": [each.message.slot for each in held]}))
         return [*notes, Send(tuple(each.peer for each in held), result, frames)]
 
-    def _not_finite(self, record: KeyRecord, held: list[Held]) -> list[Action]:
+    def _refuse_unfit(self, record: KeyRecord, held: list[Held]) -> list[Action]:
         """Refuse the pushes because of which a sum is not finite, if it is theirs: the round then goes on without them."""
-        actions, codecs = list[Action](), self._codecs_of(record.key)
-        for each in held:
-            if each.payload is None:
-                continue
-            try:
-                registry.find(codecs, each.message.codec).validate(each.payload, coding(each.message))
-            except (WireError, CodecError) as error:
-                del record.open[each.message.slot]
-                actions += self._refuse(each.peer, each.message, str(error))
+        actions = list[Action]()
+        for each, reason in unfit(held, self._folds.codecs_of(record.key)):
+            del record.open[each.message.slot]
+            actions += self._refuse(each.peer, each.message, reason)
         return actions
 
     def _done(self, name: str, began: int, layout: int, key: int, round_: int) -> int:
@@ -485,95 +459,4 @@ class Shard:
         return self._outcome(layout, record, held, skipped=skipped)
 
     def _outcome(self, layout: int, record: KeyRecord, held: list[Held], *, skipped: bool) -> Outcome:
-        kinds = {each.message.kind for each in held}
-        start = record.start(skipped=skipped)
-        bound = record.bound_before if skipped else record.bound
-        used = 0
-        for each in held:
-            used |= each.message.used
-        tally = record.tally_before if skipped else record.tally
-        nothing = Outcome("SKIP", used, NO_CODING, (), start, start, bound, 0.0, tally)
-        if "SKIP" in kinds:
-            return nothing
-        if kinds == {"EMPTY"}:
-            return nothing._replace(kind="END")
-        if kinds <= {"EMPTY", "JOINED"}:
-            return nothing._replace(kind="JOIN")
-        if "DATA" not in kinds:
-            handed_over = any(each.payload is not None for each in held)
-            return (self._keep(layout, record, held, nothing) if handed_over else nothing._replace(kind="UNUSED")) or nothing
-        return self._fold(layout, record, held, nothing) or nothing
-
-    def _keep(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
-        """Keep residuals that were handed over in the residual here, in a round in which nobody used the key."""
-        pushes = pushed(held)
-        total_weight = sum(each.message.weight for each in held)
-        residual, target = record.halves[start.before], record.target(start.before)
-        scratch = self._scratch[: record.key.elements]
-        if not keep(pushes, residual, target, total_weight=total_weight, scratch=scratch, codecs=self._codecs):
-            return None
-        crashpoints.reach("s.half")
-        probe, tally = self._probes[layout, record.key.number], start.tally
-        tally = accounts.counted(
-            probe, tally, pushes, total_weight, None, (residual, target), codecs=self._codecs, unused=(), lost=0.0,
-        )  # fmt: skip
-        record.norm = probe.norm(target)
-        return start._replace(kind="UNUSED", used=0, after=1 - start.before, tally=tally)
-
-    def _room(self, record: KeyRecord, nbytes: int, *, lent: bool) -> Payload:
-        """Return memory for the result of the open round."""
-        room = self._take(nbytes) if lent else None
-        if room is None:
-            return np.empty(nbytes, np.uint8)
-        record.lent[record.round + 1] = room
-        return room
-
-    def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
-        """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
-        key, codecs = record.key, self._codecs_of(record.key)
-        pushes = pushed(held)
-        # Not of a residual that is handed over: that is large for once, and nobody has asked for less compression.
-        levels = [(each.message.codec, each.message.level) for each in held if each.message.kind == "DATA"]
-        reply = registry.lightest(levels, key.elements, codecs=codecs)
-        codec = codecs[reply[0]]
-        bound = codec.payload_bound(key.elements, reply[1])
-        residual = record.halves[start.before]
-        out = self._room(record, bound, lent=codec.takes_any(reply[1]))
-        total_weight = sum(each.message.weight for each in held)
-        changes = record.changed(start.before)
-        folded = fold(
-            pushes,
-            residual,
-            record.target(start.before) if residual is not None or codec.keeps(reply[1]) else None,
-            elements=key.elements,
-            total_weight=total_weight,
-            seed_reply=seed_for(self.settings.seed, layout, key.number, record.round + 1, SERVER),
-            scratch=self._scratch[: key.elements],
-            out=out,
-            codecs=codecs,
-            reply=reply,
-            held=[(part.offset, part.length) for part in key.elements_of(start.used)],
-            rule=self.settings.codec.residual_at_switch if 0 < start.bound < bound else "keep",
-            hint=record.hint,
-            changes=changes,
-        )
-        crashpoints.reach("s.half")
-        if folded is None:
-            return None
-        after = 1 - start.before if folded.wrote else start.before
-        if folded.changes is not None:
-            record.changes = (after, folded.changes)
-        payload = out[: folded.nbytes]
-        tally = start.tally
-        probe = self._probes.get((layout, key.number))
-        if probe is not None:
-            left = residual if after == start.before else record.halves[after]
-            tally = accounts.counted(
-                probe, tally, pushes, total_weight, (folded.coding, payload), (residual, left),
-                codecs=codecs, unused=key.elements_of(start.used), lost=folded.lost,
-            )  # fmt: skip
-            if not record.norm or record.round % LOOK_EVERY == 0 or any(each.message.kind == "FLUSH" for each in held):
-                record.norm = probe.norm(left)
-        return Outcome(
-            "DATA", start.used, folded.coding, split_frames(payload.data), start.before, after, bound, folded.lost, tally
-        )
+        return self._folds.outcome(layout, record, held, skipped=skipped)

@@ -14,7 +14,7 @@ from ps_accordion import crashpoints
 from ps_accordion.codecs import get
 from ps_accordion.errors import ConfigError
 from ps_accordion.regimes import Choice
-from ps_accordion.server import shard
+from ps_accordion.server import folding
 from ps_accordion.server.durable import ShardStore
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
@@ -180,7 +180,7 @@ def test_a_shard_killed_at_any_point_goes_on_with_the_same_bits(tmp_path, monkey
 @pytest.mark.parametrize("codec", KEEPING)
 def test_a_half_that_was_being_written_does_not_count(tmp_path, monkeypatch, codec, undisturbed):
     """Whatever lies in it: the stored record does not need it."""
-    real, calls = shard.fold, []
+    real, calls = folding.fold, []
 
     def fold(pushes, residual, new_residual, **rest):
         calls.append(new_residual is not None)
@@ -190,7 +190,7 @@ def test_a_half_that_was_being_written_does_not_count(tmp_path, monkeypatch, cod
             raise Killed
         return real(pushes, residual, new_residual, **rest)
 
-    monkeypatch.setattr(shard, "fold", fold)
+    monkeypatch.setattr(folding, "fold", fold)
     job = Job(tmp_path / "state", codec)
     answers, lives = job.play()
     assert lives > 5

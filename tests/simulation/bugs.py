@@ -14,6 +14,7 @@ from ps_accordion.coordinator.history import History
 from ps_accordion.coordinator.machine import Coordinator
 from ps_accordion.coordinator.membership import Membership
 from ps_accordion.coordinator.views import Views
+from ps_accordion.server.folding import Folds
 from ps_accordion.server.memory import ShardMemory, ShardState
 from ps_accordion.server.record import KeyRecord
 from ps_accordion.server.relay import Relay
@@ -301,18 +302,18 @@ def what_is_handed_over_stays_here_too(real, self, **fields):
     return pushed
 
 
-@bug(Shard, "_keep")
+@bug(Folds, "_keep")
 def what_nobody_trains_with_is_thrown_away(real, self, layout, record, held, start):
     return start._replace(kind="UNUSED", used=0)
 
 
-@bug(Shard, "_fold")
-def who_is_new_has_no_weight(real, self, layout, record, held, start):
+@bug(Shard, "_outcome")
+def who_is_new_has_no_weight(real, self, layout, record, held, *, skipped):
     new = set(self._state.new)
     held = [
         each._replace(message=structs.replace(each.message, weight=0.0)) if each.message.slot in new else each for each in held
     ]
-    return real(self, layout, record, held, start)
+    return real(self, layout, record, held, skipped=skipped)
 
 
 @bug(History, "_take")

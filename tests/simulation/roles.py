@@ -21,6 +21,7 @@ from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import framing
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Record, Send, Stop
+from ps_accordion.wire.lending import Lending
 from ps_accordion.wire.silence import Silence
 from ps_accordion.worker.accounting import Accounting
 from ps_accordion.worker.client import Client
@@ -267,13 +268,18 @@ class SimulatedClient(Client):
         self.exchanges, self.donors, self.joiners = {}, {}, {}
         self.accounting = Accounting(self.membership)
         self.restoring = Restoring(self.membership, self.exchanges)
-        self.events = SimpleNamespace(write=lambda **fields: None)
+        self.events = SimpleNamespace(write=lambda **fields: None, on=False)
         self.trace = Trace()
         self.record = SimpleNamespace(result=self._result, gradient=self._gradient, push=lambda push, payload: None)
         self.codecs = SimpleNamespace(submit=self._submit)
         linked = process.world.processes.__contains__  # a link to a dead process has no connection
         self.transport = SimpleNamespace(
-            send=process.post, send_soon=process.post, connect=lambda name, address: None, sent_bytes=0, linked=linked
+            send=process.post,
+            send_soon=process.post,
+            connect=lambda name, address: None,
+            sent_bytes=0,
+            linked=linked,
+            lending=Lending(),  # off: memory of other processes is not simulated
         )
         self._broken = set()
         self._overdue, self._silence = Overdue(), Silence(settings.timeouts.heartbeat)
@@ -394,7 +400,7 @@ class WorkerProcess(Process):
 
     def receive(self, source, message, payload):
         peer = COORDINATOR if source.startswith("coordinator") else source
-        self.client._handle(SimpleNamespace(peer=peer, message=message, payload=payload, error=None, posted=None))
+        self.client._handle(SimpleNamespace(peer=peer, message=message, payload=payload, error=None, posted=None, loan=None))
         self._go_on()
 
     def tick(self):
