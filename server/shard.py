@@ -283,9 +283,10 @@ class Shard:
         return self._try_finish(push.layout, record)  # nothing, unless the round was refused and the refusal was lost
 
     def on_ask(self, peer: Peer, ask: m.Ask) -> list[Action]:
-        """Answer for every key asked after: its result if there is one, else whether the push is missing."""
+        """Answer for every key asked after: its result if there is one, else whether the push is missing or held."""
         actions: list[Action] = []
         missing: list[int] = []
+        holds: list[int] = []
         if self.members.get(ask.slot) != ask.incarnation:
             return []
         for number in ask.keys:
@@ -300,9 +301,12 @@ class Shard:
                     missing.append(number)
                 else:
                     record.open[ask.slot] = held._replace(peer=peer)
-                    actions += self._try_finish(ask.layout, record)  # as for a push that comes twice
-        if missing:
-            actions.append(Send((peer,), m.Missing(ask.layout, ask.round, missing)))
+                    answers = self._try_finish(ask.layout, record)  # as for a push that comes twice
+                    actions += answers
+                    if not answers:
+                        holds.append(number)
+        if missing or holds:
+            actions.append(Send((peer,), m.Missing(ask.layout, ask.round, missing, holds)))
         return actions
 
     def on_restore(self, restore: m.Restore, frames: Sequence[Buffer]) -> list[Action]:

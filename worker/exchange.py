@@ -251,7 +251,9 @@ class Exchange(ABC):
 
     def on_result(self, result: m.Result, frames: Sequence[Buffer], loan: Loan | None = None) -> None:
         """Take in a result, with what tells whether frames that were lent still hold it."""
-        decode = self.rounds.on_result(result, frames, time.monotonic(), loan)
+        now = time.monotonic()
+        decode = self.rounds.on_result(result, frames, now, loan)
+        self.client.carry(self.rounds.released(now))
         if decode is None:
             self._try_decide()
             return

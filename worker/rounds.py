@@ -31,6 +31,7 @@ from ps_accordion.wire.framing import join_frames, split_frames
 from ps_accordion.wire.lane import Loan
 
 from .coder import coding_of
+from .credit import Credit
 from .following import Start
 from .retained import Retained
 
@@ -126,6 +127,8 @@ class _Sent:
     payload: Payload | None
     due: float
     wait: float
+    held_back: bool = False
+    """Whether it has yet to be sent, because so much else is under way to its server."""
 
 
 class Rounds:
@@ -167,6 +170,8 @@ class Rounds:
         self._sent: dict[int, _Sent] = {}
         self._heard: dict[str, float] = {}
         """When each server last had a result for this worker, by its link."""
+        self._credit = Credit(settings.servers.credit)
+        self._near_under: tuple[m.View | None, set[int]] = None, set()
         self._results: dict[int, m.Result] = {}
         self._decoded: set[int] = set()
         self._next_plan: Plan | None = None
@@ -213,16 +218,37 @@ class Rounds:
     # ------------------------------------------------------------ out
 
     def pushed(self, push: m.Push, payload: Payload | None, now: float) -> list[Send]:
-        """Send a push and keep it until its result is there."""
+        """Send a push, now or when `released` says so, and keep it until its result is there."""
         wait = self.settings.timeouts.resend
-        self._sent[push.key] = _Sent(push, payload, now + wait, wait)
-        return [] if self.out else [self._send(self._sent[push.key])]
+        sent = self._sent[push.key] = _Sent(push, payload, now + wait, wait)
+        if self.out:
+            return []
+        nbytes = 0 if payload is None or self.layout.keys[push.key].shard in self._near else payload.nbytes
+        sent.held_back = not self._credit.may_go(self._server_of(push.key), push.key, nbytes)
+        return [] if sent.held_back else [self._send(sent)]
+
+    def released(self, now: float) -> list[Send]:
+        """Send what was held back and need not be any more: after each result, and what else says that a push has arrived."""
+        sends = []
+        for key in () if self.out else self._credit.released():
+            sent = self._sent[key]
+            sent.held_back, sent.due = False, now + sent.wait
+            sends.append(self._send(sent))
+        return sends
+
+    @property
+    def _near(self) -> set[int]:
+        """The shards on this host: they share no link."""
+        if self._near_under[0] is not self.view:
+            shards = () if self.view is None else self.view.shards
+            self._near_under = self.view, {number for number, _, address in shards if address.startswith("ipc://")}
+        return self._near_under[1]
+
+    def _server_of(self, key: int) -> str:
+        return server_name(self.layout.keys[key].shard, self.settings)
 
     def _send(self, sent: _Sent) -> Send:
-        shard = self.layout.keys[sent.push.key].shard
-        return Send(
-            (server_name(shard, self.settings),), sent.push, () if sent.payload is None else split_frames(sent.payload.data)
-        )
+        return Send((self._server_of(sent.push.key),), sent.push, () if sent.payload is None else split_frames(sent.payload.data))
 
     @property
     def waits(self) -> bool:
@@ -237,7 +263,7 @@ class Rounds:
 
     def owing(self) -> set[str]:
         """Return the names of the servers that have not answered every push of the open round."""
-        return {server_name(self.layout.keys[key].shard, self.settings) for key in self._sent if key not in self._results}
+        return {self._server_of(key) for key in self._sent if key not in self._results}
 
     def tick(self, now: float) -> list[Send]:
         """Ask after pushes that have had no result for too long, and whose server has had none of any key for as long.
@@ -251,8 +277,8 @@ class Rounds:
         longest = ASK_MOST * resend
         example: m.Push | None = None
         for number, sent in self._sent.items():
-            if number not in self._results and now >= sent.due:
-                quiet = self._heard.get(server_name(self.layout.keys[number].shard, self.settings), now - resend) + resend
+            if number not in self._results and now >= sent.due and not sent.held_back:
+                quiet = self._heard.get(self._server_of(number), now - resend) + resend
                 if now < quiet:
                     sent.due = quiet
                     continue
@@ -271,19 +297,25 @@ class Rounds:
         return asks
 
     def on_missing(self, missing: m.Missing, now: float) -> list[Send]:
-        """Send again what a shard says it lacks."""
+        """Send again what a shard says it lacks, and what was held back in favour of what it says it holds."""
         if missing.round != self.round or self.out:
             return []
         again = [self._sent[key] for key in missing.keys if key in self._sent and key not in self._results]
+        again = [sent for sent in again if not sent.held_back]
         for sent in again:
             sent.wait = self.settings.timeouts.resend  # the shard has answered: it is not slow, it has never seen them
             sent.due = now + sent.wait
-        return [self._send(sent) for sent in again]
+        held = [key for key in missing.held if key in self._sent]
+        for key in held:
+            self._credit.arrived(self._server_of(key), key)
+        for server in {self._server_of(key) for key in held}:
+            self._credit.ease(server)
+        return [self._send(sent) for sent in again] + self.released(now)
 
     def ask_again(self, link: str, now: float) -> None:
         """Ask a server at once after all that it has not answered: its connection is new, and pushes may be lost."""
         for key, sent in self._sent.items():
-            if key not in self._results and server_name(self.layout.keys[key].shard, self.settings) == link:
+            if key not in self._results and self._server_of(key) == link:
                 sent.due, sent.wait = now, self.settings.timeouts.resend
         self._heard.pop(link, None)
 
@@ -307,14 +339,15 @@ class Rounds:
             return None
         if not self._may_count(result):
             return None
-        key = self.layout.keys[result.key]
+        key, server = self.layout.keys[result.key], self._server_of(result.key)
         plan_frames = frames[len(result.frames) :]
         if result.plan:
             if len(plan_frames) != 1 or memoryview(plan_frames[0]).nbytes != result.plan:
                 raise WireError(f"result of key {result.key}: expected a plan of {result.plan} bytes behind the payload")
             self._next_plan = decode_plan(bytes(plan_frames[0]), len(self.layout.tensors))
         self._results[result.key] = result
-        self._heard[server_name(key.shard, self.settings)] = now
+        self._heard[server] = now
+        self._credit.arrived(server, result.key)
         self.retained.note(result, frames, loan)
         if result.kind != "DATA":
             self._decoded.add(result.key)
@@ -408,7 +441,7 @@ class Rounds:
         )
         self._left, self._next_plan, self.out = [], None, False
         self.retained.forget()
-        self._sent, self._results, self._decoded = {}, {}, set()
+        self._begin()
         return back
 
     def decide(self) -> Decide | None:
@@ -465,13 +498,19 @@ class Rounds:
         self.retained.seen(self.view)
         self.retained.decided(self.round, self.open_pushes)
         self.round += 1
-        self._sent, self._results, self._decoded = {}, {}, set()
+        self._begin()
         return decision
+
+    def _begin(self) -> None:
+        """Open a round of which nothing is pushed."""
+        self._sent, self._results, self._decoded = {}, {}, set()
+        self._credit.end()
 
     def _step_out(self) -> Decide | None:
         """End the open round of a worker that is out, once backward has handed over all of it."""
         if not self.waits:
             return None
         self._left += [(sent.push, sent.payload) for sent in self._sent.values()]
-        self._sent, self._results, self._decoded, self._next_plan = {}, {}, set(), None
+        self._begin()
+        self._next_plan = None
         return Decide(self.round, "SKIP", (0,) * len(self.layout.keys), (), self._plan_in_force(), out=True)

@@ -242,14 +242,14 @@ def test_a_view_that_does_not_name_this_boot_is_not_obeyed():
 
 
 def test_an_ask_is_answered_key_by_key():
-    """The result where there is one, the list of pushes that are lacking, and nothing where the round waits for others."""
+    """The result where there is one, which pushes are lacking, and which wait for those of others."""
     job = Job()
     job.round(SMALL, 0, ["DATA", "DATA"])
     job.push(0, job.members[0].data(HALF, 0))
     actions = job.shard.on_ask(b"peer 0", m.Ask(0, 0, 0, 1, [SMALL, HALF, OTHER, 9]))
     assert [type(send.message).__name__ for send in sends(actions)] == ["Result", "Missing"]
     assert result_of(actions)[0].key == SMALL
-    assert sends(actions, m.Missing)[0].message == m.Missing(0, 0, [OTHER])
+    assert sends(actions, m.Missing)[0].message == m.Missing(0, 0, [OTHER], [HALF])
     assert all(send.peers == (b"peer 0",) for send in sends(actions))
     for stale in (m.Ask(0, 0, 0, 2, [SMALL]), m.Ask(0, 5, 0, 1, [SMALL]), m.Ask(1, 0, 0, 1, [SMALL]), m.Ask(0, 0, 7, 1, [SMALL])):
         assert job.shard.on_ask(b"peer 0", stale) == []

