@@ -97,8 +97,8 @@ class ServerSettings(Section):
     """Whether payloads of `dense` at 32 and `bf16` are read from the sender's memory by processes of one host, rather than sent
     to them: where servers listen at ipc://, as they do under `launch`. off: all goes through sockets."""
     credit: Annotated[int, Meta(ge=0)] = 4 << 20
-    """Bytes of pushes that a worker has under way to a server at most; more waits until some have arrived, so that workers push
-    in step over links that they share. 0: no limit."""
+    """Bytes of pushes of a model that a worker has under way to a server at most; more waits until some have arrived, so that
+    workers push in step over links that they share. Each worker's own counts. 0: no limit."""
     snapshot_directory: str = ""
     """Where servers put those copies, as large as the state: on another disk than the state, or on one that servers share. Empty:
     `snapshots` in the run directory; without one there are no copies, and only the first rounds of a run can be replayed."""

@@ -6,7 +6,8 @@ answered at once, though a link carries both ways at the same time. With a limit
 
 A push has arrived when its result is there, or when the server says that it holds it. It says so when it is asked, after
 `timeouts.resend` without any result: so workers that push keys in another order than others come out of waiting for each other,
-and the limit is doubled when that happens. Every round without that halves it again. Pure.
+and the limit is doubled when that happens. Every round without that halves it again. What is sent again was lost, and does not
+count. Pure.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ class _Way:
         return not self.total or self.total + nbytes <= self.limit
 
     def go(self, key: int, nbytes: int) -> None:
+        self.total += nbytes - self.under_way.get(key, 0)
         self.under_way[key] = nbytes
-        self.total += nbytes
 
 
 class Credit:
     """The pushes of one layout's open round.
 
     Args:
-        limit: Bytes that may be under way to a server; one push may always be. 0: any number.
+        limit: Bytes that may be under way to a server; one push may always be. 0: any number. Every layout has its own.
     """
 
     def __init__(self, limit: int) -> None:
@@ -57,14 +58,14 @@ class Credit:
         way.go(key, nbytes)
         return True
 
-    def arrived(self, server: str, key: int) -> None:
-        """Note that a push is at its server. Those that never were under way are left alone."""
-        if self._limit:
-            way = self._ways[server]
-            way.total -= way.under_way.pop(key, 0)
+    def arrived(self, server: str, key: int) -> bool:
+        """Note that a push is at its server; return whether it was under way until now."""
+        nbytes = self._ways[server].under_way.pop(key, 0) if self._limit else 0
+        self._ways[server].total -= nbytes
+        return nbytes > 0
 
     def ease(self, server: str) -> None:
-        """Double the limit if something waits: a server holds what has arrived, and is waiting for others."""
+        """Double the limit if something waits: a server holds what has arrived just now, and is waiting for others."""
         way = self._ways[server]
         if way.waiting:
             way.limit, way.eased = 2 * way.limit, True

@@ -305,10 +305,8 @@ class Rounds:
         for sent in again:
             sent.wait = self.settings.timeouts.resend  # the shard has answered: it is not slow, it has never seen them
             sent.due = now + sent.wait
-        held = [key for key in missing.held if key in self._sent]
-        for key in held:
-            self._credit.arrived(self._server_of(key), key)
-        for server in {self._server_of(key) for key in held}:
+        held = [(self._server_of(key), key) for key in missing.held if key in self._sent]
+        for server in {server for server, key in held if self._credit.arrived(server, key)}:
             self._credit.ease(server)
         return [self._send(sent) for sent in again] + self.released(now)
 

@@ -197,6 +197,11 @@ def replace_kind(push):
 # ---------------------------------------------------------------- the worker
 
 
+@bug(Rounds, "on_missing")
+def what_a_server_holds_frees_nothing(real, self, missing, now):
+    return real(self, structs.replace(missing, held=[]), now)
+
+
 @bug(Rounds, "_may_count")
 def results_of_any_view_count(real, self, result):
     return True

@@ -249,7 +249,7 @@ class ServerProcess(Process):
         terms = self.world.terms if self.shard.epoch < 0 else {}
         layouts = [(number, layout.digest) for number, layout in self.layouts.items()]
         shards = [(self.number, self.shard.boot)]
-        self.post(COORDINATOR, m.ServerAlive(self.number, f"ipc://{self.name}", shards, layouts, self.shard.epoch, terms))
+        self.post(COORDINATOR, m.ServerAlive(self.number, f"tcp://{self.name}", shards, layouts, self.shard.epoch, terms))
 
     def describe(self):
         records = {key: (record.round, record.epoch, sorted(record.open)) for (_, key), record in self.shard.records.items()}

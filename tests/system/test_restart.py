@@ -186,7 +186,7 @@ REPLAY = ("--set", "servers.replay_rounds=6")
 @pytest.mark.parametrize(
     ("damage", "flags"),
     [
-        ("pathlib.Path.unlink", ()),
+        pytest.param("pathlib.Path.unlink", (), marks=pytest.mark.full),
         pytest.param("id", ("--set", "servers.state_directory=memory"), marks=pytest.mark.full),
         pytest.param('(lambda file: file.write_bytes(b"something else"))', (), marks=pytest.mark.full),
     ],

@@ -29,9 +29,10 @@ def test_servers_do_not_wait_for_each_other():
 def test_one_push_may_always_go_and_one_without_a_payload_never_waits():
     credit = Credit(10)
     assert [credit.may_go(A, 0, 99), credit.may_go(A, 1, 1), credit.may_go(A, 2, 0)] == [True, False, True]
-    credit.arrived(A, 2)  # it was not under way
+    assert not credit.arrived(A, 2)  # it was not under way
     assert credit.released() == []
-    credit.arrived(A, 0)
+    assert credit.arrived(A, 0)
+    assert not credit.arrived(A, 0)
     assert credit.released() == [1]
 
 
