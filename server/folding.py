@@ -115,7 +115,7 @@ class Folds:
         return room
 
     def _fold(self, layout: int, record: KeyRecord, held: list[Held], start: Outcome) -> Outcome | None:
-        """Fold the pushes of a round. None when the sum is not finite, though every push was: the round is then skipped."""
+        """Fold the pushes of a round. None when the sum is not finite: a push is not, or the round is skipped."""
         key, codecs = record.key, self.codecs_of(record.key)
         pushes = pushed(held)
         # Not of a residual that is handed over: that is large for once, and nobody has asked for less compression.
