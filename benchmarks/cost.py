@@ -23,8 +23,8 @@ import torch
 
 from ps_accordion import capacity, config
 from ps_accordion.capacity import Job, Link
+from ps_accordion.cores import codec_threads
 from ps_accordion.launcher import job_speed, local
-from ps_accordion.launcher.coefficients import default_threads
 from ps_accordion.launcher.job_speed import Case
 from ps_accordion.launcher.machine import machine
 from ps_accordion.launcher.screen import Screen
@@ -119,7 +119,7 @@ def memory(case: Case) -> list[dict[str, Any]]:
             server_link=here,
             worker_cores=os.cpu_count() or 1,
             server_cores=os.cpu_count() or 1,
-            threads=default_threads(os.cpu_count() or 1),
+            threads=codec_threads(os.cpu_count() or 1),
             replay_rounds=loaded.servers.replay_rounds,
         )
     )

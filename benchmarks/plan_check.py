@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from benchmarks import hosts, jobs, phases, vs_ddp
 from ps_accordion.capacity import Compute, Job, Link, Step, simulate
 from ps_accordion.capacity.models import linear
-from ps_accordion.launcher.coefficients import costs_now, default_threads
+from ps_accordion.cores import codec_threads
+from ps_accordion.launcher.coefficients import costs_now
 from ps_accordion.launcher.machine import machine
 from ps_accordion.regimes.base import Choice
 
@@ -75,7 +76,7 @@ class Setting(NamedTuple):
             worker_cores=cores,
             server_cores=cores,
             shared_cores=cores,
-            threads=default_threads(cores),
+            threads=codec_threads(cores),
             compute=compute,
             colocated=self.colocated,
         )

@@ -22,6 +22,7 @@ from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push, kernels, 
 from ps_accordion.codecs.packing import ONE
 from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.codecs.workspace import zeros
+from ps_accordion.cores import keep_apart
 from ps_accordion.errors import CodecError
 
 __all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "Timed", "distribution", "measure", "measure_copy", "squared_errors", "timed"]
@@ -261,17 +262,19 @@ def _median(calls: list[Call]) -> float:
     if len(calls) == 1:
         calls[0]()  # touches every page once
         return statistics.median(_times(calls[0]))
-    # On threads a call is too short to start them together each time: each does many, and the whole is divided.
+    # On threads a call is too short to start them together each time: each does many, and the whole is divided. Each has cores of
+    # its own, as a worker's codec threads have.
     repeats = max(LEAST, len(_times(calls[0])))
     ready = threading.Barrier(len(calls) + 1)
 
-    def work(call: Call) -> None:
+    def work(index: int, call: Call) -> None:
+        keep_apart(index, len(calls))
         call()
         ready.wait()
         for _ in range(repeats):
             call()
 
-    workers = [threading.Thread(target=work, args=(call,)) for call in calls]
+    workers = [threading.Thread(target=work, args=(index, call)) for index, call in enumerate(calls)]
     for worker in workers:
         worker.start()
     ready.wait()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ps_accordion.capacity import Costs, Job, Link, Spent, costs_from, works_of
 from ps_accordion.codecs import suite, warm
-from ps_accordion.config import MOST_THREADS, CodecSettings, LayoutSettings
+from ps_accordion.config import LARGEST_KEY, CodecSettings
 from ps_accordion.errors import ConfigError, PsAccordionError
 from ps_accordion.layout import Tensor
 from ps_accordion.regimes.base import Choice
@@ -19,11 +19,11 @@ from .job_speed import Case, pushpull_rows
 from .job_speed import Job as BenchJob
 from .machine import machine
 
-__all__ = ["Bench", "costs_now", "default_threads", "read_benches"]
+__all__ = ["Bench", "costs_now", "read_benches"]
 
 Row = dict[str, Any]
 
-UNIT = LayoutSettings().partition_elements
+UNIT = LARGEST_KEY
 """Elements that codecs are measured with: a whole partition, the real unit of work."""
 CALIBRATION = (Case("topk", 0.01), Case("dense", 32.0))
 """What is pushed to find out what messages and bytes cost: few bytes, and many."""
@@ -150,12 +150,8 @@ def _spent(row: Row, bench: Bench) -> Spent:
             server_cores=bench.cores,
             threads=1,
             bucketed=False,
+            partition_elements=LARGEST_KEY,
         )
         return Spent(job, {str(kind): float(ms) / 1e3 for kind, ms in row["cpu_ms"].items()})
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ConfigError(f"{bench.source}: expected rows as bench pushpull --json writes them; write the file anew") from None
-
-
-def default_threads(cores: int) -> int:
-    """Return the codec threads of a worker that has so many cores to itself."""
-    return max(1, min(MOST_THREADS, cores))

@@ -31,6 +31,7 @@ from .sections import IllegalValue, Section, Written, explicit, flatten, kinds
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
+    "LARGEST_KEY",
     "CheckpointSettings",
     "CodecSettings",
     "CoordinatorSettings",
@@ -57,6 +58,13 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 MAX_SHARDS = 1024
 """Every view lists all shards with their addresses."""
 
+LARGEST_KEY = 1 << 19
+"""Elements of the largest key. `LayoutSettings` says why."""
+LARGEST_SENT = 1 << 18
+"""The same where gradients go over a network as they are (docs/decisions/0031-keys-of-what-is-not-compressed.md)."""
+SMALLEST_KEY = 1024
+"""Least that the largest key may be."""
+
 
 class WorkerSettings(Section):
     """`[workers]`: the processes that train."""
@@ -68,7 +76,8 @@ class WorkerSettings(Section):
     maximum: Annotated[int, Meta(ge=0, le=1024)] = 0
     """So many workers may be in the run at once, when more come while it goes on; 0 means no more than `count`."""
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
-    """Threads a worker encodes and decodes with; 0 chooses from the cores of the machine."""
+    """Threads a worker encodes and decodes with, each kept to a share of the cores; 0 takes two, or one where a worker has but
+    one core to itself."""
 
     @property
     def places(self) -> int:
@@ -216,9 +225,17 @@ class RegimeSettings(Section):
 class LayoutSettings(Section):
     """`[layout]`: how tensors become keys. All roles must agree."""
 
-    partition_elements: Annotated[int, Meta(ge=1024, le=1 << 19)] = 1 << 19
-    """Largest key, in elements, but for tensors that their codec needs whole (powersgd). The default is 2 MiB of float32, which a
-    core's second-level cache holds through decode, add and encode; what a key costs beside its elements is then a small part."""
+    partition_elements: Annotated[int, Meta(ge=0, le=LARGEST_KEY)] = 0
+    """Largest key, in elements, but for tensors that their codec needs whole (powersgd). 0 chooses: 524,288, 2 MiB of float32,
+    which a core's second-level cache holds through decode, add and encode, and what a key costs beside its elements is then a
+    small part; but 262,144 where `[codec]` is dense at 32 and coordinator.address is not ipc://, because smaller keys keep both
+    ways of a link busy, which is what counts where nothing is compressed."""
+
+    def __post_init__(self) -> None:
+        if 0 < self.partition_elements < SMALLEST_KEY:
+            raise ConfigError(
+                f"layout.partition_elements is {self.partition_elements}: expected {SMALLEST_KEY} or more, or 0 to have it chosen"
+            )
 
 
 class SkipSettings(Section):
@@ -316,11 +333,12 @@ class Settings(Section):
         agreed = {"seed", "workers.count", "servers.count", "servers.shards_per_server", "servers.replay_rounds", "skip.limit"}
         agreed |= {"checkpoint.every_steps", "checkpoint.resume"}
         sections = ("codec.", "layout.", "regime.")
-        return {
+        terms = {
             name: str(value) if isinstance(value, Written) else value
             for name, value in flatten(self).items()
             if name in agreed or name.startswith(sections)
         }
+        return terms | {"layout.partition_elements": self.partition_elements}
 
     def explicit_terms(self) -> dict[str, Any]:
         """Return those of `terms` that some source set: a joiner states them, and takes over the rest."""
@@ -371,6 +389,13 @@ class Settings(Section):
         """Where checkpoints are kept; empty where no place is known."""
         run = self.run.directory
         return self.checkpoint.directory or (str(Path(run) / "checkpoints") if run else "")
+
+    @property
+    def partition_elements(self) -> int:
+        """Largest key, in elements, as `layout.partition_elements` says or chooses it."""
+        as_it_is = (self.codec.name, self.codec.light) == ("dense", 32.0)
+        sent = as_it_is and not self.coordinator.address.startswith("ipc://")
+        return self.layout.partition_elements or (LARGEST_SENT if sent else LARGEST_KEY)
 
     @property
     def num_shards(self) -> int:
@@ -517,7 +542,3 @@ def render(settings: Settings) -> str:
     del sections["codec"]["tensors"]
     # By hand: tomli_w writes a table a row.
     return "\n".join([tomli_w.dumps(sections), "[codec.tensors]", *settings.codec.tensors.toml(), ""])
-
-
-MOST_THREADS = 4
-"""Four cores of codec fill a 10 Gbit/s link with top-k 1 %; more would only take them from the user's own work."""

@@ -274,7 +274,7 @@ class Server:
                 layout = Layout.from_table(
                     b"".join(payload),
                     num_shards=self.settings.num_shards,
-                    partition_elements=self.settings.layout.partition_elements,
+                    partition_elements=self.settings.partition_elements,
                     matrices=matrices(self.settings.codec),
                 )
                 if layout.digest != message.digest:

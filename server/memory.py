@@ -112,7 +112,7 @@ class ShardMemory:
     def layouts(self) -> dict[int, Layout]:
         """The layouts that are kept."""
         settings = self._settings
-        partition, whole = settings.layout.partition_elements, matrices(settings.codec)
+        partition, whole = settings.partition_elements, matrices(settings.codec)
         return {
             number: Layout.from_table(table, num_shards=settings.num_shards, partition_elements=partition, matrices=whole)
             for number, table in sorted(self._store.layouts.items())

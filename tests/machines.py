@@ -54,7 +54,7 @@ def settings_of(**options: Any) -> Settings:
 
 def layout_of(settings: Settings, table: list[Tensor] | None = None) -> Layout:
     """Return the layout of the small model under these settings."""
-    partition = settings.layout.partition_elements
+    partition = settings.partition_elements
     whole = matrices(settings.codec)
     return Layout(table or TABLE, num_shards=settings.num_shards, partition_elements=partition, matrices=whole)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ps_accordion.config import (
     ENVIRONMENT_PREFIX,
+    LARGEST_KEY,
     LEVELS,
     RunSettings,
     ServerSettings,
@@ -291,6 +292,34 @@ def test_terms_hold_what_changes_results_and_nothing_local() -> None:
     """Addresses, directories and waiting times are each process's own business."""
     assert {"seed", "workers.count", "codec.name", "regime.window", "layout.partition_elements"} <= Settings().terms().keys()
     assert not {"run.directory", "servers.bind", "coordinator.address", "insecure", "timeouts.dead"} & Settings().terms().keys()
+
+
+DENSE = {"codec.name": "dense", "codec.light": 32.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, LARGEST_KEY),
+        (DENSE, LARGEST_KEY // 2),
+        (DENSE | {"codec.light": 16.0}, LARGEST_KEY),
+        (DENSE | {"coordinator.address": "ipc:///tmp/here/c"}, LARGEST_KEY),
+        (DENSE | {"layout.partition_elements": 4096}, 4096),
+    ],
+)
+def test_the_largest_key_is_chosen_where_nobody_sets_it(overrides: dict, expected: int) -> None:
+    """What goes over a network as it is has smaller keys; and all processes know the number, not only that it is chosen."""
+    settings = load(environment={}, overrides=overrides)
+    assert settings.partition_elements == expected == settings.terms()["layout.partition_elements"]
+    assert Settings().with_terms(settings.terms()).partition_elements == expected
+    assert load(environment={}, overrides=flatten(settings)).partition_elements == expected
+
+
+def test_a_largest_key_below_the_smallest_is_refused() -> None:
+    """0 is no size, so it may be said."""
+    with pytest.raises(ConfigError, match=r"layout.partition_elements is 1023: expected 1024 or more, or 0"):
+        load(environment={}, overrides={"layout.partition_elements": 1023})
+    assert load(environment={}, overrides={"layout.partition_elements": 0}) == Settings()
 
 
 def test_a_joiner_states_what_it_was_told_and_nothing_else() -> None:

@@ -91,9 +91,7 @@ class Alone(BaseSession):
     ) -> Exchanging:
         """Return an exchange that gives back what it gets; see `BaseSession.open_layout`."""
         settings = self._settings
-        layout = Layout(
-            table, num_shards=1, partition_elements=settings.layout.partition_elements, matrices=matrices(settings.codec)
-        )
+        layout = Layout(table, num_shards=1, partition_elements=settings.partition_elements, matrices=matrices(settings.codec))
         exchange = _Echo(layout, decided, self._counters)
         self._exchanges.append(exchange)
         return exchange

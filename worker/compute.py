@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable
 
-from ps_accordion.config import MOST_THREADS
+from ps_accordion.cores import keep_apart
 from ps_accordion.pace import Pace
 
-__all__ = ["CodecThreads", "default_threads"]
+__all__ = ["CodecThreads"]
 
 TOGETHER = 8
 """Tasks after which whoever waits for their outcome is woken at the latest, if more are queued. Waking costs a quarter of what
 encoding a partition does at each process on the way; this many partitions are encoded in 5 to 10 ms, and go out as one message
 a server."""
-
-
-def default_threads(local_workers: int) -> int:
-    """Return how many codec threads a worker takes when it is not told: its share of the cores, at most four."""
-    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // max(1, local_workers)))
 
 
 class CodecThreads:
@@ -37,7 +31,7 @@ class CodecThreads:
         self._done = done
         self._queues: list[queue.SimpleQueue[Callable[[], None] | None]] = [queue.SimpleQueue() for _ in range(count)]
         self._threads = [
-            threading.Thread(target=self._run, args=(tasks,), name=f"ps-accordion-codec-{index}", daemon=True)
+            threading.Thread(target=self._run, args=(tasks, index), name=f"ps-accordion-codec-{index}", daemon=True)
             for index, tasks in enumerate(self._queues)
         ]
         for thread in self._threads:
@@ -62,7 +56,8 @@ class CodecThreads:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    def _run(self, tasks: queue.SimpleQueue[Callable[[], None] | None], index: int) -> None:
+        keep_apart(index, len(self._queues))
         pace = Pace(TOGETHER)
         while (task := tasks.get()) is not None:
             try:

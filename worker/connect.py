@@ -11,12 +11,12 @@ import torch.distributed as dist
 
 from ps_accordion import config, role
 from ps_accordion.config import ENVIRONMENT_PREFIX, Settings
+from ps_accordion.cores import codec_threads, usable_cores
 from ps_accordion.errors import ConfigError, JoinRefused, UsageError
 from ps_accordion.wire.transport import Transport
 
 from .alone import Alone
 from .base import BaseSession
-from .compute import default_threads
 from .entry import over_is_fine
 from .local import Follower, LocalGroup
 from .session import Session
@@ -68,7 +68,7 @@ def connect(
         session = _alone(here)
     else:
         settings = settings if settings is not None else config.load(role.config_file())
-        threads = settings.workers.threads or default_threads(here.local_size)
+        threads = settings.workers.threads or codec_threads(usable_cores() // here.local_size)
         restart = role.restart_number()
         with over_is_fine(restart > 0):
             session = Session(
@@ -103,7 +103,7 @@ def _of_host(settings: Settings | None, here: Place, group: dist.ProcessGroup, t
     if local.leads:
         # Unless our own launcher has numbered the hosts, any slot will do: ranks come from the script's own group.
         rank = here.rank if here.source == "ps-accordion" else -1
-        threads = settings.workers.threads or default_threads(1)
+        threads = settings.workers.threads or codec_threads(usable_cores())
         try:
             session = Session(settings, rank=rank, threads=threads, transport=transport)
         except BaseException:

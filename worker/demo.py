@@ -95,21 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--result", type=Path, required=True, help="JSON file; {rank} is replaced by the worker's rank")
     parser.add_argument("--dense", action="store_true", help="train alone, on the joined batch, without compression")
+    parser.add_argument("--momentum", type=float, default=MOMENTUM, help="of the optimizer: 0 with dgc, which brings its own")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with contextlib.nullcontext() if options.dense else connect() as session:
-        result = _train(session, epochs=options.epochs, seed=options.seed)
+        result = _train(session, epochs=options.epochs, seed=options.seed, momentum=options.momentum)
     file = str(options.result).replace("{rank}", str(0 if session is None else session.rank))
     Path(file).write_text(json.dumps(result), encoding="utf-8")
 
 
-def _train(session: Any, *, epochs: int, seed: int) -> dict[str, Any]:
+def _train(session: Any, *, epochs: int, seed: int, momentum: float) -> dict[str, Any]:
     rank, world_size = (0, 1) if session is None else (session.rank, session.world_size)
     digits = Digits(seed)
     torch.manual_seed(seed)
     network = SmallConvNet()
     model = network if session is None else DistributedModel(network, session=session)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=momentum, weight_decay=WEIGHT_DECAY)
     drops = sorted({max(1, round(part * epochs)) for part in RATE_DROPS})
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=drops)
     if session is not None:

@@ -137,9 +137,7 @@ class Follower(BaseSession):
     ) -> Exchanging:
         """Return an exchange that moves nothing; the leader's does."""
         settings = self._settings
-        layout = Layout(
-            table, num_shards=1, partition_elements=settings.layout.partition_elements, matrices=matrices(settings.codec)
-        )
+        layout = Layout(table, num_shards=1, partition_elements=settings.partition_elements, matrices=matrices(settings.codec))
         exchange = _Following(layout)
         self._exchanges.append(exchange)
         return exchange

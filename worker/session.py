@@ -209,7 +209,7 @@ class Session(BaseSession):
         layout = Layout(
             table,
             num_shards=settings.num_shards,
-            partition_elements=settings.layout.partition_elements,
+            partition_elements=settings.partition_elements,
             matrices=matrices(settings.codec),
         )
         number = len(self._exchanges)

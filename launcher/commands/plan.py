@@ -15,12 +15,13 @@ from rich.table import Table
 from ps_accordion import capacity
 from ps_accordion.capacity import Candidate, Compute, Job, Link
 from ps_accordion.codecs import registry, suite
+from ps_accordion.cores import codec_threads
 from ps_accordion.errors import CodecError, ConfigError
 from ps_accordion.layout import Tensor
 from ps_accordion.regimes.base import Choice
 from ps_accordion.selection import levels_of
 
-from ..coefficients import costs_now, default_threads, read_benches
+from ..coefficients import costs_now, read_benches
 from ..machine import machine
 from ..progress import human_bytes
 from .bench_codecs import bar
@@ -105,7 +106,7 @@ def plan(
         server_link=Link(there, half_way),
         worker_cores=worker_cores or cores,
         server_cores=server_cores or cores,
-        threads=threads or default_threads(worker_cores or cores),
+        threads=threads or codec_threads(worker_cores or cores),
         compute=Compute(computing / 3, computing * 2 / 3, capacity.seconds(optimizer, source="command line: --optimizer")),
         colocated=colocated,
         shared_cores=cores_shared,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..codecs import registry
-from ..config import CodecSettings, LayoutSettings
+from ..config import CodecSettings, Settings
 from ..errors import ConfigError
 from ..layout import Key, Layout, Tensor
 from ..regimes.base import Choice
@@ -105,7 +105,7 @@ class Job:
         threads: Codec threads of a worker.
         compute: What a worker computes.
         bucketed: Whether gradients come in buckets, as from DistributedDataParallel; else all at once.
-        partition_elements: Largest key.
+        partition_elements: Largest key; 0 chooses it as a job over a network does.
         replay_rounds: Rounds whose pushes workers keep.
     """
 
@@ -123,7 +123,7 @@ class Job:
     colocated: bool = False
     shared_cores: int = 0
     bucketed: bool = True
-    partition_elements: int = LayoutSettings().partition_elements
+    partition_elements: int = 0
     replay_rounds: int = 0
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class Job:
         return Layout(
             self.tensors,
             num_shards=num_shards,
-            partition_elements=self.partition_elements,
+            partition_elements=self.partition_elements or Settings(codec=self.settings).partition_elements,
             matrices=matrices(self.settings),
         )
 

@@ -89,7 +89,7 @@ class Layouts:
         return Layout.from_table(
             table,
             num_shards=settings.num_shards,
-            partition_elements=settings.layout.partition_elements,
+            partition_elements=settings.partition_elements,
             matrices=matrices(settings.codec),
         )
 

@@ -6,8 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from ps_accordion.config import MOST_THREADS
-from ps_accordion.worker.compute import CodecThreads, default_threads
+from ps_accordion.worker.compute import CodecThreads
 
 PATIENCE = 10.0
 
@@ -104,10 +103,3 @@ def test_an_idle_thread_keeps_no_gradient() -> None:
     del gradient
     assert gone.wait(PATIENCE)
     threads.close()
-
-
-def test_the_number_of_threads_is_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least one, at most four, also where nobody knows how many cores there are."""
-    for cores, workers, expected in ((64, 1, MOST_THREADS), (8, 4, 2), (2, 8, 1), (3, 0, 3), (None, 1, 1)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert default_threads(workers) == expected
