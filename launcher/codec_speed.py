@@ -19,13 +19,25 @@ from numpy.typing import NDArray
 
 from ps_accordion import codecs
 from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push, kernels, registry
+from ps_accordion.codecs.kernels.hadamard import TILE
 from ps_accordion.codecs.packing import ONE
 from ps_accordion.codecs.values import ValueFormat
 from ps_accordion.codecs.workspace import zeros
 from ps_accordion.cores import keep_apart
 from ps_accordion.errors import CodecError
 
-__all__ = ["DISTRIBUTIONS", "FOLDS", "Case", "Timed", "distribution", "measure", "measure_copy", "squared_errors", "timed"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "FOLDS",
+    "Case",
+    "Timed",
+    "distribution",
+    "measure",
+    "measure_copy",
+    "measure_kernels",
+    "squared_errors",
+    "timed",
+]
 
 FloatVector = NDArray[np.float32]
 Call = Callable[[], object]
@@ -202,6 +214,27 @@ def measure(case: Case, elements: int, threads: int = 1, *, values: ValueFormat 
             "bytes_per_element": round(codec.payload_bound(elements, case.level) / elements, 5),
             "sq_error": errors,
         }
+
+
+def measure_kernels(elements: int, threads: int = 1) -> Iterator[dict[str, Any]]:
+    """Time two loops that codecs are made of, as `measure` times operations of codecs; `codec` is `kernels`, and level 0.
+
+    `sum` adds two vectors into a third, past the cache: what a codec with feedback cannot be faster than, since it reads a
+    gradient and a residual and writes the next residual. `rotate` is a Hadamard transform of columns of 1,024, at random signs.
+    """
+    loops = [_loops(elements, thread) for thread in range(threads)]
+    for name, calls in {name: [own[name] for own in loops] for name in loops[0]}.items():
+        yield timed(Timed("kernels", name, 0.0, elements, threads), calls, np.ones(elements, np.float32))
+
+
+def _loops(elements: int, seed: int) -> dict[str, Call]:
+    a, b = distribution("gaussian", elements, seed), distribution("gaussian", elements, seed + 1)
+    out, row, whole = np.empty_like(a), np.empty(kernels.vector.ROW, np.float32), elements // TILE * TILE
+    work = np.empty(kernels.hadamard.ROOM + kernels.hadamard.WIDTH, np.float32)
+    return {
+        "sum": lambda: kernels.vector.sum_past(a, b, row, out),
+        "rotate": lambda: kernels.hadamard.rotate(a[:whole], 1, 2, work, out[:whole]),
+    }
 
 
 def timed(what: Timed, calls: list[Call], source: FloatVector) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ps_accordion.errors import ConfigError
 from ps_accordion.selection import levels_of
 
 from ..codec_rivals import rivals_of
-from ..codec_speed import FOLDS, Case, measure
+from ..codec_speed import FOLDS, Case, measure, measure_kernels
 from ..machine import machine
 from ..progress import human_bytes
 
@@ -62,6 +62,10 @@ def codecs(
     console, rows, beside = Console(), list[dict[str, Any]](), list[dict[str, Any]]()
     plural = "s" if threads > 1 else ""
     console.print(f"{human_bytes(4 * elements)} of float32, {threads} thread{plural}; a full bar is {BAR_COPIES:g} copies")
+    beside += measure_kernels(elements, threads)
+    _show_rows(
+        console, "kernels: sum reads two vectors and writes a third, as feedback must; rotate is a Hadamard of 1,024", beside
+    )
     for case in cases:
         measured = list(measure(case, elements, threads, values=values))
         rivals = list(rivals_of(case, elements)) if threads == 1 else []
@@ -95,19 +99,24 @@ def cases_of(only: str) -> list[Case]:
 
 
 def _show(console: Console, case: Case, rows: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{case.codec} {case.level:g}: {rows[0]['bytes_per_element']:g} bytes an element", title_justify="left")
+    title = f"{case.codec} {case.level:g}: {rows[0]['bytes_per_element']:g} bytes an element"
+    _show_rows(console, title, rows + rivals, case.codec)
+    errors = ", ".join(f"{name} {error:.3g}" for name, error in rows[0]["sq_error"].items())
+    console.print(f"squared error: {errors}\n", highlight=False)
+
+
+def _show_rows(console: Console, title: str, rows: list[dict[str, Any]], codec: str = "kernels") -> None:
+    table = Table(title=title, title_justify="left")
     for heading in ("op", "ms", "GB/s", "copies", "a member"):
         table.add_column(heading, justify="left" if heading == "op" else "right", no_wrap=True, min_width=len(heading))
     table.add_column("", width=BAR + 1, no_wrap=True)
-    for row in rows + rivals:
+    for row in rows:
         copies = row["vs_memcpy"]
         members = [number for number in FOLDS if row["op"].endswith(str(number))]
         each = f"{copies / members[0]:.2f}" if members else ""
-        name = row["op"] if row["codec"] == case.codec else f"{row['codec']} {row['op']}".removesuffix(" encode_feedback")
+        name = row["op"] if row["codec"] == codec else f"{row['codec']} {row['op']}".removesuffix(" encode_feedback")
         table.add_row(name, f"{row['ms']:.3f}", f"{row['gbps']:.1f}", f"{copies:.2f}", each, bar(copies))
     console.print(table)
-    errors = ", ".join(f"{name} {error:.3g}" for name, error in rows[0]["sq_error"].items())
-    console.print(f"squared error: {errors}\n", highlight=False)
 
 
 def bar(copies: float) -> Text:
