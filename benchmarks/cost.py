@@ -120,6 +120,7 @@ def memory(case: Case) -> list[dict[str, Any]]:
             worker_cores=os.cpu_count() or 1,
             server_cores=os.cpu_count() or 1,
             threads=codec_threads(os.cpu_count() or 1),
+            partition_elements=loaded.partition_elements,
             replay_rounds=loaded.servers.replay_rounds,
         )
     )
