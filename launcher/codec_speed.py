@@ -298,23 +298,23 @@ def _median(calls: list[Call]) -> float:
     # On threads a call is too short to start them together each time: each does many, and the whole is divided. Each has cores of
     # its own, as a worker's codec threads have.
     repeats = max(LEAST, len(_times(calls[0])))
-    ready = threading.Barrier(len(calls) + 1)
+    ready, times = threading.Barrier(len(calls)), list[float]()
 
     def work(index: int, call: Call) -> None:
         keep_apart(index, len(calls))
         call()
         ready.wait()
+        times.append(time.perf_counter())
         for _ in range(repeats):
             call()
+        times.append(time.perf_counter())
 
     workers = [threading.Thread(target=work, args=(index, call)) for index, call in enumerate(calls)]
     for worker in workers:
         worker.start()
-    ready.wait()
-    begun = time.perf_counter()
     for worker in workers:
         worker.join()
-    return (time.perf_counter() - begun) / repeats
+    return (max(times) - min(times)) / repeats
 
 
 def _times(call: Call) -> list[float]:
