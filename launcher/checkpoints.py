@@ -28,6 +28,9 @@ def resumed(settings: Settings, path: Path, *, screen: Screen) -> Settings:
     for line in said:
         screen.say(line)
     manifest = checkpoint.read(found)
+    if not settings.layout.partition_elements:  # a job that goes on keeps the keys that it had, wherever it runs now
+        kept = {"layout.partition_elements": manifest.terms.get("layout.partition_elements", 0)}
+        settings = settings.replaced(kept, source=f"checkpoint {str(found)!r}")
     manifest.refuse_other_terms(settings.terms(), where=found)
     manifest.refuse_other_workers(settings.workers.count, where=found)
     screen.say(f"going on from {found}: step {manifest.step}, {manifest.nbytes / 1e6:.1f} MB")

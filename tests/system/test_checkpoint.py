@@ -58,8 +58,13 @@ JOB = {
     "checkpoint.every_steps": 2,
 }
 """Windows end where checkpoints are made, so that a plan reaches its round by order and not by chance."""
-CODECS = {"topk": {}, "powersgd": {"codec.name": "powersgd", "codec.light": 4, "codec.heavy": 1}}
-"""Settings besides, by codec; powersgd goes on from the last result, which must be in the checkpoint."""
+CODECS = {
+    "topk": {},
+    "powersgd": {"codec.name": "powersgd", "codec.light": 4, "codec.heavy": 1},
+    "dense": {"codec.name": "dense", "codec.light": 32, "codec.heavy": 32},
+}
+"""Settings besides, by codec; powersgd goes on from the last result, which must be in the checkpoint, and the size of dense keys
+depends on where the job runs, which the launcher only decides after it has read the checkpoint."""
 
 
 def command(tmp_path, run, *flags, servers, **job):
