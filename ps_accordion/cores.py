@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 __all__ = ["MOST_THREADS", "codec_threads", "keep_apart", "usable_cores"]
@@ -29,4 +30,5 @@ def keep_apart(index: int, count: int) -> None:
     """
     cores = sorted(os.sched_getaffinity(0))
     if count <= len(cores):
-        os.sched_setaffinity(0, cores[index::count])  # 0: this thread, not all of the process
+        with contextlib.suppress(OSError):  # some sandboxes forbid it, and it changes nothing but the time
+            os.sched_setaffinity(0, cores[index::count])  # 0: this thread, not all of the process

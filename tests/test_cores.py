@@ -41,6 +41,16 @@ def test_threads_that_are_kept_apart_share_no_core_and_leave_none_out():
     assert os.sched_getaffinity(0) == before
 
 
+def test_where_it_is_forbidden_threads_go_where_they_like(monkeypatch):
+    """A sandbox may say no to any change."""
+
+    def forbid(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("os.sched_setaffinity", forbid)
+    assert kept(usable_cores()) == [os.sched_getaffinity(0)] * usable_cores()
+
+
 def test_more_threads_than_cores_share_them_all():
     """As they would without being told: also where the process itself was kept to one core."""
     first = {min(os.sched_getaffinity(0))}

@@ -68,7 +68,7 @@ def connect(
         session = _alone(here)
     else:
         settings = settings if settings is not None else config.load(role.config_file())
-        threads = settings.workers.threads or codec_threads(usable_cores() // here.local_size)
+        threads = settings.workers.threads or codec_threads(usable_cores() // max(1, here.local_size))
         restart = role.restart_number()
         with over_is_fine(restart > 0):
             session = Session(
