@@ -219,8 +219,8 @@ def measure(case: Case, elements: int, threads: int = 1, *, values: ValueFormat 
 def measure_kernels(elements: int, threads: int = 1) -> Iterator[dict[str, Any]]:
     """Time two loops that codecs are made of, as `measure` times operations of codecs; `codec` is `kernels`, and level 0.
 
-    `sum` is a plain loop that adds two vectors into a third, past the cache: a codec with feedback reads as much, a gradient and a
-    residual, and writes as much, the next residual. `rotate` is a Hadamard transform of columns of 1,024, at random signs.
+    `sum` is a plain loop that adds two vectors into a third, past the cache: a codec with feedback reads as much, a gradient and
+    a residual, and writes as much, the next residual. `rotate` is a Hadamard transform of columns of 1,024, at random signs.
     """
     loops = [_loops(elements, thread) for thread in range(threads)]
     for name, calls in {name: [own[name] for own in loops] for name in loops[0]}.items():
