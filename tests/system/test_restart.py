@@ -113,17 +113,21 @@ def test_servers_that_are_killed_again_and_again_change_no_bit(tmp_path, undistu
 
 @pytest.mark.full
 def test_servers_that_are_killed_change_no_bit_where_payloads_are_lent(tmp_path):
-    """What they had lent stays readable, and the process that comes after each is lent to anew."""
+    """What they had lent stays readable, and the process that comes after each is lent to anew.
+
+    Rounds go on through its socket until then, and may all be over before; but not while the other server is away.
+    """
     dense = ("--set", "codec.name=dense", "--set", "regime.policy=static")
     plain, lent = tmp_path / "plain", tmp_path / "lent"
     plain.mkdir()
     lent.mkdir()
     expected = digest_of(plain, *dense, "--set", "servers.lane=off")
-    assert digest_of(lent, *dense, kills={10: "server 1", 20: "server 0"}) == expected
-    assert restarts(lent)["server 0"] == restarts(lent)["server 1"] == 1
+    assert digest_of(lent, *dense, kills={10: "server 1", 20: "server 0", 30: "server 1"}) == expected
+    assert (restarts(lent)["server 0"], restarts(lent)["server 1"]) == (1, 2)
     links = [event for event in events(lent, "worker-0") if event["event"] == "lane"]
-    assert len(links) == 4
     assert all(event["push"] and event["pull"] for event in links)
+    times = [sum(event["link"] == f"server {number}" for event in links) for number in range(2)]
+    assert times in ([2, 2], [2, 3])
 
 
 LOSE = """
