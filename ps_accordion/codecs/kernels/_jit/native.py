@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NDARRAY", "entries", "prepare"]
+__all__ = ["NDARRAY", "TURN", "entries", "prepare"]
 
 NDARRAY = "ps_accordion_ndarray"
 """The symbol by which object code knows numpy's array type: its address differs from process to process."""
 
+TURN = "ps_accordion_turn"
+"""The symbol of one word in which threads say that they have Python's lock; `entry.py` says what for."""
+
+_turn = ctypes.c_uint64(0)
 _FASTCALL = 0x0080
 """`METH_FASTCALL` of Python's methodobject.h: called with an array of arguments and their number."""
 
@@ -33,12 +37,13 @@ def _keep(thing: object) -> None:
 
 
 def prepare() -> Any:
-    """Return llvmlite's binding, ready to load code that names `NDARRAY`: a symbol that is not known ends the process."""
+    """Return llvmlite's binding, ready to load code that names `NDARRAY` and `TURN`: an unknown symbol ends the process."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.add_symbol(NDARRAY, id(np.ndarray))
+    llvm.add_symbol(TURN, ctypes.addressof(_turn))
     return llvm
 
 
