@@ -303,7 +303,7 @@ DENSE = {"codec.name": "dense", "codec.light": 32.0}
         ({}, LARGEST_KEY),
         (DENSE, LARGEST_KEY // 2),
         (DENSE | {"codec.light": 16.0}, LARGEST_KEY),
-        (DENSE | {"coordinator.address": "ipc:///tmp/here/c"}, LARGEST_KEY),
+        (DENSE | {"coordinator.address": "ipc://here/c"}, LARGEST_KEY),
         (DENSE | {"layout.partition_elements": 4096}, 4096),
     ],
 )

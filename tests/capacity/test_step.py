@@ -188,11 +188,8 @@ def test_what_is_spent_beside_kernels_follows_from_what_threads_took():
 def test_keys_are_as_large_as_those_of_a_job_over_a_network():
     """Dense ones are half as large as those that are compressed, where nobody sets it."""
     keys = [len(job(choice=choice, partition_elements=0).layout().keys) for choice in (TOPK, DENSE)]
-    assert (
-        keys
-        == [1, 2]
-        == [LARGEST_KEY // Settings(codec=job(choice=choice).settings).partition_elements for choice in (TOPK, DENSE)]
-    )
+    sizes = [Settings(codec=job(choice=choice).settings).partition_elements for choice in (TOPK, DENSE)]
+    assert keys == [1, 2] == [LARGEST_KEY // size for size in sizes]
 
 
 def test_the_fewest_servers_that_are_about_as_fast_are_recommended():
