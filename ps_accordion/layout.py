@@ -29,7 +29,7 @@ import xxhash
 
 from .errors import LayoutError
 
-__all__ = ["DENSE_BELOW", "FUSE_ELEMENTS", "MATRIX_ELEMENTS", "Key", "Layout", "Matrices", "Slice", "Tensor"]
+__all__ = ["DENSE_BELOW", "FUSE_ELEMENTS", "MATRIX_ELEMENTS", "Key", "Layout", "Matrices", "Slice", "Tensor", "read_table"]
 
 Matrices = Callable[[str], bool]
 """Says by the name of a tensor whether it is a matrix, if it is worth compressing."""
@@ -202,27 +202,6 @@ class Layout:
         """Return the keys that `shard` owns, in order."""
         return [key for key in self.keys if key.shard == shard]
 
-    @classmethod
-    def from_table(cls, table: bytes, *, num_shards: int, partition_elements: int, matrices: Matrices | None = None) -> Layout:
-        """Build a layout from `table` bytes that came over a socket.
-
-        Raises:
-            LayoutError: The bytes are not a table within the limits.
-        """
-        if len(table) > MAX_TABLE_BYTES:
-            raise LayoutError(f"a tensor table has at most {MAX_TABLE_BYTES} bytes, this one has {len(table)}")
-        try:
-            rows = msgpack.unpackb(
-                table, max_array_len=MAX_TENSORS, max_str_len=MAX_NAME, max_map_len=0, max_bin_len=0, max_ext_len=0
-            )
-            tensors = [
-                Tensor(_string(name), tuple(map(_count, shape)), _string(dtype), _bool(buffer))
-                for name, shape, dtype, buffer in rows
-            ]
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise LayoutError(f"not a tensor table ({len(table)} bytes): {error}") from None
-        return cls(tensors, num_shards=num_shards, partition_elements=partition_elements, matrices=matrices)
-
     def difference(self, other: Layout) -> str:
         """Say where two layouts first differ, for the message that refuses a worker. Empty if they agree."""
         for index, (mine, theirs) in enumerate(zip(self.tensors, other.tensors, strict=False)):
@@ -305,6 +284,25 @@ class Layout:
             Key(number, tuple(parts), small, shard_of[number], self.tensors[parts[0].tensor].buffer, self._rows(parts))
             for number, (small, parts) in enumerate(cut)
         )
+
+
+def read_table(table: bytes) -> list[Tensor]:
+    """Return the tensors of `table` bytes that came over a socket.
+
+    Raises:
+        LayoutError: The bytes are not a table within the limits.
+    """
+    if len(table) > MAX_TABLE_BYTES:
+        raise LayoutError(f"a tensor table has at most {MAX_TABLE_BYTES} bytes, this one has {len(table)}")
+    try:
+        rows = msgpack.unpackb(
+            table, max_array_len=MAX_TENSORS, max_str_len=MAX_NAME, max_map_len=0, max_bin_len=0, max_ext_len=0
+        )
+        return [
+            Tensor(_string(name), tuple(map(_count, shape)), _string(dtype), _bool(buffer)) for name, shape, dtype, buffer in rows
+        ]
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise LayoutError(f"not a tensor table ({len(table)} bytes): {error}") from None
 
 
 def _check_table(tensors: Sequence[Tensor]) -> None:

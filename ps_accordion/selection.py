@@ -16,14 +16,14 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 from .codecs import Codec, Codecs, registry
-from .config import LEVELS, CodecSettings
+from .config import LEVELS, CodecSettings, Settings
 from .errors import CodecError, ConfigError
 from .layout import Key, Layout, Matrices, Tensor
 from .patterns import TensorCodec
 from .regimes.base import Choice
 from .regimes.plan import MAX_PALETTE
 
-__all__ = ["EXACT", "Selection", "check", "codecs_of", "levels_of", "matrices", "momenta", "unmatched", "used"]
+__all__ = ["EXACT", "Selection", "check", "codecs_of", "lay_out", "levels_of", "matrices", "momenta", "unmatched", "used"]
 
 EXACT = Choice("dense", 32.0)
 
@@ -87,6 +87,26 @@ def matrices(settings: CodecSettings) -> Matrices:
     """
     codecs = codecs_of(settings)
     return lambda name: codecs[settings.of(name).codec].scope == "tensor"
+
+
+def lay_out(tensors: Sequence[Tensor], settings: Settings, *, num_shards: int | None = None) -> Layout:
+    """Return the layout that all processes of a job have of a table of tensors.
+
+    Args:
+        tensors: The table.
+        settings: Of the job.
+        num_shards: Shards that keys are spread over; None takes all of the job.
+
+    Raises:
+        LayoutError: There is no layout of such a table.
+        CodecError: As `codecs_of` does.
+    """
+    return Layout(
+        tensors,
+        num_shards=settings.num_shards if num_shards is None else num_shards,
+        partition_elements=settings.partition_elements,
+        matrices=matrices(settings.codec),
+    )
 
 
 def momenta(settings: CodecSettings, names: Iterable[str]) -> dict[str, float]:

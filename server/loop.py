@@ -19,9 +19,9 @@ from ps_accordion import checkpoint, crashpoints
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings, job_of
 from ps_accordion.errors import JoinRefused, RunAborted, Unreachable, WireError
-from ps_accordion.layout import Layout
+from ps_accordion.layout import Layout, read_table
 from ps_accordion.selection import check as check_codecs
-from ps_accordion.selection import matrices, used
+from ps_accordion.selection import lay_out, used
 from ps_accordion.telemetry import trace
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
@@ -271,12 +271,7 @@ class Server:
             case m.Freeze():
                 self._to_all(lambda shard: shard.on_freeze(message))
             case m.NewLayout() if message.layout not in self._layouts and payload:
-                layout = Layout.from_table(
-                    b"".join(payload),
-                    num_shards=self.settings.num_shards,
-                    partition_elements=self.settings.partition_elements,
-                    matrices=matrices(self.settings.codec),
-                )
+                layout = lay_out(read_table(b"".join(payload)), self.settings)
                 if layout.digest != message.digest:
                     raise JoinRefused(
                         f"layout {message.layout} has digest {message.digest} at the coordinator and {layout.digest} here; give "

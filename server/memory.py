@@ -17,10 +17,10 @@ import msgspec
 from ps_accordion.codecs import registry
 from ps_accordion.codecs.registry import Codecs
 from ps_accordion.config import Settings
-from ps_accordion.layout import Key, Layout
+from ps_accordion.layout import Key, Layout, read_table
 from ps_accordion.ledger import NO_TALLY, Tally
 from ps_accordion.regimes.plan import plan_bound
-from ps_accordion.selection import EXACT, Selection, codecs_of, matrices
+from ps_accordion.selection import EXACT, Selection, codecs_of, lay_out
 from ps_accordion.wire import messages as m
 
 from .durable import KeySize, KeyStore, ShardStore
@@ -111,12 +111,8 @@ class ShardMemory:
     @property
     def layouts(self) -> dict[int, Layout]:
         """The layouts that are kept."""
-        settings = self._settings
-        partition, whole = settings.partition_elements, matrices(settings.codec)
-        return {
-            number: Layout.from_table(table, num_shards=settings.num_shards, partition_elements=partition, matrices=whole)
-            for number, table in sorted(self._store.layouts.items())
-        }
+        tables = sorted(self._store.layouts.items())
+        return {number: lay_out(read_table(table), self._settings) for number, table in tables}
 
     def hold(self, number: int, layout: Layout, keys: Sequence[Key]) -> list[KeyRecord]:
         """Return the record of each of a layout's keys that are the shard's, as last written; make room for a new layout.

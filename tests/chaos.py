@@ -25,8 +25,8 @@ from ps_accordion.codecs import Coding
 from ps_accordion.config import job_of
 from ps_accordion.coordinator.log import Log
 from ps_accordion.launcher.progress import Tail
-from ps_accordion.layout import Layout, Tensor
-from ps_accordion.selection import matrices
+from ps_accordion.layout import Tensor
+from ps_accordion.selection import lay_out
 from ps_accordion.wire.messages import View
 
 __all__ = ["Chaos", "Faults", "replayed"]
@@ -286,12 +286,7 @@ def replayed(run, steps):
     """
     settings = config.load(run / "config.toml", environment={})
     tensors = [Tensor("weight", SHAPE, "float32"), Tensor("bias", (SHAPE[0],), "float32")]
-    layout = Layout(
-        tensors,
-        num_shards=settings.num_shards,
-        partition_elements=settings.layout.partition_elements,
-        matrices=matrices(settings.codec),
-    )
+    layout = lay_out(tensors, settings)
     with Log.open(run / "state", job=job_of(settings)) as log:
         views = [msgspec.convert(record["view"], View) for record in log.records if record["what"] == "view"]
     replay = Replay(layout, settings, {0: {}}, {})

@@ -11,7 +11,7 @@ from ps_accordion.config import Settings
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.regimes import Choice, Plan
 from ps_accordion.regimes.plan import encode_plan
-from ps_accordion.selection import matrices
+from ps_accordion.selection import lay_out
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Note, Send
 from ps_accordion.worker.coder import KeyCoder
@@ -54,9 +54,7 @@ def settings_of(**options: Any) -> Settings:
 
 def layout_of(settings: Settings, table: list[Tensor] | None = None) -> Layout:
     """Return the layout of the small model under these settings."""
-    partition = settings.partition_elements
-    whole = matrices(settings.codec)
-    return Layout(table or TABLE, num_shards=settings.num_shards, partition_elements=partition, matrices=whole)
+    return lay_out(table or TABLE, settings)
 
 
 def view_of(settings: Settings, *, p: int = 1, slots: list[int] | None = None, **fields: Any) -> m.View:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ps_accordion import layout as module
 from ps_accordion.capacity import models
 from ps_accordion.errors import LayoutError
-from ps_accordion.layout import DENSE_BELOW, FUSE_ELEMENTS, MATRIX_ELEMENTS, MAX_FUSED, Layout, Tensor
+from ps_accordion.layout import DENSE_BELOW, FUSE_ELEMENTS, MATRIX_ELEMENTS, MAX_FUSED, Layout, Tensor, read_table
 
 PARTITION = 1 << 18
 SMALL_SHAPES = st.one_of(
@@ -95,7 +95,7 @@ def test_keys_come_in_the_order_in_which_backward_makes_gradients(layout: Layout
 @given(LAYOUTS)
 def test_a_table_that_was_sent_gives_the_same_layout(layout: Layout) -> None:
     """Server and coordinator compute what the worker computed, from its bytes."""
-    twin = Layout.from_table(layout.table, num_shards=layout.num_shards, partition_elements=layout.partition_elements)
+    twin = Layout(read_table(layout.table), num_shards=layout.num_shards, partition_elements=layout.partition_elements)
     assert twin.tensors == layout.tensors
     assert twin.keys == layout.keys
     assert twin.digest == layout.digest
@@ -286,21 +286,21 @@ HOSTILE = {
 def test_a_hostile_table_is_refused(kind: str) -> None:
     """Whatever a peer sends as a table ends as a `LayoutError`, soon."""
     with pytest.raises(LayoutError):
-        Layout.from_table(HOSTILE[kind], num_shards=1, partition_elements=PARTITION)
+        Layout(read_table(HOSTILE[kind]), num_shards=1, partition_elements=PARTITION)
 
 
 def test_a_table_of_too_many_bytes_is_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit comes before the parser."""
     monkeypatch.setattr(module, "MAX_TABLE_BYTES", 10)
     with pytest.raises(LayoutError, match="at most 10 bytes, this one has 15"):
-        Layout.from_table(msgpack.packb([["a", [1], "float32", False]]), num_shards=1, partition_elements=PARTITION)
+        read_table(msgpack.packb([["a", [1], "float32", False]]))
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_table_or_a_layout_error(data: bytes) -> None:
     """No other exception escapes the parser."""
     try:
-        layout = Layout.from_table(data, num_shards=2, partition_elements=PARTITION)
+        layout = Layout(read_table(data), num_shards=2, partition_elements=PARTITION)
     except LayoutError:
         return
     assert layout.tensors

@@ -12,7 +12,7 @@ import torch
 
 from ps_accordion.config import Settings
 from ps_accordion.layout import Layout, Tensor
-from ps_accordion.selection import matrices
+from ps_accordion.selection import lay_out
 from ps_accordion.telemetry.events import JsonLines
 
 from .base import BaseSession
@@ -90,8 +90,7 @@ class Alone(BaseSession):
         device: torch.device | None = None,
     ) -> Exchanging:
         """Return an exchange that gives back what it gets; see `BaseSession.open_layout`."""
-        settings = self._settings
-        layout = Layout(table, num_shards=1, partition_elements=settings.partition_elements, matrices=matrices(settings.codec))
+        layout = lay_out(table, self._settings, num_shards=1)
         exchange = _Echo(layout, decided, self._counters)
         self._exchanges.append(exchange)
         return exchange

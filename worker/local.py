@@ -20,7 +20,7 @@ import torch.distributed as dist
 from ps_accordion.config import Settings
 from ps_accordion.errors import UsageError
 from ps_accordion.layout import Layout, Tensor
-from ps_accordion.selection import matrices
+from ps_accordion.selection import lay_out
 
 from .base import BaseSession
 from .exchanging import Exchanging
@@ -136,9 +136,7 @@ class Follower(BaseSession):
         device: torch.device | None = None,
     ) -> Exchanging:
         """Return an exchange that moves nothing; the leader's does."""
-        settings = self._settings
-        layout = Layout(table, num_shards=1, partition_elements=settings.partition_elements, matrices=matrices(settings.codec))
-        exchange = _Following(layout)
+        exchange = _Following(lay_out(table, self._settings, num_shards=1))
         self._exchanges.append(exchange)
         return exchange
 

@@ -15,8 +15,8 @@ import torch
 from ps_accordion.codecs import warm
 from ps_accordion.config import Settings
 from ps_accordion.errors import PsAccordionError, RunAborted, StorageError, UsageError
-from ps_accordion.layout import Layout, Tensor
-from ps_accordion.selection import matrices, unmatched, used
+from ps_accordion.layout import Tensor
+from ps_accordion.selection import lay_out, unmatched, used
 from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
@@ -206,12 +206,7 @@ class Session(BaseSession):
         settings = self.settings
         if len(self._exchanges) >= m.MAX_LAYOUTS:
             raise UsageError(f"expected at most {m.MAX_LAYOUTS} models and push_pull names in a session; reuse names")
-        layout = Layout(
-            table,
-            num_shards=settings.num_shards,
-            partition_elements=settings.partition_elements,
-            matrices=matrices(settings.codec),
-        )
+        layout = lay_out(table, settings)
         number = len(self._exchanges)
         if decided is not None and self.rank == 0:
             known = [tensor for tracked in self._exchanges for tensor in tracked.exchange.layout.tensors]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..codecs import registry
-from ..config import CodecSettings, Settings
+from ..config import CodecSettings, LayoutSettings, Settings
 from ..errors import ConfigError
 from ..layout import Key, Layout, Tensor
 from ..regimes.base import Choice
-from ..selection import Selection, codecs_of, matrices
+from ..selection import Selection, codecs_of, lay_out
 from ..wire import framing, messages
 from .costs import Costs
 
@@ -149,13 +149,8 @@ class Job:
 
     def layout(self) -> Layout:
         """Return the layout that all processes of the job have."""
-        num_shards = self.servers * self.shards_per_server
-        return Layout(
-            self.tensors,
-            num_shards=num_shards,
-            partition_elements=self.partition_elements or Settings(codec=self.settings).partition_elements,
-            matrices=matrices(self.settings),
-        )
+        settings = Settings(codec=self.settings, layout=LayoutSettings(partition_elements=self.partition_elements))
+        return lay_out(self.tensors, settings, num_shards=self.servers * self.shards_per_server)
 
     def payloads(self) -> Iterator[tuple[Key, Choice, int]]:
         """Yield each key, with its codec and level, and the bytes of its payload."""

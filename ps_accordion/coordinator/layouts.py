@@ -11,8 +11,8 @@ from typing_extensions import Buffer
 from ..checkpoint import Manifest
 from ..config import Settings
 from ..errors import LayoutError, RunAborted
-from ..layout import Layout
-from ..selection import matrices
+from ..layout import Layout, read_table
+from ..selection import lay_out
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Peer, Send
 from ..wire.framing import split_frames
@@ -85,13 +85,7 @@ class Layouts:
         return LayoutEntry(number, layout, planner, declared, past.opened, set(past.late), past.version)
 
     def _layout(self, table: bytes) -> Layout:
-        settings = self._settings
-        return Layout.from_table(
-            table,
-            num_shards=settings.num_shards,
-            partition_elements=settings.partition_elements,
-            matrices=matrices(settings.codec),
-        )
+        return lay_out(read_table(table), self._settings)
 
     @property
     def opened(self) -> list[int]:

@@ -12,8 +12,8 @@ from world import RATE, TABLE
 from ps_accordion import crashpoints
 from ps_accordion.coordinator.loop import LOGGED
 from ps_accordion.coordinator.machine import Coordinator
-from ps_accordion.layout import Layout
-from ps_accordion.selection import Selection, matrices
+from ps_accordion.layout import read_table
+from ps_accordion.selection import Selection, lay_out
 from ps_accordion.server.durable import ShardStore, Snapshots
 from ps_accordion.server.relay import Relay
 from ps_accordion.server.shard import Shard
@@ -196,13 +196,7 @@ class ServerProcess(Process):
             case m.Freeze():
                 self._carry(shard.on_freeze(message))
             case m.NewLayout():
-                settings = self.world.settings
-                layout = Layout.from_table(
-                    b"".join(bytes(part) for part in payload),
-                    num_shards=settings.num_shards,
-                    partition_elements=settings.layout.partition_elements,
-                    matrices=matrices(settings.codec),
-                )
+                layout = lay_out(read_table(b"".join(bytes(part) for part in payload)), self.world.settings)
                 self.layouts[message.layout] = layout
                 self._carry(shard.on_layout(message.layout, layout))
                 self._alive()
