@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ps_accordion import config
+from ps_accordion import config, sources
 from ps_accordion.config import Settings
 from ps_accordion.errors import ConfigError
 from ps_accordion.role import CONFIG_VARIABLE
@@ -97,9 +97,9 @@ _DOTTED = {
 
 def plain_environment() -> dict[str, str]:
     """Return this process's environment without any setting and without any process's place in a run."""
-    ours = {config.environment_name(name) for name in config.flatten(Settings())}
+    ours = {sources.environment_name(name) for name in config.flatten(Settings())}
     place = ("CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RESTART")
-    ours |= {config.ENVIRONMENT_PREFIX + name for name in place}
+    ours |= {sources.ENVIRONMENT_PREFIX + name for name in place}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
@@ -107,7 +107,7 @@ def role_environment(options: JobOptions) -> dict[str, str]:
     """Return the environment of one role on this machine: its settings travel as variables, in place of a file of ours."""
     environment = dict(os.environ)
     for dotted, value in options.overrides().items():
-        environment[config.environment_name(dotted)] = str(value)
+        environment[sources.environment_name(dotted)] = str(value)
     file = options.file()
     if file is not None:
         environment[CONFIG_VARIABLE] = str(file.absolute())

@@ -1,12 +1,9 @@
 """Settings of a job: one frozen model, filled from TOML, then the environment, then the command line.
 
-Later sources win. A key that does not exist is refused with the place it stands in and the nearest name that does.
-Every role reads its settings here; what all roles must agree on (`Settings.terms`) is compared when a process joins.
+Later sources win (`sources.py`). Every role reads its settings here; what all roles must agree on (`Settings.terms`) is compared
+when a process joins.
 
-The environment name of a setting is its path in capitals: `PS_ACCORDION_SERVERS_COUNT` is `[servers] count`.
-
-Types are strict: `count = "2"`, `count = 2.0` and `count = true` are refused in TOML, where a number can be written as one.
-The environment and flags only have text; it is read as what the setting is (`_from_text`).
+Types are strict: `count = "2"`, `count = 2.0` and `count = true` are refused in TOML.
 
 `ps-accordion config` shows the text below each setting as its documentation.
 """
@@ -15,8 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,9 +24,9 @@ from msgspec.structs import force_setattr
 from .errors import ConfigError
 from .patterns import TensorCodec, TensorCodecs
 from .sections import IllegalValue, Section, Written, explicit, flatten, kinds
+from .sources import from_environment, from_flags, from_toml, nearest
 
 __all__ = [
-    "ENVIRONMENT_PREFIX",
     "LARGEST_KEY",
     "CheckpointSettings",
     "CodecSettings",
@@ -43,15 +39,11 @@ __all__ = [
     "SkipSettings",
     "Timeouts",
     "WorkerSettings",
-    "environment_name",
     "flatten",
     "job_of",
     "load",
-    "nearest",
     "render",
 ]
-
-ENVIRONMENT_PREFIX = "PS_ACCORDION_"
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
@@ -410,19 +402,6 @@ def job_of(settings: Settings) -> str:
     return f"{xxhash.xxh3_64_intdigest(text.encode()):016x}"
 
 
-def environment_name(dotted: str) -> str:
-    """Return the environment variable that sets `dotted`."""
-    return ENVIRONMENT_PREFIX + dotted.replace(".", "_").upper()
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean ...?)` for the closest known word, or an empty string."""
-    import difflib  # only when something is wrong
-
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def load(
     file: Path | str | None = None,
     *,
@@ -434,80 +413,19 @@ def load(
     Args:
         file: TOML file; None reads none.
         environment: Variables to read; None takes the process environment. Names that start with `PS_ACCORDION_` and are
-            neither settings nor one of the launcher's own (`_ROLE_VARIABLES`) are refused.
+            neither settings nor what the launcher tells a role are refused.
         overrides: Settings by dotted name, as flags give them: text, or values of the setting's own type.
 
     Raises:
         ConfigError: A key is unknown or a value is not legal. The message names the source and the nearest legal name.
     """
     defaults = flatten(Settings())
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    if file is not None:
-        for name, value in _flatten_toml(_read_toml(Path(file)), list(defaults), str(file)):
-            values[name] = value
-            sources[name] = str(file)
-    variables = {environment_name(name): name for name in defaults}
-    for variable, text in (os.environ if environment is None else environment).items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _ROLE_VARIABLES:
-            continue
-        if variable not in variables:
-            raise ConfigError(
-                f"environment variable {variable} is not a setting{nearest(variable, variables)}; unset it, or correct its name"
-            )
-        name = variables[variable]
-        values[name] = _from_text(text, defaults[name])
-        sources[name] = f"environment variable {variable}"
-    for name, value in (overrides or {}).items():
-        if name not in defaults:
-            raise ConfigError(f"command line: there is no setting {name!r}{nearest(name, defaults)}")
-        values[name] = _from_text(value, defaults[name]) if isinstance(value, str) else value
-        sources[name] = "command line"
-    return _settings(values, sources)
-
-
-_ROLE_VARIABLES = frozenset(
-    ENVIRONMENT_PREFIX + name
-    for name in ("CONFIG", "CRASH_AT", "RESTART", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-)
-"""Variables with our prefix that say which process this is, not how the job is set; and where tests let it die."""
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config file {str(file)!r} does not exist (looked from {Path.cwd()})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"config file {str(file)!r} is not readable TOML: {error}") from None
-
-
-def _flatten_toml(table: dict[str, Any], leaves: list[str], file: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        dotted = prefix + name
-        if dotted in leaves:
-            yield dotted, value
-        elif isinstance(value, dict) and any(leaf.startswith(dotted + ".") for leaf in leaves):
-            yield from _flatten_toml(value, leaves, file, dotted + ".")
-        else:
-            kind = "section" if isinstance(value, dict) else "key"
-            known = {leaf.rpartition(".")[0] for leaf in leaves} - {""} if isinstance(value, dict) else leaves
-            raise ConfigError(f"{file}: unknown {kind} {dotted!r}{nearest(dotted, known)}")
-
-
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-
-def _from_text(text: str, default: Any) -> Any:
-    """Return `text` as the type of `default`, or as it is when it cannot be that; validation then says what was expected."""
-    try:
-        if isinstance(default, bool):
-            return _WORDS[text.strip().lower()]
-        if isinstance(default, int | float):
-            return type(default)(text)
-    except (KeyError, ValueError):
-        pass
-    return text
+    given = [
+        *(from_toml(Path(file), defaults) if file is not None else ()),
+        *from_environment(os.environ if environment is None else environment, defaults),
+        *from_flags(overrides or {}, defaults),
+    ]
+    return _settings({one.name: one.value for one in given}, {one.name: one.source for one in given})
 
 
 def _settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:

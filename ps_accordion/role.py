@@ -7,8 +7,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from .config import ENVIRONMENT_PREFIX
 from .errors import PsAccordionError
+from .sources import ENVIRONMENT_PREFIX
 
 __all__ = ["CONFIG_VARIABLE", "RESTART_VARIABLE", "config_file", "guarded", "restart_number"]
 

@@ -9,22 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ps_accordion.config import (
-    ENVIRONMENT_PREFIX,
     LARGEST_KEY,
     LEVELS,
     RunSettings,
     ServerSettings,
     Settings,
     Timeouts,
-    environment_name,
     flatten,
     job_of,
     load,
-    nearest,
     render,
 )
 from ps_accordion.errors import ConfigError
 from ps_accordion.patterns import TensorCodecs
+from ps_accordion.sources import ENVIRONMENT_PREFIX, environment_name, nearest
 
 LEAVES = flatten(Settings())
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import torch.distributed as dist
 
 from ps_accordion import config, role
-from ps_accordion.config import ENVIRONMENT_PREFIX, Settings
+from ps_accordion.config import Settings
 from ps_accordion.cores import codec_threads, usable_cores
 from ps_accordion.errors import ConfigError, JoinRefused, UsageError
+from ps_accordion.sources import ENVIRONMENT_PREFIX
 from ps_accordion.wire.transport import Transport
 
 from .alone import Alone

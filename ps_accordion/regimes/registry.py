@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..config import RegimeSettings, nearest
+from ..config import RegimeSettings
 from ..errors import ConfigError
+from ..sources import nearest
 from .accordion import Accordion
 from .base import Choice, Policy
 from .span import parse_span
