@@ -27,10 +27,11 @@ from ps_accordion.telemetry.events import JsonLines
 from ps_accordion.telemetry.trace import Trace
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Action, Peer, Send
+from ps_accordion.wire.addresses import check_address
 from ps_accordion.wire.lane import Loan
 from ps_accordion.wire.lending import Lending
 from ps_accordion.wire.silence import Absence, Silence
-from ps_accordion.wire.transport import Arrival, Transport, check_address
+from ps_accordion.wire.transport import Arrival, Transport
 
 from .checkpoint import Residuals, save
 from .durable import ShardStore, Snapshots

@@ -4,6 +4,10 @@ Connections that share a link do not share it evenly. Without a limit one worker
 before another's first push is through, and a round of a key takes both: nothing is answered while all push, and then all are
 answered at once, though a link carries both ways at the same time. With a limit who is ahead waits for the others.
 
+What waits goes in the order of its keys' numbers, which is that in which backward makes gradients, and not in that in which
+codec threads were done: a worker has several, and none waits for another. Workers would soon be pushing different keys, each
+waiting for what another holds back.
+
 A push has arrived when its result is there, or when the server says that it holds it. It says so when it is asked, after
 `timeouts.resend` without any result: so workers that push keys in another order than others come out of waiting for each other,
 and the limit is doubled when that happens. Every round without that halves it again. What is sent again was lost, and does not
@@ -12,7 +16,8 @@ count. Pure.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import heapq
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 __all__ = ["Credit"]
@@ -20,11 +25,11 @@ __all__ = ["Credit"]
 
 @dataclass
 class _Way:
-    """What is under way to a server, and what waits, by key in bytes."""
+    """What is under way to a server, and what waits, a heap: by key in bytes."""
 
     limit: int
     under_way: dict[int, int] = field(default_factory=dict)
-    waiting: deque[tuple[int, int]] = field(default_factory=deque)
+    waiting: list[tuple[int, int]] = field(default_factory=list)
     total: int = 0
     eased: bool = False
 
@@ -53,7 +58,7 @@ class Credit:
             return True
         way = self._ways[server]
         if way.waiting or not way.fits(nbytes):
-            way.waiting.append((key, nbytes))
+            heapq.heappush(way.waiting, (key, nbytes))
             return False
         way.go(key, nbytes)
         return True
@@ -71,11 +76,11 @@ class Credit:
             way.limit, way.eased = 2 * way.limit, True
 
     def released(self) -> list[int]:
-        """Return the keys of pushes that may be sent now, in the order in which they came."""
+        """Return the keys of pushes that may be sent now, the lowest number first of each server."""
         keys = []
         for way in self._ways.values():
             while way.waiting and way.fits(way.waiting[0][1]):
-                key, nbytes = way.waiting.popleft()
+                key, nbytes = heapq.heappop(way.waiting)
                 way.go(key, nbytes)
                 keys.append(key)
         return keys
@@ -83,5 +88,5 @@ class Credit:
     def end(self) -> None:
         """Forget the round."""
         for way in self._ways.values():
-            way.under_way, way.waiting, way.total = {}, deque(), 0
+            way.under_way, way.waiting, way.total = {}, [], 0
             way.limit, way.eased = way.limit if way.eased else max(self._limit, way.limit // 2), False

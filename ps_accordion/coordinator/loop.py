@@ -17,8 +17,9 @@ from ..errors import StorageError
 from ..telemetry.events import JsonLines
 from ..wire import messages as m
 from ..wire.actions import Action, Note, Record, Send, Stop
+from ..wire.addresses import check_address
 from ..wire.silence import Absence
-from ..wire.transport import Transport, check_address
+from ..wire.transport import Transport
 from .checkpoints import Due
 from .layouts import Resume
 from .log import Log

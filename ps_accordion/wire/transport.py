@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import collections
 import errno
-import ipaddress
 import os
 import select
-import socket as sockets
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,14 +29,15 @@ from typing_extensions import Buffer
 from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import ConfigError, WireError
-from . import framing
+from . import framing, windows
 from .actions import Peer
+from .addresses import is_alive, port_of
 from .bundle import Part, bundled, parts_of
 from .lane import Loan
 from .lending import Lending
 from .messages import Lent, Message
 
-__all__ = ["Arrival", "Transport", "check_address"]
+__all__ = ["Arrival", "Transport"]
 
 Outgoing = Callable[[Peer, list[Buffer]], Iterable[tuple[Peer, list[Buffer]]]]
 
@@ -56,6 +55,8 @@ UNANSWERED_MS = 20_000
 would try for a quarter of an hour."""
 ZERO_COPY = 1 << 16
 """Bytes from which a frame is sent without a copy: telling its owner that it has been sent takes as long as copying less."""
+LOOK_AGAIN = 32
+"""Messages from one connection until its window is looked at again: another one may have its descriptor."""
 ZMTP_SHORT, ZMTP_LONG = 2, 9
 """Bytes that ZMTP puts before a frame, of up to 255 bytes and of more."""
 
@@ -97,6 +98,10 @@ class Transport:
         self._listener: zmq.Socket[bytes] | None = None
         self._links: dict[str, zmq.Socket[bytes]] = {}
         self._names: dict[Any, str] = {}
+        self._ports: dict[Any, int] = {}
+        """Of the listener and of links; of those that are TCP."""
+        self._looked: dict[int, int] = {}
+        """Messages from a connection, by its descriptor, since its window was looked at last."""
         self._monitor: zmq.Socket[bytes] | None = None
         self._by_descriptor: dict[int, bytes] = {}
         self._peers: set[bytes] = set()
@@ -119,7 +124,7 @@ class Transport:
         Raises:
             ConfigError: The address is malformed or in use.
         """
-        if _is_alive(address):
+        if is_alive(address):
             raise ConfigError(f"cannot listen at {address}: another process does; stop it or choose another path")
         socket = self._socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -136,6 +141,7 @@ class Transport:
             self._poller.register(self._monitor, zmq.POLLIN)
         resolved = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._path = resolved.removeprefix("ipc://") if resolved.startswith("ipc://") else ""
+        self._ports[socket] = port_of(resolved)
         return resolved
 
     def connect(self, name: str, address: str) -> None:
@@ -160,6 +166,7 @@ class Transport:
         self.disconnect(name)
         self._links[name] = socket
         self._names[socket] = name
+        self._ports[socket] = port_of(address)
         self._poller.register(socket, zmq.POLLIN)
 
     def disconnect(self, name: str) -> None:
@@ -167,7 +174,7 @@ class Transport:
         socket = self._links.pop(name, None)
         if socket is not None:
             self._poller.unregister(socket)
-            del self._names[socket]
+            del self._names[socket], self._ports[socket]
             socket.close(0)
 
     def linked(self, name: str) -> bool:
@@ -256,6 +263,7 @@ class Transport:
         return arrivals
 
     def _receive(self, socket: Any, arrivals: list[Arrival]) -> None:
+        port = self._ports[socket]
         for _ in range(RECEIVE_LIMIT):
             try:
                 frames = [socket.recv(_NOW, copy=False)]
@@ -263,6 +271,8 @@ class Transport:
                 return
             while frames[-1].more:  # `recv_multipart` asks the socket instead, which takes ten times as long
                 frames.append(socket.recv(0, copy=False))
+            if port:
+                self._look_at(frames[0].get(zmq.SRCFD), port)
             peer: Peer
             if socket is not self._listener:
                 peer = self._names[socket]
@@ -283,6 +293,12 @@ class Transport:
                         self._borrow(peer, message, payload, arrivals)
                     else:
                         arrivals.append(Arrival(peer, message, payload, None, None))
+
+    def _look_at(self, descriptor: int, port: int) -> None:
+        messages = self._looked.get(descriptor, 0)
+        self._looked[descriptor] = (messages + 1) % LOOK_AGAIN
+        if not messages:
+            windows.fit(descriptor, port)
 
     def _borrow(self, peer: Peer, lent: Lent, behind: Sequence[Buffer], arrivals: list[Arrival]) -> None:
         if not self.lending.is_known(peer, lent):
@@ -320,6 +336,7 @@ class Transport:
             socket.close(LINGER_MS)
         self._links.clear()
         self._listener = None
+        self._ports.clear()
         self._context.term()
         self.lending.close()
         os.close(self._wake)
@@ -336,49 +353,6 @@ class Transport:
         return socket
 
 
-def _is_alive(address: str) -> bool:
-    """Whether somebody listens at an ipc address. ZeroMQ itself would take the path over without a word."""
-    path = address.removeprefix("ipc://")
-    if path == address:
-        return False
-    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
-
-
 def _on_wire(frame: Buffer) -> int:
     size = memoryview(frame).nbytes
     return size + (ZMTP_SHORT if size < 256 else ZMTP_LONG)
-
-
-def check_address(address: str, *, insecure: bool, where: str) -> None:
-    """Refuse to listen beyond this machine without encryption, unless told to.
-
-    Args:
-        address: A ZeroMQ address: `ipc://path` or `tcp://host:port`.
-        insecure: Whether the user said that it may.
-        where: The setting that the address comes from, for the message.
-
-    Raises:
-        ConfigError: The address is none, or reaches beyond this machine.
-    """
-    scheme, _, place = address.partition("://")
-    if scheme == "ipc" and place:
-        return
-    host, _, port = place.rpartition(":")
-    # ZeroMQ would take port 70000 for port 4464.
-    if scheme != "tcp" or not host or not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 1 << 16)):
-        raise ConfigError(f"{where} = {address!r}: expected tcp://host:port, with a port of 0 to 65535 or *, or ipc://path")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback and not insecure:
-        raise ConfigError(
-            f"{where} = {address!r} can be reached from other machines, and this release does not encrypt; "
-            "listen at 127.0.0.1, or add --insecure if the network is trusted"
-        )

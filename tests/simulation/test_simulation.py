@@ -158,7 +158,7 @@ SEEDS_OF: dict[str, list[int]] = {
     "the_residual_is_overwritten_in_place": [0],
     "undo_forgets_the_residual": [0],
     "undo_goes_to_the_other_half": [0],
-    "what_a_server_holds_frees_nothing": [3, 4],
+    "what_a_server_holds_frees_nothing": [4, 9],
     "who_comes_back_pushes_as_before": [25, 27],
     "who_comes_back_takes_nothing_back": [61, 90],
     "who_looks_on_hands_out_its_state": [19, 56],

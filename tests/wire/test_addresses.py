@@ -1,7 +1,7 @@
 import pytest
 
 from ps_accordion.errors import ConfigError
-from ps_accordion.wire.transport import check_address
+from ps_accordion.wire.addresses import check_address
 
 WITHIN = [
     "tcp://127.0.0.1:5650",

@@ -19,6 +19,19 @@ def test_what_is_more_than_the_limit_waits_until_something_has_arrived_and_goes_
     assert credit.released() == [3, 4]
 
 
+def test_what_waits_goes_in_the_order_of_its_numbers_whenever_it_was_ready():
+    """Two workers whose codec threads are done in different orders push the same keys next."""
+    one, other = Credit(10), Credit(10)
+    for credit, order in ((one, [0, 3, 1, 4, 2]), (other, [0, 1, 2, 3, 4])):
+        for key in order:
+            credit.may_go(A, key, 10)
+        credit.arrived(A, 0)
+    for key in range(1, 5):
+        assert one.released() == other.released() == [key]
+        one.arrived(A, key)
+        other.arrived(A, key)
+
+
 def test_servers_do_not_wait_for_each_other():
     credit = Credit(10)
     assert [credit.may_go(A, 0, 10), credit.may_go(A, 1, 1), credit.may_go(B, 2, 10)] == [True, False, True]
