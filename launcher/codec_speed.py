@@ -297,7 +297,7 @@ def _median(calls: list[Call]) -> float:
         return statistics.median(_times(calls[0]))
     # On threads a call is too short to start them together each time: each does many, and the whole is divided. Each has cores of
     # its own, as a worker's codec threads have.
-    repeats = max(LEAST, len(_times(calls[0])))
+    repeats = max(LEAST, round(SECONDS / statistics.median(_times(calls[0]))))
     ready, times = threading.Barrier(len(calls)), list[float]()
 
     def work(index: int, call: Call) -> None:

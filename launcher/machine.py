@@ -12,7 +12,7 @@ __all__ = ["machine"]
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores, system, and the versions that figures depend on."""
+    """Return processor, cores, system, how TCP shares links, and the versions that figures depend on."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -27,4 +27,11 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         **versions,
+        "tcp": _congestion_control(),
     }
+
+
+def _congestion_control() -> str:
+    """Return by which rule new TCP connections share links: `cubic` where nobody chose; empty where the system does not say."""
+    file = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+    return file.read_text(encoding="utf-8").strip() if file.exists() else ""

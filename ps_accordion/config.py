@@ -123,7 +123,7 @@ LEVELS = {
     "powersgd": (4.0, 1.0),
     "qsgd": (8.0, 4.0),
     "quic_fl": (8.0, 4.0),
-    "random_block": (0.2, 0.04),
+    "random_block": (0.4, 0.04),
     "random_k": (0.2, 0.04),
     "signsgd": (2.0**-10, 2.0**-10),
     "terngrad": (2.0, 2.0),
@@ -144,8 +144,8 @@ class CodecSettings(Section):
     eden (1 to 4), int, qsgd and quic_fl (8, 4 or 2), natural (8) and terngrad (2), bits; for onebit, elements that share a size;
     for powersgd, a rank; for signsgd, what a sign stands for; for threshold, the magnitude from which elements are sent, both in
     the unit of the gradients.
-    0 takes the codec's own: dgc and topk 0.04, random_block and random_k 0.2, dense 32, bf16 16, eden 4, int, natural, qsgd
-    and quic_fl 8, terngrad 2, onebit 512, powersgd 4, signsgd 2^-10, threshold 0.01."""
+    0 takes the codec's own: dgc and topk 0.04, random_block 0.4, random_k 0.2, dense 32, bf16 16, eden 4, int, natural, qsgd and
+    quic_fl 8, terngrad 2, onebit 512, powersgd 4, signsgd 2^-10, threshold 0.01."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
     """Level elsewhere: much compression. 0 takes the codec's own: dgc and topk 0.005, random_block and random_k 0.04, dense and
     bf16 16, eden 1, int, qsgd and quic_fl 4, natural 8, terngrad 2, onebit 8192, powersgd 1, signsgd 2^-10, threshold 0.05."""

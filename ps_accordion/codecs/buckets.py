@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,6 @@ __all__ = ["BUCKETS", "PREAMBLE", "BucketCodec", "Parts", "bucket_of", "parts_of
 BUCKETS = (128, 256, 512, 1024, 2048, 4096)
 """Elements that may share a scale: fewer cost more than 1/4 bit each, more leave the first-level cache."""
 PREAMBLE = 4
-BLOCK = 1 << 15
-"""Elements that are summed over all members before the next: half of a second-level cache of 256 KiB, and whole buckets."""
 
 
 class Parts(NamedTuple):
@@ -45,6 +43,15 @@ class Parts(NamedTuple):
 
     scales: FloatVector
     codes: Payload
+
+
+class _Member(NamedTuple):
+    """A payload that is summed."""
+
+    parts: Parts
+    width: int
+    bucket: int
+    weight: np.float32
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,7 @@ class BucketCodec(OnePassCodec):
         first, last = start // bucket, -(-(start + out.size) // bucket)
         whole = borrow("peeked", min(last * bucket, coding.elements) - first * bucket, np.float32)
         codes = parts.codes[first * bucket * int(coding.level) // 8 :]
-        width, wide = int(coding.level), scratch_codes(bucket)
-        kernels.codes.begin(codes, parts.scales[first:last], width, bucket, self.powers, ONE, wide, whole)
+        self._gather([_Member(Parts(parts.scales[first:last], codes), int(coding.level), bucket, ONE)], whole)
         out[:] = whole[start - first * bucket :][: out.size]
 
     def rounding(self, payload: Payload, coding: Coding, start: int, vector: FloatVector) -> NDArray[np.float64]:
@@ -180,30 +186,30 @@ class BucketCodec(OnePassCodec):
 
     def begin(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Set `total` to `0 + weight` times what the codes stand for."""
-        bucket, parts = parts_of(payload, coding)
-        width, wide = int(coding.level), scratch_codes(bucket)
-        kernels.codes.begin(parts.codes, parts.scales, width, bucket, self.powers, weight, wide, total)
+        self._gather([_member(payload, coding, weight)], total)
 
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times what the codes stand for to `total`."""
-        bucket, parts = parts_of(payload, coding)
-        width, wide = int(coding.level), scratch_codes(bucket)
-        kernels.codes.add(parts.codes, parts.scales, width, bucket, self.powers, weight, wide, total)
+        self._gather([_member(payload, coding, weight)], total, begun=True)
 
     def begin_all(
         self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
     ) -> None:
-        """Sum all members block by block, so that a sum is read and written once and not once a member."""
-        members = [
-            (*parts_of(payload, coding), int(coding.level), weight)
-            for payload, coding, weight in zip(payloads, codings, weights, strict=True)
-        ]
-        for start in range(0, total.size, BLOCK):
-            sums, loop = total[start : start + BLOCK], kernels.codes.begin
-            for bucket, parts, width, weight in members:
-                codes, scales = parts.codes[start * width // 8 :], parts.scales[start // bucket :][: -(-sums.size // bucket)]
-                loop(codes, scales, width, bucket, self.powers, weight, scratch_codes(bucket), sums)
-                loop = kernels.codes.add
+        """Sum up to `kernels.codes.MOST` members at once, so that a sum is read and written once and not once a member."""
+        members = [_member(*each) for each in zip(payloads, codings, weights, strict=True)]
+        for first in range(0, len(members), kernels.codes.MOST):
+            self._gather(members[first : first + kernels.codes.MOST], total, begun=first > 0)
+
+    def _gather(self, members: Sequence[_Member], total: FloatVector, *, begun: bool = False) -> None:
+        """Add up to `kernels.codes.MOST` members to `total`, or set it to their sum."""
+        rest = [members[0]] * (kernels.codes.MOST - len(members))
+        shapes = np.array([(member.width, member.bucket) for member in members], np.uint32).ravel()
+        weights = np.array([member.weight for member in members], np.float32)
+        codes = [member.parts.codes for member in (*members, *rest)]
+        scales = [member.parts.scales for member in (*members, *rest)]
+        wide = scratch_codes(max(member.bucket for member in members))
+        arguments: list[Any] = [len(members), int(begun), self.powers, shapes, weights, *codes, *scales, wide, total]
+        kernels.codes.gather(*arguments)
 
 
 def _code_bytes(elements: int, bucket: int, width: int) -> int:
@@ -226,6 +232,11 @@ def parts_of(payload: Payload, coding: Coding) -> tuple[int, Parts]:
     """Return bucket and parts of a payload that has been validated."""
     bucket = bucket_of(payload)
     return bucket, _parts(payload, coding.elements, bucket)
+
+
+def _member(payload: Payload, coding: Coding, weight: np.float32) -> _Member:
+    bucket, parts = parts_of(payload, coding)
+    return _Member(parts, int(coding.level), bucket, weight)
 
 
 def _parts(payload: Payload, elements: int, bucket: int) -> Parts:

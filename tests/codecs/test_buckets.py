@@ -5,7 +5,7 @@ import pytest
 import quantised
 
 from ps_accordion.codecs import Coding, get
-from ps_accordion.codecs.buckets import BLOCK
+from ps_accordion.codecs.kernels.codes import MOST, PIECE
 from ps_accordion.errors import CodecError, PayloadError
 
 from .cases import SEED, Case, buffer, encode, gaussian, vectors
@@ -114,17 +114,19 @@ def test_a_payload_says_what_its_bucket_is(name, bucket):
 
 
 @pytest.mark.parametrize(("name", "levels"), [("qsgd", (8, 4, 2)), ("natural", (8, 8, 8))])
-@pytest.mark.parametrize("n", [0, 1000, BLOCK, BLOCK + 777])
-def test_members_summed_block_by_block_are_those_summed_one_after_the_other(name, levels, n):
-    """The same bits, also where members have other buckets and other levels."""
+@pytest.mark.parametrize("n", [0, 1000, PIECE, 3 * PIECE + 777])
+@pytest.mark.parametrize("members", [3, MOST, 2 * MOST + 1])
+def test_members_summed_piece_by_piece_are_those_summed_one_after_the_other(name, levels, n, members):
+    """The same bits, also where members have other buckets and other levels, and are more than one pass takes."""
     codec, payloads, codings = get(name), [], []
-    for i, (level, bucket) in enumerate(zip(levels, (512, 128, 4096), strict=True)):
+    for i in range(members):
+        level, bucket = levels[i % 3], (512, 128, 4096)[i % 3]
         member = get(name, bucket=bucket)
         out = buffer(member, level, n)
         encoded = member.encode(gaussian(n, i), None, level=level, seed=SEED + i, out=out)
         payloads.append(out[: encoded.nbytes])
         codings.append(Coding(name, float(level), n, encoded.count, 0))
-    weights = [np.float32(weight) for weight in (1.0, 0.3, 2.5)]
+    weights = [np.float32((1.0, 0.3, 2.5)[i % 3]) for i in range(members)]
     together, apart = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
     codec.begin_all(payloads, codings, weights, together)
     codec.begin(payloads[0], codings[0], weights[0], apart)

@@ -11,6 +11,7 @@ from ._jit import (
     F32_IN,
     U8,
     U8_IN,
+    U32_IN,
     add4,
     add8,
     add_powers8,
@@ -19,7 +20,6 @@ from ._jit import (
     begin_powers8,
     bits,
     boolean,
-    float32,
     helper,
     int64,
     kernel,
@@ -28,7 +28,13 @@ from ._jit import (
 )
 from .vector import LANES
 
-__all__ = ["add", "begin", "check"]
+__all__ = ["MOST", "PIECE", "check", "gather"]
+
+MOST = 8
+"""Members that are added up at once: each pass more reads and writes the sum again."""
+PIECE = 1 << 12
+"""Elements that all members are added to before the next, so that they stay in the first-level cache: the largest bucket, and
+whole buckets of all other sizes."""
 
 _PAIRS = 128
 """Elements of which both halves are whole lanes."""
@@ -123,37 +129,43 @@ def _add_bucket(codes: Any, width: Any, powers: Any, scale: Any, weight: Any, wi
         _add(wide, half, scale, weight, total)
 
 
-@kernel(void(U8_IN, F32_IN, int64, int64, int64, float32, U8, F32))
-def begin(codes: Any, scales: Any, width: Any, bucket: Any, powers: Any, weight: Any, wide: Any, total: Any) -> None:
-    """Set `total := 0 + weight * D`.
+@kernel(void(int64, int64, int64, U32_IN, F32_IN, *[U8_IN] * MOST, *[F32_IN] * MOST, U8, F32))
+def gather(  # noqa: D417  # the eight codes and scales are described once
+    count: Any, begun: Any, powers: Any, shapes: Any, weights: Any,
+    codes0: Any, codes1: Any, codes2: Any, codes3: Any, codes4: Any, codes5: Any, codes6: Any, codes7: Any,
+    scales0: Any, scales1: Any, scales2: Any, scales3: Any, scales4: Any, scales5: Any, scales6: Any, scales7: Any,
+    wide: Any, total: Any,
+) -> None:  # fmt: skip
+    """Set `total := total + weight * D` (three roundings) for one member after the other, piece by piece of `total`.
 
     Args:
-        codes: uint8[bytes of all codes].
-        scales: float32[buckets].
-        width: Bits of a code: 8, 4 or 2.
-        bucket: Elements of a bucket.
+        count: How many members there are, 1 to `MOST`. What is given for the others is not read.
+        begun: 0 where `total` counts as zero, whatever it holds, and else 1.
         powers: 1 where codes are natural, else 0.
-        weight: A factor.
-        wide: uint8[bucket + 3], scratch.
+        shapes: uint32[2 * count], of each member the bits of a code, 8, 4 or 2, and the elements of a bucket.
+        weights: float32[count], factors.
+        codes0, ...: uint8[bytes of all codes] of each member.
+        scales0, ...: float32[buckets] of each member.
+        wide: uint8[elements of the largest bucket + 3], scratch.
         total: float32[n].
     """
-    n, per_byte = total.shape[0], 8 // width
-    for i in range(scales.shape[0]):
-        start, end = i * bucket, min(n, (i + 1) * bucket)
-        at = start // per_byte
-        part = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        _begin_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
-
-
-@kernel(void(U8_IN, F32_IN, int64, int64, int64, float32, U8, F32))
-def add(codes: Any, scales: Any, width: Any, bucket: Any, powers: Any, weight: Any, wide: Any, total: Any) -> None:
-    """Set `total := total + weight * D` (three roundings); see `begin`."""
-    n, per_byte = total.shape[0], 8 // width
-    for i in range(scales.shape[0]):
-        start, end = i * bucket, min(n, (i + 1) * bucket)
-        at = start // per_byte
-        part = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        _add_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
+    n = total.shape[0]
+    all_codes = (codes0, codes1, codes2, codes3, codes4, codes5, codes6, codes7)
+    all_scales = (scales0, scales1, scales2, scales3, scales4, scales5, scales6, scales7)
+    for begin in range(0, n, PIECE):
+        stop = min(n, begin + PIECE)
+        for k in range(count):
+            codes, scales, weight = all_codes[k], all_scales[k], weights[k]
+            width, bucket = np.int64(shapes[2 * k]), np.int64(shapes[2 * k + 1])
+            per_byte = 8 // width
+            for i in range(begin // bucket, (stop + bucket - 1) // bucket):
+                start, end = i * bucket, min(n, (i + 1) * bucket)
+                at = start // per_byte
+                part = codes[at : at + (end - start + per_byte - 1) // per_byte]
+                if begun != 0 or k != 0:
+                    _add_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
+                else:
+                    _begin_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
 
 
 @kernel(boolean(F32_IN))
