@@ -50,10 +50,11 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 MAX_SHARDS = 1024
 """Every view lists all shards with their addresses."""
 
-LARGEST_KEY = 1 << 19
+LARGEST_KEY = 1 << 20
 """Elements of the largest key. `LayoutSettings` says why."""
-LARGEST_SENT = 1 << 18
-"""The same where gradients go over a network as they are (docs/decisions/0031-keys-of-what-is-not-compressed.md)."""
+LARGEST_SENT = 1 << 20
+"""Bytes of the largest payload that a key of uncompressed gradients should have where these go over a network
+(docs/decisions/0031-keys-of-what-is-not-compressed.md)."""
 SMALLEST_KEY = 1024
 """Least that the largest key may be."""
 
@@ -218,10 +219,10 @@ class LayoutSettings(Section):
     """`[layout]`: how tensors become keys. All roles must agree."""
 
     partition_elements: Annotated[int, Meta(ge=0, le=LARGEST_KEY)] = 0
-    """Largest key, in elements, but for tensors that their codec needs whole (powersgd). 0 chooses: 524,288, 2 MiB of float32,
-    which a core's second-level cache holds through decode, add and encode, and what a key costs beside its elements is then a
-    small part; but 262,144 where `[codec]` is dense at 32 and coordinator.address is not ipc://, because smaller keys keep both
-    ways of a link busy, which is what counts where nothing is compressed."""
+    """Largest key, in elements, but for tensors that their codec needs whole (powersgd). 0 chooses: 1,048,576, so that what
+    a key costs beside its elements is a small part; but where coordinator.address is not ipc:// as many as have a payload of
+    1 MiB if `[codec]` is dense or bf16, 262,144 at 32 bits and 524,288 at 16, because smaller keys keep both ways of a link
+    busy, which is what counts where nothing is compressed."""
 
     def __post_init__(self) -> None:
         if 0 < self.partition_elements < SMALLEST_KEY:
@@ -385,9 +386,10 @@ class Settings(Section):
     @property
     def partition_elements(self) -> int:
         """Largest key, in elements, as `layout.partition_elements` says or chooses it."""
-        as_it_is = (self.codec.name, self.codec.light) == ("dense", 32.0)
-        sent = as_it_is and not self.coordinator.address.startswith("ipc://")
-        return self.layout.partition_elements or (LARGEST_SENT if sent else LARGEST_KEY)
+        if self.layout.partition_elements or self.coordinator.address.startswith("ipc://"):
+            return self.layout.partition_elements or LARGEST_KEY
+        as_it_is, exact = self.codec.name in ("bf16", "dense"), self.codec.light == 32.0
+        return min(LARGEST_KEY, LARGEST_SENT // (4 if as_it_is and exact else 2 if as_it_is else 1))
 
     @property
     def num_shards(self) -> int:

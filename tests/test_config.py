@@ -164,7 +164,7 @@ def test_an_unknown_flag_is_refused_with_a_suggestion() -> None:
         ("timeouts.join", "inf"),
         ("timeouts.join", "-inf"),
         ("timeouts.grace", "0"),
-        ("layout.partition_elements", str((1 << 19) + 1)),
+        ("layout.partition_elements", str((1 << 20) + 1)),
     ],
 )
 def test_an_illegal_value_is_refused_from_text(name: str, value: str) -> None:
@@ -299,8 +299,10 @@ DENSE = {"codec.name": "dense", "codec.light": 32.0}
     ("overrides", "expected"),
     [
         ({}, LARGEST_KEY),
-        (DENSE, LARGEST_KEY // 2),
-        (DENSE | {"codec.light": 16.0}, LARGEST_KEY),
+        (DENSE, LARGEST_KEY // 4),
+        (DENSE | {"codec.light": 16.0}, LARGEST_KEY // 2),
+        ({"codec.name": "bf16"}, LARGEST_KEY // 2),
+        ({"codec.name": "int"}, LARGEST_KEY),
         (DENSE | {"coordinator.address": "ipc://here/c"}, LARGEST_KEY),
         (DENSE | {"layout.partition_elements": 4096}, 4096),
     ],

@@ -91,7 +91,7 @@ class Costs:
         if choice not in self.works:
             case = f"{choice.codec}:{choice.level:g}"
             raise ConfigError(
-                f"there are no coefficients of {case}; measure them: ps-accordion bench codecs --only {case} --elements 524288 "
+                f"there are no coefficients of {case}; measure them: ps-accordion bench codecs --only {case} --elements 1048576 "
                 "--json FILE"
             )
         return self.works[choice]

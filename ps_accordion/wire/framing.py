@@ -40,7 +40,7 @@ PRELUDE = 12
 MAX_HEADER = 1 << 19
 """A view of 1,024 members and as many shards with addresses of 256 characters takes 300 KiB. Pushes and results take under
 512 bytes, questions about 256 keys 1.3 KB, the longest reason 8 KB."""
-MAX_FRAME = (1 << 21) + (1 << 12)
+MAX_FRAME = (1 << 22) + (1 << 12)
 """One partition of dense float32 and some room. Larger payloads travel in several frames."""
 MAX_FRAMES = 18
 

@@ -25,7 +25,7 @@ from ps_accordion.capacity import (
 from ps_accordion.capacity.models import linear, resnet50
 from ps_accordion.capacity.step import WAITING
 from ps_accordion.codecs import get
-from ps_accordion.config import LARGEST_KEY, Settings
+from ps_accordion.config import Settings
 from ps_accordion.errors import ConfigError
 from ps_accordion.layout import Tensor
 from ps_accordion.regimes.base import Choice
@@ -40,7 +40,7 @@ FAST = Link(math.inf)
 def job(**changes) -> Job:
     """One worker, one server, one dense key of 2 MiB, and nothing that takes time."""
     default = {"tensors": ONE_KEY, "choice": DENSE, "workers": 1, "servers": 1, "shards_per_server": 1, "worker_link": FAST}
-    default |= {"server_link": FAST, "worker_cores": 64, "server_cores": 64, "threads": 1, "partition_elements": LARGEST_KEY}
+    default |= {"server_link": FAST, "worker_cores": 64, "server_cores": 64, "threads": 1, "partition_elements": 512 * 1024}
     return Job(**default | changes)
 
 
@@ -186,10 +186,11 @@ def test_what_is_spent_beside_kernels_follows_from_what_threads_took():
 
 
 def test_keys_are_as_large_as_those_of_a_job_over_a_network():
-    """Dense ones are half as large as those that are compressed, where nobody sets it."""
-    keys = [len(job(choice=choice, partition_elements=0).layout().keys) for choice in (TOPK, DENSE)]
+    """Dense ones are a quarter as large as those that are compressed, where nobody sets it."""
+    large = (Tensor("weight", (1024, 1024), "float32"),)
+    keys = [len(job(tensors=large, choice=choice, partition_elements=0).layout().keys) for choice in (TOPK, DENSE)]
     sizes = [Settings(codec=job(choice=choice).settings).partition_elements for choice in (TOPK, DENSE)]
-    assert keys == [1, 2] == [LARGEST_KEY // size for size in sizes]
+    assert keys == [1, 4] == [1024 * 1024 // size for size in sizes]
 
 
 def test_the_fewest_servers_that_are_about_as_fast_are_recommended():

@@ -86,8 +86,8 @@ def test_a_result_of_another_key_is_refused():
 
 def test_a_payload_that_is_longer_than_a_frame_travels_in_several():
     """All of a large matrix, as a worker hands it over when it leaves: the header lists the frames."""
-    of = coder(shape=(1024, 640))
+    of = coder(shape=(1024, 1280))
     push(of, 0)
     handed_over = of.flush(round_=1, previous_skipped=False, weight=1.0)
     assert handed_over.payload is not None
-    assert handed_over.message.frames == frame_lengths(handed_over.payload.nbytes) == [MAX_FRAME, 4 * 1024 * 640 - MAX_FRAME]
+    assert handed_over.message.frames == frame_lengths(handed_over.payload.nbytes) == [MAX_FRAME, 4 * 1024 * 1280 - MAX_FRAME]
