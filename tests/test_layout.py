@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ps_accordion import layout as module
 from ps_accordion.capacity import models
+from ps_accordion.config import LARGEST_KEY
 from ps_accordion.errors import LayoutError
 from ps_accordion.layout import DENSE_BELOW, FUSE_ELEMENTS, MATRIX_ELEMENTS, MAX_FUSED, Layout, Tensor, read_table
 
@@ -126,10 +127,11 @@ def test_the_largest_key_of_each_kind_do_not_meet() -> None:
 
 
 @pytest.mark.parametrize("shards", [2, 8])
+@pytest.mark.parametrize("partition", [PARTITION, LARGEST_KEY])
 @pytest.mark.parametrize("model", MODELS)
-def test_real_models_are_balanced(model: str, shards: int) -> None:
+def test_real_models_are_balanced(model: str, partition: int, shards: int) -> None:
     """No shard carries more than 1.05 times the mean, of small keys and of compressible ones."""
-    layout = Layout(MODELS[model][0], num_shards=shards, partition_elements=PARTITION)
+    layout = Layout(MODELS[model][0], num_shards=shards, partition_elements=partition)
     for small in (False, True):
         loads = _loads(layout, small)
         assert max(loads) <= 1.05 * sum(loads) / len(loads)
