@@ -150,7 +150,7 @@ def _spent(row: Row, bench: Bench) -> Spent:
             server_cores=bench.cores,
             threads=1,
             bucketed=False,
-            partition_elements=LARGEST_KEY,
+            partition_elements=int(row.get("partition_elements", 1 << 19)),  # as it was before rows said so
         )
         return Spent(job, {str(kind): float(ms) / 1e3 for kind, ms in row["cpu_ms"].items()})
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -104,6 +104,7 @@ def measured(case: Case, job: Job, what: Sequence[str], *, exact: bool = True) -
         if ending.exit_code:
             return ending.exit_code
         results = [json.loads((directory / f"result-{rank}.json").read_text(encoding="utf-8")) for rank in range(job.workers)]
+        partition = config.load(directory / "run" / "config.toml", environment={}).partition_elements
         metrics = [row for file in (directory / "run").glob("metrics-worker-*.jsonl") for row in Tail(file).read()]
     # All have come to a barrier before: an operation takes as long as it takes the slowest worker.
     every = [one["times"] for one in results]
@@ -119,6 +120,7 @@ def measured(case: Case, job: Job, what: Sequence[str], *, exact: bool = True) -
         "workers": job.workers,
         "servers": job.servers,
         "shards_per_server": job.shards_per_server,
+        "partition_elements": partition,
         "link": job.link,
         "elements": job.elements,
         "bytes_a_worker": round(moved),

@@ -33,5 +33,7 @@ def machine() -> dict[str, Any]:
 
 def _congestion_control() -> str:
     """Return by which rule new TCP connections share links: `cubic` where nobody chose; empty where the system does not say."""
-    file = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    try:
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

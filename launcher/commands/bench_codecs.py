@@ -48,7 +48,7 @@ def codecs(
     Args:
         only: Codecs to measure, as name or name:level, separated by commas; a name alone takes its light and its heavy level.
             Empty takes all.
-        elements: Length of the float32 vectors; 262144 is half a partition: the real unit of work, and it stays in the cache.
+        elements: Length of the float32 vectors; 262144 is a quarter of the largest key, and stays in the cache.
         threads: How many threads work at once, each on vectors of its own.
         values: How dgc, threshold and topk write what they keep.
         json_file: Write the rows to this file, too.

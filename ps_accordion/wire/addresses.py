@@ -56,4 +56,4 @@ def is_alive(address: str) -> bool:
 def port_of(address: str) -> int:
     """Return the port of an address; 0 of one that has none."""
     port = address.rpartition(":")[2]
-    return int(port) if address.startswith("tcp://") and port.isdigit() else 0
+    return int(port) if address.startswith("tcp://") and port.isascii() and port.isdigit() else 0

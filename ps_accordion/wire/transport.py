@@ -56,7 +56,7 @@ would try for a quarter of an hour."""
 ZERO_COPY = 1 << 16
 """Bytes from which a frame is sent without a copy: telling its owner that it has been sent takes as long as copying less."""
 LOOK_AGAIN = 32
-"""Messages from one connection until its window is looked at again: another one may have its descriptor."""
+"""Messages from one connection until its window is looked at again: a link that was made anew may have the same descriptor."""
 ZMTP_SHORT, ZMTP_LONG = 2, 9
 """Bytes that ZMTP puts before a frame, of up to 255 bytes and of more."""
 
@@ -100,8 +100,8 @@ class Transport:
         self._names: dict[Any, str] = {}
         self._ports: dict[Any, int] = {}
         """Of the listener and of links; of those that are TCP."""
-        self._looked: dict[int, int] = {}
-        """Messages from a connection, by its descriptor, since its window was looked at last."""
+        self._looked: dict[int, tuple[Peer, int]] = {}
+        """By descriptors of connections, whose they were last, and how many messages since the window was looked at."""
         self._monitor: zmq.Socket[bytes] | None = None
         self._by_descriptor: dict[int, bytes] = {}
         self._peers: set[bytes] = set()
@@ -271,8 +271,6 @@ class Transport:
                 return
             while frames[-1].more:  # `recv_multipart` asks the socket instead, which takes ten times as long
                 frames.append(socket.recv(0, copy=False))
-            if port:
-                self._look_at(frames[0].get(zmq.SRCFD), port)
             peer: Peer
             if socket is not self._listener:
                 peer = self._names[socket]
@@ -280,7 +278,9 @@ class Transport:
                 peer = bytes(frames.pop(0))
                 if self._monitor is not None and peer not in self._peers:
                     self._peers.add(peer)
-                    self._by_descriptor[frames[0].get(zmq.SRCFD)] = peer
+                    self._by_descriptor[_descriptor(frames)] = peer
+            if port:
+                self._look_at(_descriptor(frames), peer, port)
             buffers: list[Buffer] = [frame.buffer for frame in frames]
             self.received_bytes += sum(map(_on_wire, buffers))
             try:
@@ -294,11 +294,12 @@ class Transport:
                     else:
                         arrivals.append(Arrival(peer, message, payload, None, None))
 
-    def _look_at(self, descriptor: int, port: int) -> None:
-        messages = self._looked.get(descriptor, 0)
-        self._looked[descriptor] = (messages + 1) % LOOK_AGAIN
-        if not messages:
+    def _look_at(self, descriptor: int, peer: Peer, port: int) -> None:
+        who, messages = self._looked.get(descriptor, (None, 0))
+        if who != peer or messages >= LOOK_AGAIN:
+            messages = 0
             windows.fit(descriptor, port)
+        self._looked[descriptor] = peer, messages + 1
 
     def _borrow(self, peer: Peer, lent: Lent, behind: Sequence[Buffer], arrivals: list[Arrival]) -> None:
         if not self.lending.is_known(peer, lent):
@@ -351,6 +352,14 @@ class Transport:
         socket.setsockopt(zmq.MAXMSGSIZE, framing.MAX_FRAME)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         return socket
+
+
+def _descriptor(frames: Sequence[zmq.Frame]) -> int:
+    """Return by which descriptor a message came; -1 if ZeroMQ does not know, as of strangers that speak an old protocol."""
+    try:
+        return int(frames[0].get(zmq.SRCFD)) if frames else -1
+    except zmq.ZMQError:
+        return -1
 
 
 def _on_wire(frame: Buffer) -> int:

@@ -7,9 +7,9 @@ push of it is there. With equal windows whose sum the queue holds nothing is los
 
     window = max(64 KiB, rate * round trip),  rate = 2.5 Gbit/s
 
-The round trip is the least that the connection has seen. Where that comes to more than any system grants, over long distances,
-the system chooses as before: a window smaller than the link holds would idle it.
-Not on this machine itself, where no link is shared.
+The round trip is the least that the connection has seen in the last minutes. Where that comes to more than any system grants,
+over long distances, the system chooses as before, or again: a window smaller than the link holds would idle it.
+Not between two ends of one address, or of the loopback network: those share no link.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ LEAST = 1 << 16
 MOST = 208 << 10
 """Bytes that a process may ask for where `net.core.rmem_max` is what Linux sets."""
 RATE = 2.5e9 / 8
-"""Bytes a second that one connection may carry at least. Several to each host carry more, and slower links need less."""
+"""Bytes a second that one connection may carry where its receiver keeps up. Several to each host carry more, and slower links
+need less."""
 _LEAST_ROUND_TRIP = 148
 """Where `struct tcp_info` has `tcpi_min_rtt`, a uint32, in microseconds; it is what the kernel shows programs, and only grows."""
+_BUF_LOCK, _RECEIVE_LOCKED = 72, 2
+"""`SO_BUF_LOCK` of Linux 5.15, which Python does not name, and the bit of a receive buffer whose size the system leaves alone."""
 
 
 def window(round_trip: float) -> int | None:
@@ -43,7 +46,7 @@ def window(round_trip: float) -> int | None:
 
 
 def fit(descriptor: int, port: int) -> int | None:
-    """Give a connection its window, if it goes to another machine.
+    """Give a connection its window, if it goes to another address; or leave that to the system again.
 
     Args:
         descriptor: Of the connection's socket; somebody else's, who may close it at any time.
@@ -64,15 +67,23 @@ def fit(descriptor: int, port: int) -> int | None:
         chosen = window(1e-6 * struct.unpack_from("=I", said, _LEAST_ROUND_TRIP)[0])
         if chosen is not None:
             connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, chosen)  # the system takes twice that, for what it keeps
+        elif (locked := connection.getsockopt(sockets.SOL_SOCKET, _BUF_LOCK)) & _RECEIVE_LOCKED:
+            connection.setsockopt(sockets.SOL_SOCKET, _BUF_LOCK, locked & ~_RECEIVE_LOCKED)
         return chosen
     return None
 
 
 def _opened(descriptor: int) -> sockets.socket:
-    """Return a socket of a descriptor of its own, for the same connection."""
+    """Return a socket of a descriptor of its own, for the same connection.
+
+    Raises:
+        OSError: It is none, or none of ZeroMQ, whose never block. (One that does might be told not to, here.)
+    """
     own = os.dup(descriptor)
     try:
+        if os.get_blocking(own):
+            raise BlockingIOError(f"descriptor {descriptor} blocks")
         return sockets.socket(fileno=own)
-    except OSError:  # it is no socket
+    except OSError:
         os.close(own)
         raise

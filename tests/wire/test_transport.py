@@ -170,6 +170,20 @@ def test_a_stranger_of_another_socket_type_does_no_harm(transports) -> None:
     meet(client, server)
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_stranger_of_an_old_protocol_does_no_harm(transports, watched: bool) -> None:
+    """Five bytes are a whole message of ZMTP 1.0, of which ZeroMQ knows no descriptor: an error arrives, members are heard."""
+    server = transports()
+    address = server.listen(ANY, watch=watched)
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"\x01\x00\x02\x00A")
+        assert gather(server, 1)[0].error is not None
+    client = transports()
+    client.connect("server", address)
+    meet(client, server)
+
+
 def test_a_listener_in_use_is_said_with_its_address(transports) -> None:
     """The second process on a port does not start, and its message says what to do."""
     address = transports().listen(ANY)
