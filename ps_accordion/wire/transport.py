@@ -276,11 +276,11 @@ class Transport:
                 peer = self._names[socket]
             else:
                 peer = bytes(frames.pop(0))
-                if self._monitor is not None and peer not in self._peers:
+                if self._monitor is not None and peer not in self._peers and (descriptor := _descriptor(frames)) >= 0:
                     self._peers.add(peer)
-                    self._by_descriptor[_descriptor(frames)] = peer
-            if port:
-                self._look_at(_descriptor(frames), peer, port)
+                    self._by_descriptor[descriptor] = peer
+            if port and (descriptor := _descriptor(frames)) >= 0:
+                self._look_at(descriptor, peer, port)
             buffers: list[Buffer] = [frame.buffer for frame in frames]
             self.received_bytes += sum(map(_on_wire, buffers))
             try:
