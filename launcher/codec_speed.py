@@ -50,6 +50,9 @@ ERROR_ELEMENTS: Final = 1 << 20
 """Elements that errors are measured on at most: enough for three digits."""
 SECONDS: Final = 0.25
 """Time that calls of one operation may take, so that the whole table takes a minute and not ten."""
+SECONDS_TOGETHER: Final = 0.1
+"""The same with several threads, after a quarter of it that does not count: in the first tens of milliseconds they find the lock
+taken more often than later."""
 LEAST: Final = 5
 MOST: Final = 200
 """Calls of one operation."""
@@ -297,12 +300,13 @@ def _median(calls: list[Call]) -> float:
         return statistics.median(_times(calls[0]))
     # On threads a call is too short to start them together each time: each does many, and the whole is divided. Each has cores of
     # its own, as a worker's codec threads have.
-    repeats = max(LEAST, round(SECONDS / statistics.median(_times(calls[0]))))
+    repeats = max(LEAST, round(SECONDS_TOGETHER / statistics.median(_times(calls[0]))))
     ready, times = threading.Barrier(len(calls)), list[float]()
 
     def work(index: int, call: Call) -> None:
         keep_apart(index, len(calls))
-        call()
+        for _ in range(1 + repeats // 4):
+            call()
         ready.wait()
         times.append(time.perf_counter())
         for _ in range(repeats):

@@ -38,6 +38,7 @@ def test_codecs_that_do_not_exist_are_not_measured(text, wanted):
         bench_codecs.cases_of(text)
 
 
+@pytest.mark.timeout(300)  # some 300 operations, an eighth of a second each where there are two threads
 @pytest.mark.parametrize("threads", usually([1, 2], 1))
 def test_every_operation_of_every_codec_is_a_row(tmp_path, capsys, threads):
     """The names of a row are promised; an operation that a codec does not have is no row."""

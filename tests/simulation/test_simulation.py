@@ -175,7 +175,7 @@ DISK_SEEDS_OF: dict[str, list[int]] = {
 
 REPLAY_SEEDS_OF: dict[str, list[int]] = {
     "a_copy_is_of_what_the_round_left": [0],
-    "a_loss_is_forgotten_with_the_next_view": [15, 28],
+    "a_loss_is_forgotten_with_the_next_view": [15, 23],
     "a_replay_forgets_a_skip": [21, 22],
     "pushes_of_whoever_is_there_are_replayed": [2],
 }
