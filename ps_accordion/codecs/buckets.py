@@ -202,11 +202,11 @@ class BucketCodec(OnePassCodec):
 
     def _gather(self, members: Sequence[_Member], total: FloatVector, *, begun: bool = False) -> None:
         """Add up to `kernels.codes.MOST` members to `total`, or set it to their sum."""
-        rest = [members[0]] * (kernels.codes.MOST - len(members))
-        shapes = np.array([(member.width, member.bucket) for member in members], np.uint32).ravel()
+        shapes = np.array([each for member in members for each in (member.width, member.bucket)], np.uint32)
         weights = np.array([member.weight for member in members], np.float32)
-        codes = [member.parts.codes for member in (*members, *rest)]
-        scales = [member.parts.scales for member in (*members, *rest)]
+        missing = kernels.codes.MOST - len(members)
+        codes = [member.parts.codes for member in members] + [members[0].parts.codes] * missing
+        scales = [member.parts.scales for member in members] + [members[0].parts.scales] * missing
         wide = scratch_codes(max(member.bucket for member in members))
         arguments: list[Any] = [len(members), int(begun), self.powers, shapes, weights, *codes, *scales, wide, total]
         kernels.codes.gather(*arguments)
