@@ -9,6 +9,7 @@ goes through the servers. To the run this is one worker, whose gradients count a
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,9 @@ from .transfer import StateBytes
 
 __all__ = ["Follower", "LocalGroup"]
 
+LETS_GO_S = 1.0
+"""How long a tensor may stay with gloo after its collective, until it counts as kept by something else. It is microseconds."""
+
 
 class LocalGroup:
     """The processes of one host that act as one worker.
@@ -49,19 +53,20 @@ class LocalGroup:
         self.size = group.size()
         self.rank = group.rank()
         self.leads = self.rank == 0
+        self._watches = dist.get_backend(group) == "gloo"
         nccl = dist.get_backend(group) == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         self._root = dist.get_global_rank(group, 0)
 
     def mean(self, buffer: torch.Tensor) -> None:
         """Replace a buffer by its mean over the group."""
-        dist.all_reduce(buffer, group=self.group)
+        self._reduce(buffer, dist.ReduceOp.SUM)
         buffer.div_(self.size)
 
     def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
         """Return, flag by flag, whether it is set in any process."""
         bits = torch.tensor(flags, dtype=torch.uint8, device=device)
-        dist.all_reduce(bits, op=dist.ReduceOp.MAX, group=self.group)
+        self._reduce(bits, dist.ReduceOp.MAX)
         return [bool(bit) for bit in bits.tolist()]
 
     def tell(self, numbers: Sequence[int]) -> list[int]:
@@ -73,7 +78,30 @@ class LocalGroup:
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all processes what the leader has in these tensors."""
         for tensor in tensors:
-            dist.broadcast(tensor, src=self._root, group=self.group)
+            lent = tensor.detach()
+            dist.broadcast(lent, src=self._root, group=self.group)
+            self._take_back(lent)
+
+    def _reduce(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
+        lent = tensor.detach()
+        dist.all_reduce(lent, op=op, group=self.group)
+        self._take_back(lent)
+
+    def _take_back(self, lent: torch.Tensor) -> None:
+        """Wait until gloo's thread has let go of a tensor that only it and the caller hold.
+
+        It does so when the collective is over, and takes Python's lock for it. A script may be at its end by then, and a thread
+        that asks for the lock of an interpreter that ends takes the process with it, exit code and all. The group may well live
+        until then in spite of `destroy_process_group`: the wrapped model holds it.
+        """
+        if not self._watches:
+            return
+        end = time.monotonic() + LETS_GO_S
+        while lent._use_count() > 1:  # type: ignore[attr-defined]  # torch has no hint
+            if time.monotonic() > end:  # something else holds it, and will every time
+                self._watches = False
+                return
+            time.sleep(0)
 
 
 class Follower(BaseSession):

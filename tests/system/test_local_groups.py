@@ -61,6 +61,33 @@ with connect(local_group=dist.group.WORLD) as session:
 dist.destroy_process_group()
 """
 
+LAST_WORDS = """
+import sys
+import torch.distributed as dist
+from worker.local import LocalGroup
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
+local = LocalGroup(dist.group.WORLD)
+sys.setswitchinterval(100)
+for _ in range(20):
+    assert local.tell([1, 2, 3]) == [1, 2, 3]
+    assert local.any([False, True], local._device) == [False, True]
+dist.destroy_process_group()
+"""
+
+
+def test_no_thread_of_gloo_outlives_a_collective_with_a_tensor_of_ours(tmp_path):
+    """It would ask an interpreter that has ended for its lock, which aborts the process: every third here."""
+    for run in range(3):
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", LAST_WORDS, str(tmp_path / f"store-{run}"), str(rank)], stderr=subprocess.PIPE, text=True
+            )
+            for rank in range(2)
+        ]
+        ends = [(process.communicate(timeout=100)[1], process.returncode) for process in both]
+        assert [code for _, code in ends] == [0, 0], ends
+
 
 def launch(tmp_path, *arguments):
     """Start two hosts of two processes each; return what happened."""
