@@ -29,7 +29,8 @@ from .account import Account
 from .coder import Pushed
 from .following import KeyCodecs
 from .memory import Gradient
-from .rounds import Decide, Decode, Rounds, Standing, server_name
+from .pushes import server_name
+from .rounds import Decide, Decode, Rounds, Standing
 
 if TYPE_CHECKING:
     from .client import Client

@@ -25,7 +25,7 @@ from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 from ps_accordion.wire.framing import split_frames
 
-from .rounds import server_name
+from .pushes import server_name
 
 __all__ = ["COORDINATOR", "Connect", "Membership"]
 

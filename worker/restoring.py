@@ -11,7 +11,7 @@ from ps_accordion.wire.actions import Send
 
 from .exchange import Exchange
 from .member import COORDINATOR, Membership
-from .rounds import server_name
+from .pushes import server_name
 
 __all__ = ["Restoring"]
 

@@ -27,25 +27,18 @@ from ps_accordion.regimes.plan import decode_plan, encode_plan
 from ps_accordion.selection import Selection, codecs_of
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Send
-from ps_accordion.wire.framing import join_frames, split_frames
+from ps_accordion.wire.framing import join_frames
 from ps_accordion.wire.lane import Loan
 
 from .coder import coding_of
-from .credit import Credit
 from .following import Start
+from .pushes import Pushes
 from .retained import Retained
 
-__all__ = ["Decide", "Decode", "Rounds", "Standing", "server_name"]
+__all__ = ["Decide", "Decode", "Rounds", "Standing"]
 
-ASK_BACKOFF, ASK_MOST = 2.0, 10.0
-"""A worker that waits for a slow one asks less and less often: after 1, 2, 4, 8, 10, 10 ... times `timeouts.resend`."""
 SKIPS_KEPT = 64
 """Skipped rounds that are remembered, for workers that come back: who was out for longer has no open push any more."""
-
-
-def server_name(shard: int, settings: Settings) -> str:
-    """Return the name of the link to the server that holds `shard`."""
-    return f"server {shard // settings.servers.shards_per_server}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +114,6 @@ class Standing:
     starts: tuple[Start, ...] = ()
 
 
-@dataclass
-class _Sent:
-    push: m.Push
-    payload: Payload | None
-    due: float
-    wait: float
-    held_back: bool = False
-    """Whether it has yet to be sent, because so much else is under way to its server."""
-
-
 class Rounds:
     """One layout's rounds at one worker.
 
@@ -167,10 +150,7 @@ class Rounds:
         """Whether the round before it came in again was made again without it, and what it had pushed in it is not kept."""
         self._lead: int | None = None
         self.view: m.View | None = None
-        self._sent: dict[int, _Sent] = {}
-        self._heard: dict[str, float] = {}
-        """When each server last had a result for this worker, by its link."""
-        self._credit = Credit(settings.servers.credit)
+        self.pushes = Pushes(number, layout, settings)
         self._near_under: tuple[m.View | None, set[int]] = None, set()
         self._results: dict[int, m.Result] = {}
         self._decoded: set[int] = set()
@@ -219,22 +199,12 @@ class Rounds:
 
     def pushed(self, push: m.Push, payload: Payload | None, now: float) -> list[Send]:
         """Send a push, now or when `released` says so, and keep it until its result is there."""
-        wait = self.settings.timeouts.resend
-        sent = self._sent[push.key] = _Sent(push, payload, now + wait, wait)
-        if self.out:
-            return []
-        nbytes = 0 if payload is None or self.layout.keys[push.key].shard in self._near else payload.nbytes
-        sent.held_back = not self._credit.may_go(self._server_of(push.key), push.key, nbytes)
-        return [] if sent.held_back else [self._send(sent)]
+        near = self.layout.keys[push.key].shard in self._near
+        return self.pushes.add(push, payload, now, out=self.out, near=near)
 
     def released(self, now: float) -> list[Send]:
-        """Send what was held back and need not be any more: after each result, and what else says that a push has arrived."""
-        sends = []
-        for key in () if self.out else self._credit.released():
-            sent = self._sent[key]
-            sent.held_back, sent.due = False, now + sent.wait
-            sends.append(self._send(sent))
-        return sends
+        """Send what was held back and need not be any more; see `Pushes.released`."""
+        return [] if self.out else self.pushes.released(now)
 
     @property
     def _near(self) -> set[int]:
@@ -244,78 +214,33 @@ class Rounds:
             self._near_under = self.view, {number for number, _, address in shards if address.startswith("ipc://")}
         return self._near_under[1]
 
-    def _server_of(self, key: int) -> str:
-        return server_name(self.layout.keys[key].shard, self.settings)
-
-    def _send(self, sent: _Sent) -> Send:
-        return Send((self._server_of(sent.push.key),), sent.push, () if sent.payload is None else split_frames(sent.payload.data))
-
     @property
     def waits(self) -> bool:
         """Whether everything of the open round has been pushed, and its results are awaited."""
-        return len(self._sent) == len(self.layout.keys) and not self.ended
+        return self.pushes.whole and not self.ended
 
     @property
     def open_pushes(self) -> dict[int, tuple[m.Push, Payload | None]]:
         """What has been pushed of the open round, by key; empty until that is all of it."""
-        whole = len(self._sent) == len(self.layout.keys)
-        return {key: (sent.push, sent.payload) for key, sent in self._sent.items()} if whole else {}
+        return {key: (sent.push, sent.payload) for key, sent in self.pushes.sent.items()} if self.pushes.whole else {}
 
     def owing(self) -> set[str]:
         """Return the names of the servers that have not answered every push of the open round."""
-        return {self._server_of(key) for key in self._sent if key not in self._results}
+        return self.pushes.owing(self._results)
 
     def tick(self, now: float) -> list[Send]:
-        """Ask after pushes that have had no result for too long, and whose server has had none of any key for as long.
-
-        While results come, what is missing may well lie in the queue behind them: asked for, it would be sent twice.
-        """
-        if self.out:
-            return []
-        late: dict[int, list[int]] = {}
-        resend = self.settings.timeouts.resend
-        longest = ASK_MOST * resend
-        example: m.Push | None = None
-        for number, sent in self._sent.items():
-            if number not in self._results and now >= sent.due and not sent.held_back:
-                quiet = self._heard.get(self._server_of(number), now - resend) + resend
-                if now < quiet:
-                    sent.due = quiet
-                    continue
-                sent.wait = min(sent.wait * ASK_BACKOFF, longest)
-                sent.due = now + sent.wait
-                example = sent.push
-                late.setdefault(self.layout.keys[number].shard, []).append(number)
-        if example is None:
-            return []
-        asks = []
-        for shard, keys in late.items():
-            for start in range(0, len(keys), m.MAX_ASKED):
-                part = keys[start : start + m.MAX_ASKED]
-                ask = m.Ask(self.number, self.round, example.slot, example.incarnation, part)
-                asks.append(Send((server_name(shard, self.settings),), ask))
-        return asks
+        """Ask after pushes that have had no result for too long; see `Pushes.ask`."""
+        return [] if self.out else self.pushes.ask(self.round, self._results, now)
 
     def on_missing(self, missing: m.Missing, now: float) -> list[Send]:
-        """Send again what a shard says it lacks, and what was held back in favour of what it says it holds."""
+        """Send again what a shard says it lacks; see `Pushes.on_missing`."""
         if missing.round != self.round or self.out:
             return []
-        again = [self._sent[key] for key in missing.keys if key in self._sent and key not in self._results]
-        again = [sent for sent in again if not sent.held_back]
-        for sent in again:
-            sent.wait = self.settings.timeouts.resend  # the shard has answered: it is not slow, it has never seen them
-            sent.due = now + sent.wait
-        held = [(self._server_of(key), key) for key in missing.held if key in self._sent]
-        for server in {server for server, key in held if self._credit.arrived(server, key)}:
-            self._credit.ease(server)
-        return [self._send(sent) for sent in again] + self.released(now)
+        return self.pushes.on_missing(missing, self._results, now)
 
     def ask_again(self, link: str, now: float) -> None:
         """Ask a server at once after all that it has not answered: its connection is new, and pushes may be lost."""
-        for key, sent in self._sent.items():
-            if key not in self._results and self._server_of(key) == link:
-                sent.due, sent.wait = now, self.settings.timeouts.resend
-        self._heard.pop(link, None)
+        self.pushes.ask_at_once(self._results, now, link=link)
 
     # ------------------------------------------------------------ in
 
@@ -333,19 +258,24 @@ class Rounds:
         Raises:
             WireError: The result does not fit the layout.
         """
-        if self.ended or self.out or result.round != self.round or result.key not in self._sent or result.key in self._results:
+        if (
+            self.ended
+            or self.out
+            or result.round != self.round
+            or result.key not in self.pushes.sent
+            or result.key in self._results
+        ):
             return None
         if not self._may_count(result):
             return None
-        key, server = self.layout.keys[result.key], self._server_of(result.key)
+        key = self.layout.keys[result.key]
         plan_frames = frames[len(result.frames) :]
         if result.plan:
             if len(plan_frames) != 1 or memoryview(plan_frames[0]).nbytes != result.plan:
                 raise WireError(f"result of key {result.key}: expected a plan of {result.plan} bytes behind the payload")
             self._next_plan = decode_plan(bytes(plan_frames[0]), len(self.layout.tensors))
         self._results[result.key] = result
-        self._heard[server] = now
-        self._credit.arrived(server, result.key)
+        self.pushes.answered(result.key, now)
         self.retained.note(result, frames, loan)
         if result.kind != "DATA":
             self._decoded.add(result.key)
@@ -398,10 +328,7 @@ class Rounds:
             self._decoded.discard(key)
             if key == 0:
                 self._next_plan = None
-        self._heard.clear()
-        for key, sent in self._sent.items():
-            if key not in self._results:
-                sent.due, sent.wait = now, self.settings.timeouts.resend
+        self.pushes.ask_at_once(self._results, now)
 
     @property
     def standing(self) -> Standing:
@@ -463,11 +390,11 @@ class Rounds:
         keys = self.layout.keys
         take_back = tuple(
             (sent.push, sent.payload)
-            for sent in self._sent.values()
+            for sent in self.pushes.sent.values()
             if skip and sent.payload is not None and not keys[sent.push.key].buffer
         )
         kind = "SKIP" if skip else "JOIN" if "JOIN" in kinds else "DATA"
-        mine = self._sent[0].push
+        mine = self.pushes.sent[0].push
         if kind == "JOIN" and mine.kind == "EMPTY" and mine.slot == self._lead:
             waiting = "and others wait in join() for the steps that it made without them"
             if self.leaving:
@@ -501,14 +428,14 @@ class Rounds:
 
     def _begin(self) -> None:
         """Open a round of which nothing is pushed."""
-        self._sent, self._results, self._decoded = {}, {}, set()
-        self._credit.end()
+        self._results, self._decoded = {}, set()
+        self.pushes.end()
 
     def _step_out(self) -> Decide | None:
         """End the open round of a worker that is out, once backward has handed over all of it."""
         if not self.waits:
             return None
-        self._left += [(sent.push, sent.payload) for sent in self._sent.values()]
+        self._left += [(sent.push, sent.payload) for sent in self.pushes.sent.values()]
         self._begin()
         self._next_plan = None
         return Decide(self.round, "SKIP", (0,) * len(self.layout.keys), (), self._plan_in_force(), out=True)

@@ -19,7 +19,7 @@ from ps_accordion.errors import LayoutError, WireError
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.actions import Peer, Send
 
-from .rounds import server_name
+from .pushes import server_name
 
 __all__ = ["START", "Blob", "Donor", "Joiner", "StateBytes", "Target"]
 

@@ -219,7 +219,7 @@ def results_stay_over_a_view(real, self, view, now, *, member):
 def the_first_skip_decides(real, self):
     if any(result.kind == "SKIP" for result in self._results.values()) and not self.out:
         for key in self.layout.keys:
-            if key.number not in self._results and key.number in self._sent:
+            if key.number not in self._results and key.number in self.pushes.sent:
                 skip = next(result for result in self._results.values() if result.kind == "SKIP")
                 self._results[key.number] = m.Result(0, key.number, self.round, skip.epoch, "SKIP", 0)
                 self._decoded.add(key.number)

@@ -378,7 +378,7 @@ class WorkerProcess(Process):
     def describe(self):
         membership = self.client.membership
         rounds = self.exchange and self.exchange.rounds
-        missing = rounds and sorted(key for key in rounds._sent if key not in rounds._results)
+        missing = rounds and sorted(key for key in rounds.pushes.sent if key not in rounds._results)
         where = rounds and (
             rounds.round,
             rounds.out,

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 from machines import Member, layout_of, settings_of, view_of
 
 from ps_accordion.worker.overdue import Overdue
-from ps_accordion.worker.rounds import Rounds, server_name
+from ps_accordion.worker.pushes import server_name
+from ps_accordion.worker.rounds import Rounds
 
 SETTINGS = settings_of(servers_count=2)
 LAYOUT = layout_of(SETTINGS)
@@ -31,7 +32,7 @@ def test_servers_are_waited_for_since_all_was_pushed():
     pushed(rounds)
     assert overdue.look(exchanges, 11.0) == {}
     assert overdue.look(exchanges, 14.0) == dict.fromkeys(SERVERS, 11.0)
-    rounds.round, rounds._sent = 1, {}
+    rounds.round, rounds.pushes.sent = 1, {}
     assert overdue.look(exchanges, 15.0) == {}
     pushed(rounds)
     assert overdue.look(exchanges, 16.0) == {}

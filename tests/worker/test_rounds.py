@@ -13,7 +13,8 @@ from ps_accordion.errors import TooManySkips, UsageError, WireError
 from ps_accordion.regimes import Choice
 from ps_accordion.server.shard import Shard
 from ps_accordion.wire import messages as m
-from ps_accordion.worker.rounds import Decide, Decode, Rounds, server_name
+from ps_accordion.worker.pushes import server_name
+from ps_accordion.worker.rounds import Decide, Decode, Rounds
 
 KEYS = (0, 1, 2)
 NOW = 50.0
@@ -116,7 +117,7 @@ def test_a_skipped_round_gives_back_what_was_pushed():
     """The payloads of this worker's DATA pushes, as they were sent; nothing of a round that counts."""
     job = Job()
     results = job.push(kinds=("DATA", "SKIP", "DATA"))
-    sent = {key: job.rounds._sent[key].payload for key in (0, 2)}
+    sent = {key: job.rounds.pushes.sent[key].payload for key in (0, 2)}
     decision = job.hand_in(results)
     assert [(push.key, push.kind) for push, _ in decision.take_back] == [(0, "DATA"), (2, "DATA")]
     assert all(payload is sent[push.key] for push, payload in decision.take_back)
@@ -237,7 +238,7 @@ def test_a_missing_push_is_sent_again_byte_for_byte():
     job = Job()
     results = job.push()
     take_in(job.rounds, *results[0])
-    first = job.rounds._sent[1]
+    first = job.rounds.pushes.sent[1]
     again = job.rounds.on_missing(m.Missing(0, 0, [0, 1, 9]), NOW + 3)
     assert [send.message for send in again] == [first.push]
     assert np.shares_memory(np.frombuffer(again[0].payload[0], np.uint8), first.payload)
@@ -418,7 +419,7 @@ def test_a_join_after_a_skipped_round_passes_the_skip_on_and_ends_the_count():
     job = Job(skip_limit=2)
     assert job.play(theirs=ALL["SKIP"]).kind == "SKIP"
     results = job.push(kinds=ALL["JOINED"], theirs=ALL["JOINED"])
-    assert all(sent.push.previous_skipped for sent in job.rounds._sent.values())
+    assert all(sent.push.previous_skipped for sent in job.rounds.pushes.sent.values())
     assert job.hand_in(results).kind == "JOIN"
     assert (job.rounds.previous_skipped, job.rounds.skipped_in_a_row) == (False, 0)
     assert job.play(theirs=ALL["SKIP"]).kind == "SKIP"
