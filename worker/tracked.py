@@ -135,7 +135,8 @@ class Tracked:
             self._rate = rate
             membership = self._session.client.membership
             message = m.Rate(membership.slot, membership.incarnation, self.exchange.number, self.exchange.rounds.round, rate)
-            self._rates = [Send((COORDINATOR,), message)] * RATE_COPIES
+            rates = [Send((COORDINATOR,), message)] * RATE_COPIES
+            self._session.client.call(lambda: self._say(rates))
             self._rate_due = 0.0
             self._session.client.call(self.tick)
 
@@ -248,7 +249,16 @@ class Tracked:
             membership.slot, membership.incarnation, self.exchange.number, report.window, report.round, report.rate, report.loss
         )
         send = Send((COORDINATOR,), message, (report.norms.tobytes(),))
-        self._session.client.call(lambda: self._reports.__setitem__(report.window, (send, 0.0)))
+
+        def file() -> None:
+            self._reports[report.window] = (send, 0.0)
+            self.tick()  # at once: the next plan waits for it
+
+        self._session.client.call(file)
+
+    def _say(self, rates: list[Send]) -> None:
+        self._rates, self._rate_due = rates, 0.0
+        self.tick()
 
     # ------------------------------------------------------------ checkpoints
 
@@ -339,7 +349,7 @@ class Tracked:
         self._reports.pop(window, None)
 
     def tick(self) -> None:
-        """Send reports until they are heard."""
+        """Send reports until they are heard, and rates some times; on the socket's thread."""
         now = time.monotonic()
         if self._rates and now >= self._rate_due:
             self._rate_due = now + REPEAT_S

@@ -64,7 +64,7 @@ dist.destroy_process_group()
 LAST_WORDS = """
 import sys
 import torch.distributed as dist
-from worker.local import LocalGroup
+from ps_accordion.worker.local import LocalGroup
 
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
 local = LocalGroup(dist.group.WORLD)
