@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import selectors
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from benchmarks import delay
 from benchmarks.delay import INTERFACE
@@ -124,13 +126,13 @@ def mend(one: Host, other: Host) -> None:
         _ip("-n", here.namespace, "neigh", "delete", there.address, "dev", INTERFACE)
 
 
-def throughput(sender: Host, receiver: Host, seconds: float = 2.0) -> float:
-    """Return what one TCP connection carries between two hosts, in bits a second of payload."""
-    program = [sys.executable, "-m", "benchmarks.hosts"]
-    listening = subprocess.Popen(receiver.runs(*program, "receive", receiver.address), stdout=subprocess.PIPE, text=True)
+def throughput(sender: Host, receiver: Host, connections: int = 1, seconds: float = 2.0) -> float:
+    """Return what TCP connections together carry between two hosts, in bits a second of payload."""
+    program, number = [sys.executable, "-m", "benchmarks.hosts"], str(connections)
+    listening = subprocess.Popen(receiver.runs(*program, "receive", receiver.address, number), stdout=subprocess.PIPE, text=True)
     assert listening.stdout is not None
     port = listening.stdout.readline().strip()
-    subprocess.run(sender.runs(*program, "send", receiver.address, port, str(seconds)), check=True)
+    subprocess.run(sender.runs(*program, "send", receiver.address, port, number, str(seconds)), check=True)
     return float(listening.communicate()[0])
 
 
@@ -187,23 +189,34 @@ def _remove_left_behind() -> None:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def _receive(address: str) -> None:
-    with socket.create_server((address, 0)) as server:
+def _receive(address: str, connections: str) -> None:
+    with socket.create_server((address, 0)) as server, selectors.DefaultSelector() as ready:
         print(server.getsockname()[1], flush=True)
-        connection, _ = server.accept()
-        with connection:
-            received, began = 0, 0.0
-            while part := connection.recv(1 << 18):
-                began = began or time.perf_counter()
+        for _ in range(int(connections)):
+            ready.register(server.accept()[0], selectors.EVENT_READ)
+        received, began = 0, time.perf_counter()
+        while ready.get_map():
+            for key, _ in ready.select():
+                connection = cast(socket.socket, key.fileobj)
+                part = connection.recv(1 << 18)
                 received += len(part)
-            print(8 * received / (time.perf_counter() - began))
+                if not part:
+                    ready.unregister(connection)
+                    connection.close()
+        print(8 * received / (time.perf_counter() - began))
 
 
-def _send(address: str, port: str, seconds: str) -> None:
-    with socket.create_connection((address, int(port))) as connection:
-        end, block = time.perf_counter() + float(seconds), bytes(1 << 16)
-        while time.perf_counter() < end:
-            connection.sendall(block)
+def _send(address: str, port: str, connections: str, seconds: str) -> None:
+    def work(connection: socket.socket) -> None:
+        block = bytes(1 << 16)
+        with connection:
+            while time.perf_counter() < end:
+                connection.sendall(block)
+
+    opened = [socket.create_connection((address, int(port))) for _ in range(int(connections))]
+    end = time.perf_counter() + float(seconds)
+    with ThreadPoolExecutor(len(opened)) as threads:
+        list(threads.map(work, opened))
 
 
 if __name__ == "__main__":

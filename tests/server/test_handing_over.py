@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 from machines import BUFFERED, gaussian
+from shards import HALF, Job, decoded, result_of
 
 from ps_accordion.codecs import Coding, get
 from ps_accordion.regimes import Choice
 from ps_accordion.wire import messages as m
-
-from .test_shard import HALF, Job, decoded, result_of
 
 
 def flush(job, slot, key, round_, *, skipped=False, weight=1.0):

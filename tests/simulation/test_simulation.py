@@ -206,7 +206,7 @@ SCRIPTED = {
     "a_promise_dies_with_its_process": "server/test_restart.py::test_a_promise_survives",
     "an_overtaken_proposal_is_abandoned": "coordinator/test_views.py::test_a_worker_that_is_heard_again_before_the_view_stays",
     "copies_stay_though_their_loss_was_stated": ("server/test_replaying.py::test_a_member_that_is_gone_takes_its_pushes_with_it"),
-    "undo_keeps_the_plan": "server/test_shard.py::test_a_view_takes_the_plan_back_with_its_round",
+    "undo_keeps_the_plan": "server/test_buffers_and_plans.py::test_a_view_takes_the_plan_back_with_its_round",
     "who_comes_back_takes_all_back": "worker/test_round_views.py::test_who_comes_back_leaves_alone_what_was_counted",
     "who_was_removed_is_let_in_again": (
         "coordinator/test_views.py::test_a_removed_worker_is_told_and_comes_back_as_a_new_incarnation"
