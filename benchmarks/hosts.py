@@ -129,11 +129,16 @@ def mend(one: Host, other: Host) -> None:
 def throughput(sender: Host, receiver: Host, connections: int = 1, seconds: float = 2.0) -> float:
     """Return what TCP connections together carry between two hosts, in bits a second of payload."""
     program, number = [sys.executable, "-m", "benchmarks.hosts"], str(connections)
-    listening = subprocess.Popen(receiver.runs(*program, "receive", receiver.address, number), stdout=subprocess.PIPE, text=True)
-    assert listening.stdout is not None
-    port = listening.stdout.readline().strip()
-    subprocess.run(sender.runs(*program, "send", receiver.address, port, number, str(seconds)), check=True)
-    return float(listening.communicate()[0])
+    receiving = receiver.runs(*program, "receive", receiver.address, number)
+    with subprocess.Popen(receiving, stdout=subprocess.PIPE, text=True) as listening:
+        assert listening.stdout is not None
+        try:
+            port = listening.stdout.readline().strip()
+            subprocess.run(sender.runs(*program, "send", receiver.address, port, number, str(seconds)), check=True)
+            return float(listening.communicate()[0])
+        except BaseException:
+            listening.kill()
+            raise
 
 
 def _connect(hub: str, port: str, host: Host, rate: str) -> None:

@@ -35,10 +35,8 @@ __all__ = ["Client"]
 
 GARBAGE_LIMIT = 3
 """Unreadable messages in a row that one server may send: a checksum fails by chance once in years, three times never."""
-TICK_S = 0.05
-"""How late a repetition may be: heartbeats and questions are due in tenths of a second and more.
-
-A worker that waits wakes so often, and each time costs 0.2 ms of a processor that others may be using."""
+TICK_S = 0.02
+"""How late a repetition may be. Heartbeats and questions are due in tenths of a second and more."""
 
 
 class Client:
@@ -335,7 +333,9 @@ class Client:
             case m.Get():
                 self._on_get(arrival.peer, message)
             case m.State() if message.layout in self.joiners:
-                self.joiners[message.layout].on_state(message, join_frames(arrival.payload, message.frames))
+                joiner = self.joiners[message.layout]
+                joiner.on_state(message, join_frames(arrival.payload, message.frames))
+                self.carry(joiner.tick(now))
             case m.Abort():
                 self.transport.send(COORDINATOR, m.Bye(f"worker {self.membership.slot}"))
                 self.carry(self.membership.handle(arrival.peer, message, arrival.payload, now))
@@ -404,8 +404,8 @@ class Client:
     def _look_at_links(self, now: float) -> None:
         """Notice which servers have been away and are back: whoever is there now may be a process that was started again."""
         for link in self.membership.links:
-            if not self.transport.linked(link):
-                self._broken.add(link)
+            if self.transport.broke(link) or not self.transport.linked(link):
+                self._broken.add(link)  # one that broke has a moment in which it does not know that yet, so it is back later
             elif link in self._broken:
                 self._broken.discard(link)
                 self.membership.greet_again(link)

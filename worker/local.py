@@ -9,6 +9,7 @@ goes through the servers. To the run this is one worker, whose gradients count a
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ from .transfer import StateBytes
 __all__ = ["Follower", "LocalGroup"]
 
 LETS_GO_S = 1.0
-"""How long a tensor may stay with gloo after its collective, until it counts as kept by something else. It is microseconds."""
+"""How long a tensor may stay with gloo after its collective. It is microseconds."""
+MOST_STALLS = 3
+"""How often it may stay for longer, until something else counts as keeping tensors, every time."""
 
 
 class LocalGroup:
@@ -53,7 +56,7 @@ class LocalGroup:
         self.size = group.size()
         self.rank = group.rank()
         self.leads = self.rank == 0
-        self._watches = dist.get_backend(group) == "gloo"
+        self._stalls = 0
         nccl = dist.get_backend(group) == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         self._root = dist.get_global_rank(group, 0)
@@ -78,28 +81,28 @@ class LocalGroup:
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all processes what the leader has in these tensors."""
         for tensor in tensors:
-            lent = tensor.detach()
-            dist.broadcast(lent, src=self._root, group=self.group)
-            self._take_back(lent)
+            self._lend(tensor, lambda lent: dist.broadcast(lent, src=self._root, group=self.group))
 
     def _reduce(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
-        lent = tensor.detach()
-        dist.all_reduce(lent, op=op, group=self.group)
-        self._take_back(lent)
+        self._lend(tensor, lambda lent: dist.all_reduce(lent, op=op, group=self.group))
 
-    def _take_back(self, lent: torch.Tensor) -> None:
-        """Wait until gloo's thread has let go of a tensor that only it and the caller hold.
+    def _lend(self, tensor: torch.Tensor, collective: Callable[[torch.Tensor], object]) -> None:
+        """Carry out a collective, and wait until gloo's thread has let go of the tensor.
 
         It does so when the collective is over, and takes Python's lock for it. A script may be at its end by then, and a thread
         that asks for the lock of an interpreter that ends takes the process with it, exit code and all. The group may well live
         until then in spite of `destroy_process_group`: the wrapped model holds it.
         """
-        if not self._watches:
+        lent = tensor.detach()  # which nobody else holds
+        held = sys.getrefcount(lent)
+        collective(lent)
+        if lent.device.type != "cpu" or self._stalls == MOST_STALLS:
             return
         end = time.monotonic() + LETS_GO_S
-        while lent._use_count() > 1:  # type: ignore[attr-defined]  # torch has no hint
-            if time.monotonic() > end:  # something else holds it, and will every time
-                self._watches = False
+        # The count in C++ falls first, then Python's, for which the thread needs the lock.
+        while lent._use_count() > 1 or sys.getrefcount(lent) > held:  # type: ignore[attr-defined]  # torch has no hint
+            if time.monotonic() > end:
+                self._stalls += 1
                 return
             time.sleep(0)
 

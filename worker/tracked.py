@@ -137,8 +137,6 @@ class Tracked:
             message = m.Rate(membership.slot, membership.incarnation, self.exchange.number, self.exchange.rounds.round, rate)
             rates = [Send((COORDINATOR,), message)] * RATE_COPIES
             self._session.client.call(lambda: self._say(rates))
-            self._rate_due = 0.0
-            self._session.client.call(self.tick)
 
     def wait(self) -> str:
         """Wait until the round is decided; Ctrl-C gets through.

@@ -271,7 +271,7 @@ class Joiner:
             self._missing = set(range(self._state.parts))
 
     def tick(self, now: float) -> list[Send]:
-        """Ask for the next parts, and again for those that are late; somebody else, if nobody answers."""
+        """Ask for the next parts, and again for those that are late; somebody else, if nobody answers. Also when one has come."""
         if self._moved is None:
             self._moved = now
         if now - self._moved > PATIENCE_S and self._others and self._missing:

@@ -102,6 +102,8 @@ class Transport:
         """Of the listener and of links; of those that are TCP."""
         self._looked: dict[int, tuple[Peer, int]] = {}
         """By descriptors of connections, whose they were last, and how many messages since the window was looked at."""
+        self._watched: dict[str, zmq.Socket[bytes]] = {}
+        """Tell, by the names of links, when their connections break."""
         self._monitor: zmq.Socket[bytes] | None = None
         self._by_descriptor: dict[int, bytes] = {}
         self._peers: set[bytes] = set()
@@ -164,7 +166,7 @@ class Transport:
             socket.close(0)
             raise ConfigError(f"cannot use {address!r} as an address: {error.strerror}") from None
         self.disconnect(name)
-        self._links[name] = socket
+        self._links[name], self._watched[name] = socket, socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._names[socket] = name
         self._ports[socket] = port_of(address)
         self._poller.register(socket, zmq.POLLIN)
@@ -175,12 +177,22 @@ class Transport:
         if socket is not None:
             self._poller.unregister(socket)
             del self._names[socket], self._ports[socket]
+            socket.disable_monitor()
+            self._watched.pop(name).close(0)
             socket.close(0)
 
     def linked(self, name: str) -> bool:
         """Whether the link called `name` has a connection at this moment. It asks nobody."""
         socket = self._links.get(name)
         return socket is not None and bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+
+    def broke(self, name: str) -> bool:
+        """Whether the connection of the link called `name` has broken since this was last asked, also if there is a new one."""
+        watched, found = self._watched.get(name), False
+        while watched is not None and int(watched.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            recv_monitor_message(watched)
+            found = True
+        return found
 
     def send(self, peer: Peer, message: Message, payload: Sequence[Buffer] = ()) -> None:
         """Send a message. It may be lost; the protocol notices."""
@@ -333,8 +345,12 @@ class Transport:
             self._listener.disable_monitor()
             self._monitor.close(0)
             self._monitor = None
+        for name, watched in self._watched.items():
+            self._links[name].disable_monitor()
+            watched.close(0)
         for socket in [*self._links.values(), *([self._listener] if self._listener is not None else [])]:
             socket.close(LINGER_MS)
+        self._watched.clear()
         self._links.clear()
         self._listener = None
         self._ports.clear()

@@ -50,6 +50,7 @@ class SimulatedClient(Client):
             connect=lambda name, address: None,
             sent_bytes=0,
             linked=linked,
+            broke=lambda name: False,
             lending=Lending(),  # off: memory of other processes is not simulated
         )
         self._broken = set()

@@ -66,7 +66,7 @@ import sys
 import torch.distributed as dist
 from ps_accordion.worker.local import LocalGroup
 
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
+dist.init_process_group(sys.argv[3] or None, init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
 local = LocalGroup(dist.group.WORLD)
 sys.setswitchinterval(100)
 for _ in range(20):
@@ -76,12 +76,15 @@ dist.destroy_process_group()
 """
 
 
-def test_no_thread_of_gloo_outlives_a_collective_with_a_tensor_of_ours(tmp_path):
+@pytest.mark.parametrize("backend", ["gloo", "cpu:gloo", ""])
+def test_no_thread_of_gloo_outlives_a_collective_with_a_tensor_of_ours(tmp_path, backend):
     """It would ask an interpreter that has ended for its lock, which aborts the process: every third here."""
     for run in range(3):
         both = [
             subprocess.Popen(
-                [sys.executable, "-c", LAST_WORDS, str(tmp_path / f"store-{run}"), str(rank)], stderr=subprocess.PIPE, text=True
+                [sys.executable, "-c", LAST_WORDS, str(tmp_path / f"store-{run}"), str(rank), backend],
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for rank in range(2)
         ]

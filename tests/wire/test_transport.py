@@ -455,3 +455,38 @@ def test_a_link_knows_whether_it_has_a_connection(tmp_path: Path) -> None:
             assert waited_for(False)
     finally:
         link.close()
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:*", "ipc://{}/socket"])
+def test_a_link_remembers_that_its_connection_broke(address: str, tmp_path: Path) -> None:
+    """Also when it has another by the time that somebody asks: what went to the first one may be lost. Once a break."""
+    link, there = Transport(), Transport()
+    try:
+        assert not link.broke("there")
+        resolved = there.listen(address.format(tmp_path))
+        link.connect("there", resolved)
+        assert not link.broke("there")
+        for _ in range(2):
+            meet_again(link, there)
+            assert not link.broke("there")
+            there.close()
+            assert any(link.poll(0.02) or not link.linked("there") for _ in range(500))
+            there = Transport()
+            there.listen(resolved)
+            meet_again(link, there)
+            assert [link.broke("there") for _ in range(2)] == [True, False]
+        link.disconnect("there")
+        assert not link.broke("there")
+    finally:
+        link.close()
+        there.close()
+
+
+def meet_again(link: Transport, there: Transport) -> None:
+    """Wait until what a link says arrives."""
+    for _ in range(500):
+        link.send("there", HELLO)
+        link.poll(0)
+        if there.poll(0.02):
+            return
+    raise AssertionError("nothing has arrived")
