@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks import hosts, plots
 from benchmarks.jobs import Job, Place, Processes, start
-from benchmarks.training import WAYS
+from benchmarks.training import WAYS, end_of
 from ps_accordion.launcher.machine import machine
 
 JOBS = (
@@ -111,6 +111,7 @@ def train(way: str, file: Path, seed: int, epochs: int) -> None:
                     seen = {"epoch": epoch + (step + 1) / steps, "seconds": time.perf_counter() - began, "accuracy": accuracy}
                     with file.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(seen) + "\n")
+    end_of(way)
 
 
 def _digits(seed: int) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:

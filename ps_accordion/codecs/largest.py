@@ -15,7 +15,7 @@ from . import kernels
 from .base import FloatVector, Hint
 from .workspace import borrow
 
-__all__ = ["Chosen", "Listing", "choose", "expected", "mix", "mix_listing", "room_for"]
+__all__ = ["Chosen", "Listing", "choose", "expected", "learn", "mix", "mix_listing", "room_for"]
 
 ERRORS = 4
 """Candidates begin this many mean errors below where the k-th is expected: too high costs a second pass, too low a long list."""
@@ -108,11 +108,11 @@ def choose(v: FloatVector, k: int, hint: Hint | None, low: int, found: int, list
     if peak >= INFINITE:
         return None
     if hint is not None:
-        _learn(hint, smallest, low, found, k)
+        learn(hint, smallest, low, found, k)
     return Chosen(index[:kept], words[:kept].view(np.float32), peak)
 
 
-def _learn(hint: Hint, smallest: int, low: int, found: int, k: int) -> None:
+def learn(hint: Hint, smallest: int, low: int, found: int, k: int) -> None:
     """Say where candidates begin the next time: some mean errors below where the smallest is expected, as TCP waits for answers.
 
     Args:

@@ -28,7 +28,7 @@ from ..errors import CodecError
 from . import kernels
 from .base import FloatVector, Hint
 from .entries import EntriesCodec
-from .largest import Chosen, mix_listing
+from .largest import Chosen, learn, mix_listing
 from .packing import INFINITE
 from .workspace import borrow
 
@@ -82,8 +82,13 @@ class Threshold(EntriesCodec):
     def choose(
         self, a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVector, level: float, hint: Hint | None
     ) -> Chosen | None:
-        """Set `out := a * scale + b`, and list what reaches the threshold as it goes; see `EntriesCodec.choose`."""
-        most, low = self.kept(out.size, level), bits_of(level)
+        """Set `out := a * scale + b`, and list what reaches the threshold as it goes; see `EntriesCodec.choose`.
+
+        Where more than the cap did the last time, what is listed begins near the last of those that were sent then: else it could
+        be nearly all, and take many times as long.
+        """
+        most, least = self.kept(out.size, level), bits_of(level)
+        low = max(least, hint.threshold) if hint is not None else least
         room = kernels.choose.room(out.size)
         index, words, scratch = (borrow(name, room, np.uint32) for name in ("index", "words", "scratch"))
         counts, seen = borrow("counts", kernels.choose.BINS, np.int32), borrow("seen", 2, np.int32)
@@ -92,9 +97,19 @@ class Threshold(EntriesCodec):
             found = kernels.choose.collect(out, low, index, words)
         else:
             found = mix_listing(a, scale, b, out, low, (index, words))
+        if found < most and low > least:
+            low = least
+            found = kernels.choose.collect(out, low, index, words)
         count = kernels.choose.narrow(most, low, found, index, words, scratch, counts, seen)
-        peak = int(seen[0])  # what is not finite has the largest bits of all, and is in the list
-        return None if peak >= INFINITE else Chosen(index[:count], words[:count].view(np.float32), peak)
+        peak, smallest = seen.tolist()
+        if peak >= INFINITE:  # what is not finite has the largest bits of all, and is in the list
+            return None
+        if hint is not None:
+            if low > least or found > most:
+                learn(hint, smallest, low, found, most)
+            else:
+                hint.threshold = hint.smallest = 0
+        return Chosen(index[:count], words[:count].view(np.float32), peak)
 
 
 def bits_of(level: float) -> int:

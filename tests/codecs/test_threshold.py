@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ps_accordion.codecs import get, lighter
+from ps_accordion.codecs import Hint, get, lighter
 from ps_accordion.errors import CodecError, PayloadError
 
 from .cases import Case, decode, encode, gaussian
@@ -82,3 +82,25 @@ def test_a_payload_of_a_member_with_a_larger_cap_is_refused():
     coding, _ = encode(Case("threshold", 0.1), v, np.zeros_like(v))
     with pytest.raises(PayloadError, match=r"threshold: expected at most 125 of 1000 entries .* got 250 entries"):
         get("threshold").validate(out[: encoded.nbytes], coding._replace(count=encoded.count))
+
+
+@pytest.mark.parametrize("n", [64, 8191, 60_000])
+def test_what_is_remembered_where_too_many_reach_the_threshold_changes_no_bit(n):
+    """Whatever the vectors before were like, and whether the cap held back much, little or nothing in them."""
+    codec, level, hint = get("threshold"), 3.0, Hint()
+    residual, rest = np.zeros(n, np.float32), np.empty(n, np.float32)
+    plain, out = residual.copy(), np.empty(codec.payload_bound(n, level), np.uint8)
+    alone, capped = np.empty_like(out), set()
+    for step, size in enumerate([1, 1, 0.5, 50, 1, 1e-3, 1e-3, 1, 1e30, 1e-40, 0, 0.2, 1, 1]):
+        v = gaussian(n, step) * np.float32(size)
+        done = codec.encode(v, residual, level=level, seed=1, out=out, rest=rest, hint=hint)
+        assert done == codec.encode(v, plain, level=level, seed=1, out=alone)
+        assert np.array_equal(out[: done.nbytes], alone[: done.nbytes])
+        assert np.array_equal(rest.view(np.uint32), plain.view(np.uint32))
+        assert (hint.threshold > 0) == (done.count == codec.kept(n, level))
+        capped.add(hint.threshold > 0)
+        residual, rest = rest, residual
+        broken = gaussian(n, step)
+        broken[n // 2] = np.nan
+        assert codec.encode(broken, residual, level=level, seed=1, out=alone, rest=np.empty_like(rest), hint=hint) is None
+    assert capped == {True, False}
