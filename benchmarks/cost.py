@@ -5,7 +5,8 @@
 Processor: `bench pushpull` (a tensor of 100 MiB, Unix sockets) with 2, 4 and 8 workers, and with 1, 2 and 4 servers. Seconds are
 those of a worker's and of all servers' threads; a gigabyte is one of gradients, of one worker there and of all workers here.
 Memory: what processes have resident after some rounds of a tensor of 100 MiB, beyond what they had when they had only pushed a
-small one, beside the formula (`ps_accordion/capacity/memory.py`).
+small one, beside the formula (`ps_accordion/capacity/memory.py`). One worker is late each time, so that servers hold all that the
+other has pushed: how much they hold would be chance otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ GROWTH = ((2, 1), (2, 2), (2, 4), (4, 2), (8, 2))
 """Workers and servers."""
 ROUNDS = 6
 """Before memory is looked at: residuals have both halves then, and scratch its size."""
+LATE_S = 0.5
+"""How much later than the first the second worker pushes then: what it shares with the first is held until it does."""
 CASES = "topk:0.01,onebit:8192,dense:32"
 
 
@@ -147,6 +151,7 @@ def hold(file: Path) -> None:
         session.push_pull(torch.randn(1, 1 << 16), name="small")
         before = _resident(session.rank)
         for _ in range(ROUNDS):
+            time.sleep(LATE_S * session.rank)
             session.push_pull(large, name="large")
         after = _resident(session.rank)
         session.push_pull(torch.zeros(1, 1 << 16), name="small")  # nobody leaves before the first has looked

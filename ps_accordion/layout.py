@@ -6,8 +6,9 @@ layout; its digest is compared when a worker declares a model.
 
 * A tensor with one dimension or fewer, or with fewer than `DENSE_BELOW` elements, is *small*: it goes dense, fused with its
   neighbours.
-* Every other tensor is *compressible* and cut into partitions of at most `partition_elements`; or, if its codec needs it whole,
-  taken as a matrix and cut between rows into as few keys as `MATRIX_ELEMENTS` allows.
+* Every other tensor is *compressible* and cut into partitions of at most `partition_elements`, and of less where a model is so
+  small that it would make fewer than `SHARED_BY`; or, if its codec needs it whole, taken as a matrix and cut between rows into as
+  few keys as `MATRIX_ELEMENTS` allows. (Not by the number of servers: a job may go on from a checkpoint with another.)
 * Tensors are taken in reverse order of registration, which is roughly the order in which backward makes their gradients.
 * Small and compressible keys are balanced over the shards separately, greedily by size, ties by number.
   Small tensors are fused into equal keys, a whole number of them a shard, so that there is something to balance with.
@@ -45,6 +46,11 @@ FUSE_AT_LEAST = 1 << 10
 MATRIX_ELEMENTS = 1 << 23
 """Elements of the largest key that is a matrix: what a worker hands over of one as it leaves, float32, fills the 16 frames of a
 message."""
+SHARED_BY = 8
+"""Keys that a model's compressible tensors make at least, where `SHARED_AT_LEAST` allows: one key has one server and one codec
+thread, and what is not cut is neither sent while it is encoded nor shared by links."""
+SHARED_AT_LEAST = 1 << 18
+"""Elements from which on a partition may be cut for that: below, a key costs more than it shares."""
 MAX_FUSED = 32
 """Slices in a fused key: the used bits of a push travel as one unsigned integer."""
 MAX_TENSORS = 100_000
@@ -188,6 +194,12 @@ class Layout:
         return tuple(index for index, tensor in enumerate(self.tensors) if not tensor.small)
 
     @cached_property
+    def largest(self) -> int:
+        """Elements of the largest partition: `partition_elements`, or less where that would leave too few keys to share."""
+        together = sum(self.tensors[index].elements for index in self.compressible)
+        return min(self.partition_elements, max(SHARED_AT_LEAST, -(-together // SHARED_BY)))
+
+    @cached_property
     def table(self) -> bytes:
         """The table as msgpack: `[[name, [dim, ...], dtype, buffer], ...]`. Its xxh3-64 is the digest."""
         return bytes(msgpack.packb([[tensor.name, list(tensor.shape), tensor.dtype, tensor.buffer] for tensor in self.tensors]))
@@ -222,7 +234,7 @@ class Layout:
         for index in reversed(range(len(self.tensors))):
             tensor = self.tensors[index]
             if tensor.buffer or not tensor.small:
-                size = self._row_block(index) or self.partition_elements
+                size = self._row_block(index) or (self.partition_elements if tensor.buffer else self.largest)
                 cut.extend(
                     (tensor.buffer, [Slice(index, start, min(size, tensor.elements - start), 0)])
                     for start in range(0, tensor.elements, size)
@@ -259,7 +271,7 @@ class Layout:
         return max(FUSE_AT_LEAST, -(-small // max(1, rounds * self.num_shards)))
 
     def _check_number(self, full: int) -> None:
-        size = self.partition_elements
+        size = self.largest
         keys = sum(-(-tensor.elements // size) for tensor in self.tensors if tensor.buffer or not tensor.small)
         fused = sum(tensor.elements for tensor in self.tensors if tensor.small and not tensor.buffer)
         keys += -(-fused // full) + len(self.tensors) // MAX_FUSED

@@ -126,6 +126,35 @@ def test_the_largest_key_of_each_kind_do_not_meet() -> None:
     assert [(key.small, key.shard) for key in layout.keys] == [(True, 2), (False, 0)]
 
 
+@pytest.mark.parametrize(
+    ("elements", "partition", "keys"),
+    [
+        (1 << 18, LARGEST_KEY, 1),
+        ((1 << 18) + 1024, LARGEST_KEY, 2),
+        (1 << 20, LARGEST_KEY, 4),
+        (1 << 21, LARGEST_KEY, 8),
+        (1 << 22, LARGEST_KEY, 8),
+        (1 << 23, LARGEST_KEY, 8),
+        (1 << 24, LARGEST_KEY, 16),
+        (1 << 20, 1 << 16, 16),
+        (1 << 22, 1 << 19, 8),
+        (1 << 22, 1 << 18, 16),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_small_model_has_keys_to_share(elements: int, partition: int, keys: int, together: bool) -> None:
+    """Eight, but none below 262,144 elements for that; whatever it is made of, and never larger ones than are asked for."""
+    tensors = table((1024, elements // 1024)) if together else table((256, elements // 1024), (768, elements // 1024))
+    layout = Layout(
+        [*tensors, Tensor("moving", (3 * partition,), "float32", buffer=True)], num_shards=2, partition_elements=partition
+    )
+    sizes = [key.elements for key in layout.keys if not key.buffer]
+    assert sum(sizes) == elements // 1024 * 1024
+    assert keys <= len(sizes) <= keys + len(tensors)
+    assert max(sizes) <= max(partition if partition < 1 << 18 else 1 << 18, -(-elements // 8))
+    assert [key.elements for key in layout.keys if key.buffer] == [partition] * 3
+
+
 @pytest.mark.parametrize("shards", [2, 8])
 @pytest.mark.parametrize("partition", [PARTITION, LARGEST_KEY])
 @pytest.mark.parametrize("model", MODELS)

@@ -33,12 +33,12 @@ from ps_accordion.regimes.base import Choice
 TOPK, DENSE, SMALL = Choice("topk", 0.01), Choice("dense", 32.0), Choice("dense", 16.0)
 FREE = Work(0.0, 0.0, 0.0, 0.0)
 NOTHING = Costs({TOPK: FREE, DENSE: FREE, SMALL: FREE}, copy=0.0, worker=Handling(), server=Handling())
-ONE_KEY = (Tensor("weight", (512, 1024), "float32"),)
+ONE_KEY = (Tensor("weight", (512, 512), "float32"),)
 FAST = Link(math.inf)
 
 
 def job(**changes) -> Job:
-    """One worker, one server, one dense key of 2 MiB, and nothing that takes time."""
+    """One worker, one server, one dense key of 1 MiB, and nothing that takes time."""
     default = {"tensors": ONE_KEY, "choice": DENSE, "workers": 1, "servers": 1, "shards_per_server": 1, "worker_link": FAST}
     default |= {"server_link": FAST, "worker_cores": 64, "server_cores": 64, "threads": 1, "partition_elements": 512 * 1024}
     return Job(**default | changes)
@@ -51,7 +51,7 @@ def test_nothing_takes_no_time():
 
 def test_a_key_passes_all_that_handles_it():
     """Forward, backward, encode, socket, socket, answer, socket, socket, decode, optimizer: one key waits for nobody."""
-    n, work = 512 * 1024, Work(1e-9, 2e-9, 40e-9, 4e-9)
+    n, work = 512 * 512, Work(1e-9, 2e-9, 40e-9, 4e-9)
     worker, server = Handling(2e-3, Carry(1e-3, 1e-9), Carry(5e-4, 2e-9)), Handling(3e-3, Carry(1e-4), Carry(0.0, 3e-9))
     costs = Costs({DENSE: work}, copy=0.0, worker=worker, server=server)
     step = simulate(job(compute=Compute(0.1, 0.2, 0.3)), costs)
@@ -187,10 +187,10 @@ def test_what_is_spent_beside_kernels_follows_from_what_threads_took():
 
 def test_keys_are_as_large_as_those_of_a_job_over_a_network():
     """Dense ones are a quarter as large as those that are compressed, where nobody sets it."""
-    large = (Tensor("weight", (1024, 1024), "float32"),)
+    large = (Tensor("weight", (4096, 2048), "float32"),)
     keys = [len(job(tensors=large, choice=choice, partition_elements=0).layout().keys) for choice in (TOPK, DENSE)]
     sizes = [Settings(codec=job(choice=choice).settings).partition_elements for choice in (TOPK, DENSE)]
-    assert keys == [1, 4] == [1024 * 1024 // size for size in sizes]
+    assert keys == [8, 32] == [4096 * 2048 // size for size in sizes]
 
 
 def test_the_fewest_servers_that_are_about_as_fast_are_recommended():
@@ -215,7 +215,7 @@ def test_more_shards_are_tried_where_shards_limit():
 
 def test_memory_follows_the_formula():
     """One key, three members: worked out by hand."""
-    n, payload = 512 * 1024, get("topk").payload_bound(512 * 1024, 0.01)
+    n, payload = 512 * 512, get("topk").payload_bound(512 * 512, 0.01)
     memory = memory_of(job(choice=TOPK, workers=3, replay_rounds=8, threads=2))
     assert memory.server == {
         "residuals": 8 * n, "held payloads": 3 * payload, "accumulators": 4 * n, "last results": 2 * payload,
