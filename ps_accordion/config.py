@@ -222,7 +222,8 @@ class LayoutSettings(Section):
     """Largest key, in elements, but for tensors that their codec needs whole (powersgd). 0 chooses: 1,048,576, so that what
     a key costs beside its elements is a small part; but where coordinator.address is not ipc:// as many as have a payload of
     1 MiB if `[codec]` is dense or bf16, 262,144 at 32 bits and 524,288 at 16, because smaller keys keep both ways of a link
-    busy, which is what counts where nothing is compressed."""
+    busy, which is what counts where nothing is compressed. A small model has smaller keys, an eighth of it each, but not below
+    262,144 elements for that, so that servers have something to share."""
 
     def __post_init__(self) -> None:
         if 0 < self.partition_elements < SMALLEST_KEY:
