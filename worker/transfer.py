@@ -235,6 +235,9 @@ class Joiner:
         self._moved: float | None = None
         self._missing = set(range(state.parts))
         self._asked: dict[int, float] = {}
+        """When each part was asked for that is on its way."""
+        self._next = 0
+        """The first part that has never been asked for."""
 
     @property
     def complete(self) -> bool:
@@ -266,7 +269,7 @@ class Joiner:
     def ask(self, donor: int) -> None:
         """Ask another worker from now on; what came of another's state is forgotten."""
         if donor != self.donor:
-            self.donor, self._moved, self._asked = donor, None, {}
+            self.donor, self._moved, self._asked, self._next = donor, None, {}, 0
             self._state.begin_anew()
             self._missing = set(range(self._state.parts))
 
@@ -278,9 +281,15 @@ class Joiner:
             self._others.append(self.donor)
             self.ask(self._others.pop(0))
         patience = ASK_AGAIN_S if self._state.digest else ASK_FIRST_S
-        self._asked = {part: at for part, at in self._asked.items() if now - at < patience}
+        asks = sorted(part for part, at in self._asked.items() if now - at >= patience)
+        room = IN_FLIGHT - len(self._asked)
+        while room and self._next < self._state.parts:
+            if self._next in self._missing:  # a part may have come before it was asked for
+                asks.append(self._next)
+                room -= 1
+            self._next += 1
         out = []
-        for part in sorted(self._missing - self._asked.keys())[: IN_FLIGHT - len(self._asked)]:
+        for part in asks:
             self._asked[part] = now
             get = m.Get(*self._member, self.donor, self._layout, self._round, part)
             # Parts go through all servers in turn, so that no one link carries them all.

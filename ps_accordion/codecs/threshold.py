@@ -28,7 +28,7 @@ from ..errors import CodecError
 from . import kernels
 from .base import FloatVector, Hint
 from .entries import EntriesCodec
-from .largest import Chosen, learn, mix_listing
+from .largest import Chosen, learn, mix_listing, room_for
 from .packing import INFINITE
 from .workspace import borrow
 
@@ -89,14 +89,14 @@ class Threshold(EntriesCodec):
         """
         most, least = self.kept(out.size, level), bits_of(level)
         low = max(least, hint.threshold) if hint is not None else least
-        room = kernels.choose.room(out.size)
-        index, words, scratch = (borrow(name, room, np.uint32) for name in ("index", "words", "scratch"))
+        index, words = listing = room_for(out.size)
+        scratch = borrow("scratch", index.size, np.uint32)
         counts, seen = borrow("counts", kernels.choose.BINS, np.int32), borrow("seen", 2, np.int32)
         if b is None:
             kernels.vector.scaled_into(a, scale, out)
             found = kernels.choose.collect(out, low, index, words)
         else:
-            found = mix_listing(a, scale, b, out, low, (index, words))
+            found = mix_listing(a, scale, b, out, low, listing)
         if found < most and low > least:
             low = least
             found = kernels.choose.collect(out, low, index, words)

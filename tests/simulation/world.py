@@ -1,7 +1,8 @@
 """A whole run of the real state machines in one thread and virtual time: scheduler, network, faults, and what happened.
 
 Nothing here is a model of the protocol: coordinator, shards, memberships, rounds, exchanges and codecs are those of the package;
-`roles.py` has the thin loops around them. A seed is one run, and replays exactly: all that is random follows from it.
+`servers.py` and `workers.py` have the thin loops around them. A seed is one run, and replays exactly: all that is random follows
+from it.
 """
 
 import contextlib

@@ -79,6 +79,28 @@ def test_no_more_is_asked_for_than_may_be_in_flight() -> None:
     assert [ask.message.part for ask in joiner.tick(1.0)] == list(range(8))
 
 
+def test_the_next_part_is_asked_for_when_one_has_come() -> None:
+    """Late ones first, and nothing that is there already."""
+    state = model(0, [transfer.PART_BYTES * 11])
+    donor, joiner = Donor(0, START, StateBytes(state, "m")), joiner_of(model(1, [transfer.PART_BYTES * 11]))
+
+    def come(part: int) -> None:
+        (given,) = donor.on_get(b"s", m.Get(1, 2, 0, 0, START, part))
+        joiner.on_state(given.message, np.frombuffer(given.payload[0], np.uint8))
+
+    assert [ask.message.part for ask in joiner.tick(0.0)] == list(range(8))
+    come(3)
+    assert [ask.message.part for ask in joiner.tick(0.1)] == [8]
+    come(9)
+    come(0)
+    come(1)
+    assert [ask.message.part for ask in joiner.tick(1.0)] == [2, 4, 5, 6, 7, 10]
+    for part in (2, 4, 5, 6, 7, 8, 10):
+        come(part)
+    assert joiner.complete
+    assert joiner.tick(5.0) == []
+
+
 def test_a_part_that_comes_twice_is_written_once() -> None:
     """A late copy must not undo what training has done since."""
     theirs, mine = model(None, [10]), model(7, [10])
