@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step.add_argument("--layers", type=int, required=True, help="linear layers of the network")
     step.add_argument("--width", type=int, required=True, help="inputs and outputs of a layer")
     step.add_argument("--batch", type=int, required=True, help="rows of a batch")
+    step.add_argument("--device", default="cpu", help="where the models lie: cpu, or an accelerator such as cuda")
     step.add_argument("--baselines", nargs="+", choices=list(BASELINES), required=True, help="what to compare with")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -108,8 +109,9 @@ def _pushpull(session: BaseSession, options: argparse.Namespace) -> Contest:
 
 def _step(session: BaseSession, options: argparse.Namespace) -> Contest:
     torch.manual_seed(0)
-    module = nn.Sequential(*[nn.Linear(options.width, options.width) for _ in range(options.layers)])
-    batch = torch.randn(options.batch, options.width, generator=torch.Generator().manual_seed(session.rank))
+    device = torch.device(options.device)
+    module = nn.Sequential(*[nn.Linear(options.width, options.width) for _ in range(options.layers)]).to(device)
+    batch = torch.randn(options.batch, options.width, generator=torch.Generator().manual_seed(session.rank)).to(device)
     modules = {name: copy.deepcopy(module) for name in ("ours", *options.baselines, "alone")}
     wrap: dict[str, Callable[[nn.Module], nn.Module]] = {
         "ours": lambda module: DistributedModel(module, session=session),
@@ -135,6 +137,8 @@ def _trainer(model: nn.Module, batch: torch.Tensor, *, momentum: float) -> Calla
         optimizer.zero_grad()
         model(batch).square().mean().backward()
         optimizer.step()
+        if batch.device.type != "cpu":
+            torch.accelerator.synchronize(batch.device)  # the host is ahead of the device, which is what is timed
 
     return step
 

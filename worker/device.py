@@ -34,6 +34,7 @@ from ps_accordion.wire.framing import frame_lengths
 from .account import Account
 from .coder import KeyCoder, Pushed, coding_of
 from .following import KeyCodecs
+from .recorded import Recordings
 from .streams import Mark, Streams, streams_of
 from .velocity import DeviceVelocity
 
@@ -104,10 +105,19 @@ class DeviceCoder:
         slot: This worker's slot.
         incarnation: And its incarnation.
         momenta: Momentum that gradients are given before they are encoded, slice by slice; empty for none.
+        recordings: Of what is launched; None launches every operation by itself.
     """
 
     def __init__(
-        self, layout: int, key: Key, settings: Settings, *, slot: int, incarnation: int, momenta: Sequence[float] = ()
+        self,
+        layout: int,
+        key: Key,
+        settings: Settings,
+        *,
+        slot: int,
+        incarnation: int,
+        momenta: Sequence[float] = (),
+        recordings: Recordings | None = None,
     ) -> None:
         self.layout = layout
         self.key = key
@@ -121,6 +131,7 @@ class DeviceCoder:
         self._ready: Mark | None = None
         """Where backward's stream stood when the gradients had been handed over: before it, they must not be written."""
         self._owed: deque[tuple[m.Push, Payload]] = deque()
+        self._recordings = recordings
         self._velocity = DeviceVelocity(key, momenta) if momenta else None
 
     # ------------------------------------------------------------ the thread of backward
@@ -177,7 +188,10 @@ class DeviceCoder:
         stretches = {"gradient": self._stretch(gathered)} if watched else {}
         if watched and (rule != "keep" or codec.noisy(choice.level)):
             stretches["before"] = self._stretch(residual).clone()
-        parcel = encode(twin, gathered, residual, level=choice.level, seed=seed, held=held, rule=rule, advance=advance)
+        if self._recordings is None or held or rule != "keep" or advance is not None:
+            parcel = encode(twin, gathered, residual, level=choice.level, seed=seed, held=held, rule=rule, advance=advance)
+        else:
+            parcel = self._recordings.encode(twin, gathered, residual, level=choice.level, seed=seed)
         if "before" in stretches or self.account.due:
             stretches["after"] = self._stretch(residual)
         memory, self._ready = streams.fetch(torch.cat([parcel, *stretches.values()]) if stretches else parcel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from ps_accordion.wire import messages as m
 from .device import DeviceCoder, Part, Pending
 from .exchange import Exchange, Open, Timing
 from .memory import Gradient
+from .recorded import Recordings
 from .rounds import Decide, Decode
 
 if TYPE_CHECKING:
@@ -50,14 +52,28 @@ class DeviceExchange(Exchange):
         selection = Selection(client.settings.codec, layout)
         for codec in sorted(selection.codecs()):
             twin_of(registry.find(self.rounds.codecs, codec))  # Now, not in the middle of the first backward.
+        recordings = Recordings(
+            max((key.elements for key in layout.keys), default=0),
+            # Twice the kinds that a plan may ask for at a time: it has two levels at most of each.
+            limit=2 * len({key.elements for key in layout.keys}) * (len(selection.codecs()) + 1) + 1,
+            warn=self._warn,
+        )
         slot, incarnation = client.membership.slot, client.membership.incarnation
         self._coders = [
             DeviceCoder(
-                number, key, client.settings, slot=slot, incarnation=incarnation, momenta=selection.momenta(key) if trains else ()
+                *(number, key, client.settings),
+                slot=slot,
+                incarnation=incarnation,
+                momenta=selection.momenta(key) if trains else (),
+                recordings=recordings,
             )
             for key in layout.keys
         ]
         self._records = client.settings.run.record_gradients
+
+    def _warn(self, text: str) -> None:
+        self.client.events.write(event="warning", reason=text)
+        print(f"ps-accordion: {text}", file=sys.stderr, flush=True)
 
     @property
     def coders(self) -> Sequence[DeviceCoder]:

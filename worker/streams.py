@@ -6,8 +6,8 @@ codec threads wait, each for what it needs, without the interpreter's lock. The 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from ps_accordion.codecs.base import Payload
 from ps_accordion.codecs.device import host_memory
 from ps_accordion.errors import UsageError
 
-__all__ = ["Accelerator", "Host", "Mark", "Streams", "streams_of"]
+__all__ = ["Accelerator", "Host", "Mark", "Recording", "Streams", "streams_of"]
 
 
 class Mark(Protocol):
@@ -24,6 +24,13 @@ class Mark(Protocol):
 
     def synchronize(self) -> None:
         """Wait on the host until the device has come here."""
+
+
+class Recording(Protocol):
+    """Work that was recorded."""
+
+    def launch(self) -> torch.Tensor:
+        """Launch all of it on the calling thread's stream; return what it makes, in the same memory each time."""
 
 
 class Streams(Protocol):
@@ -34,6 +41,19 @@ class Streams(Protocol):
 
     def fetch(self, tensor: torch.Tensor) -> tuple[Payload, Mark]:
         """Copy uint8[n] to the host, into memory of its own, on the calling thread's stream: there when the mark is reached."""
+
+    def follow(self, mark: Mark) -> None:
+        """Let the device do what is launched on the calling thread's stream from here on after it has come to `mark`."""
+
+    def recorded(self, work: Callable[[], torch.Tensor]) -> Recording | None:
+        """Record what `work` launches, which is not done now; None where there is nothing to gain, or no way.
+
+        It must launch the same on the same memory each time, and have run before. All recordings of these streams share memory:
+        what one has made is to be copied before another is launched.
+
+        Raises:
+            RuntimeError: It does what cannot be recorded.
+        """
 
     @contextmanager
     def aside(self, after: Mark | None) -> Iterator[None]:
@@ -56,10 +76,29 @@ class Host:
         """See `Streams.fetch`. Here the memory is the tensor's own: the caller gives it away."""
         return tensor.numpy(), _Reached()
 
+    def follow(self, mark: Mark) -> None:
+        """See `Streams.follow`."""
+
+    def recorded(self, work: Callable[[], torch.Tensor]) -> Recording | None:
+        """See `Streams.recorded`. To call `work` again costs no more."""
+        return None
+
     @contextmanager
     def aside(self, after: Mark | None) -> Iterator[None]:
         """See `Streams.aside`."""
         yield
+
+
+class _Graph:
+    """A CUDA graph, and the tensor that it makes."""
+
+    def __init__(self, graph: Any, made: torch.Tensor) -> None:
+        self._graph, self._made = graph, made
+
+    def launch(self) -> torch.Tensor:
+        """See `Recording.launch`."""
+        self._graph.replay()
+        return self._made
 
 
 class Accelerator:
@@ -81,6 +120,8 @@ class Accelerator:
                 "move the model there"
             )
         self._aside: Any = None
+        self._pool: Any = None
+        self._recorder: Any = None
 
     def mark(self) -> Mark:
         """See `Streams.mark`."""
@@ -96,6 +137,29 @@ class Accelerator:
         host = host_memory(tensor.numel(), self._device)
         host.copy_(tensor, non_blocking=True)
         return host.numpy(), self.mark()
+
+    def follow(self, mark: Mark) -> None:
+        """See `Streams.follow`."""
+        self._torch.current_stream(self._device).wait_event(mark)
+
+    def recorded(self, work: Callable[[], torch.Tensor]) -> Recording | None:
+        """See `Streams.recorded`."""
+        if not hasattr(self._torch, "CUDAGraph"):
+            return None
+        if self._pool is None:
+            self._pool, self._recorder = self._torch.graph_pool_handle(), self._torch.Stream(self._device)
+        graph = self._torch.CUDAGraph()
+        with self._torch.stream(self._recorder):
+            # What other threads do on streams of theirs meanwhile, such as codec threads, is none of this.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                made = work()
+            except BaseException:
+                with suppress(RuntimeError):  # it has failed already, and says so below
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return _Graph(graph, made)
 
     @contextmanager
     def aside(self, after: Mark | None) -> Iterator[None]:

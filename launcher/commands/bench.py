@@ -66,6 +66,7 @@ def step(
     pairs: int = 15,
     cases: str = "topk:0.01,onebit:8192,dense:32",
     baselines: str = "ddp,ddp_fp16,ddp_powersgd",
+    device: str = "cpu",
     link: local.Link = "ipc",
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
@@ -84,13 +85,14 @@ def step(
         pairs: How often each way is timed.
         cases: What to measure, as codec:level,codec:level.
         baselines: What to compare with: some of ddp, ddp_fp16 (its fp16 hook), ddp_powersgd (its PowerSGD hook at rank 4).
+        device: Where the models lie: cpu, or an accelerator that all workers share, such as cuda. gloo goes through the host.
         link: What carries ours: ipc (Unix sockets) or tcp (loopback). gloo always uses TCP on loopback.
         json_file: Write the rows to this file, too.
     """
     _at_least_one(layers=layers, width=width, batch=batch, pairs=pairs)
     others = _baselines(baselines)
     job = Job(workers, servers, shards_per_server, link, pairs, layers * width * (width + 1))
-    sizes = ("--layers", str(layers), "--width", str(width), "--batch", str(batch))
+    sizes = ("--layers", str(layers), "--width", str(width), "--batch", str(batch), "--device", device)
     rows = []
     for case in parse_cases(cases):
         took = measured(case, job, ("step", *sizes, "--baselines", *others), exact=others[0] == "ddp")
@@ -98,7 +100,7 @@ def step(
             return took
         alone_ms = round(statistics.median(took.times["alone"]), 3)
         rows += [row | {"alone_ms": alone_ms} for row in took.rows({name: name for name in others})]
-    _show_step(rows, others, f"A step of {layers} layers of {width} x {width}, batch {batch}; {job}")
+    _show_step(rows, others, f"A step of {layers} layers of {width} x {width}, batch {batch}, on {device}; {job}")
     return _written(json_file, rows)
 
 

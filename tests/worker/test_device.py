@@ -21,6 +21,7 @@ from ps_accordion.wire import messages as m
 from ps_accordion.worker import device
 from ps_accordion.worker.coder import KeyCoder, Pushed, coding_of
 from ps_accordion.worker.device import DeviceCoder, Part
+from ps_accordion.worker.recorded import Recordings
 from ps_accordion.worker.streams import streams_of
 
 CHOICES = [Choice("topk", 0.05), Choice("topk", 0.3), Choice("random_block", 0.1), Choice("dense", 16.0), Choice("dense", 32.0)]
@@ -47,7 +48,8 @@ class Pair:
         table = [Tensor(f"weight {number}", (64, 32), "float32") for number in range(tensors)]
         self.key = layout_of(settings_, table or None).keys[key]
         self.host = KeyCoder(0, self.key, settings_, slot=1, incarnation=2)
-        self.device = DeviceCoder(0, self.key, settings_, slot=1, incarnation=2)
+        recordings = Recordings(self.key.elements, limit=8, warn=pytest.fail)
+        self.device = DeviceCoder(0, self.key, settings_, slot=1, incarnation=2, recordings=recordings)
         self._where, self._dtype = where, dtype
         self._round = 0
 
@@ -304,8 +306,10 @@ if torch.cuda.is_available():
     def test_torch_itself_sees_no_synchronisation(choice):
         """On a GPU, torch refuses calls that wait while `begin` runs, which sees more than we list."""
         pair = Pair("cuda")
-        pair.take_back(pair.push(gaussian(2048)))  # what is loaded or allocated for the first time may wait
+        pair.push(gaussian(2048, 2), choice=choice)  # what is loaded or allocated for the first time may wait
+        pair.push(gaussian(2048, 3), choice=choice)
+        pair.take_back(pair.push(gaussian(2048)))
         parts = pair.parts(gaussian(2048, 1))
         with watched_by_torch():
-            pending = pair.device.begin(parts, round_=1, used=1, choice=choice, previous_skipped=False)
+            pending = pair.device.begin(parts, round_=3, used=1, choice=choice, previous_skipped=False)
         assert pending.pushed().message.kind == "DATA"

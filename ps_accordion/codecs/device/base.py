@@ -31,13 +31,20 @@ class DeviceCodec(ABC):
 
     name: ClassVar[str]
     """Wire name of the codec."""
+    recordable: ClassVar[bool] = False
+    """Whether `pack` launches the same work for the same length and level, whatever the seed: `words` carries what it needs of
+    one. What is launched may then be recorded once, and launched again as a whole (`worker/recorded.py`)."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
+    def words(self, seed: int) -> tuple[int, ...]:
+        """Return what `pack` makes of a seed on the host: words of 32 bits, as numbers from -2^31 on; always as many."""
+        return ()
+
     @abstractmethod
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write the payload of `v` and return what it does not carry.
 
@@ -46,7 +53,8 @@ class DeviceCodec(ABC):
             peak: int32[], bits of the largest magnitude in `v`.
             payload: uint8[payload_bound(n, level)], at an address that 4 divides; laid out for as many entries as there may be.
             level: The codec's setting.
-            seed: 64-bit counter seed.
+            seed: 64-bit counter seed; for the shape of what is launched, and so not where it may be recorded.
+            words: int32[m] on the device: what `words` returned for the seed.
 
         Returns:
             `v - D(payload)` as float32[n] in memory of its own, and how many entries the payload has.

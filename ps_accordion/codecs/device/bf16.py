@@ -21,9 +21,10 @@ class BF16Twin(DeviceCodec):
     """The upper halves of all elements."""
 
     name: ClassVar[str] = "bf16"
+    recordable: ClassVar[bool] = True
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write all of `v`; see `DeviceCodec.pack`."""
         word = v.view(torch.int32)

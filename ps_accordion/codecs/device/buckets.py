@@ -11,7 +11,7 @@ import torch
 from ..base import Coding, Payload
 from ..buckets import PREAMBLE, BucketCodec, parts_of
 from .base import DeviceCodec, upload
-from .noise import hashed
+from .noise import hashed, key_of
 
 __all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin"]
 
@@ -30,9 +30,10 @@ class BucketTwin(DeviceCodec):
     """A codec with one scale a bucket."""
 
     codec: BucketCodec
+    recordable: ClassVar[bool] = True
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write scales and codes of `v`; see `DeviceCodec.pack`."""
         n, bucket, width = v.numel(), self.codec.bucket, int(level)
@@ -42,7 +43,7 @@ class BucketTwin(DeviceCodec):
         scales, out = payload[PREAMBLE:codes_at].view(torch.float32), payload[codes_at:]
         rows = torch.nn.functional.pad(v, (0, buckets * bucket - n)).view(buckets, bucket)
         top = (rows.view(torch.int32) & _MAGNITUDE).amax(1).view(torch.float32)
-        codes, rest = self.quantise(rows, top, scales, width=width, seed=seed, last=n - (buckets - 1) * bucket)
+        codes, rest = self.quantise(rows, top, scales, width=width, words=words, last=n - (buckets - 1) * bucket)
         whole = n // bucket
         at = whole * (bucket * width // 8)
         out[:at].view(whole, bucket * width // 8).copy_(_packed(codes[:whole], width))
@@ -52,7 +53,7 @@ class BucketTwin(DeviceCodec):
 
     @abstractmethod
     def quantise(
-        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, words: torch.Tensor, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes, uint8, and what is to be kept, float32, both [buckets, bucket] as `rows`.
 
@@ -61,7 +62,7 @@ class BucketTwin(DeviceCodec):
             top: float32[buckets], the largest magnitude of each.
             scales: float32[buckets], to be written.
             width: Bits of a code.
-            seed: 64-bit counter seed.
+            words: What `words` returned, int32 on the device.
             last: Elements of the last bucket.
         """
 
@@ -98,7 +99,7 @@ class IntTwin(BucketTwin):
     name: ClassVar[str] = "int"
 
     def quantise(
-        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, words: torch.Tensor, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round to nearest; see `BucketTwin.quantise`."""
         limit, magic = float((1 << (width - 1)) - 1), _MAGIC + (1 << (width - 1))
@@ -113,8 +114,12 @@ class QsgdTwin(BucketTwin):
 
     name: ClassVar[str] = "qsgd"
 
+    def words(self, seed: int) -> tuple[int, ...]:
+        """Return what noise is made with; see `DeviceCodec.words`."""
+        return key_of(seed)
+
     def quantise(
-        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, words: torch.Tensor, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round stochastically; nothing is kept. See `BucketTwin.quantise`."""
         limit, half = float((1 << (width - 1)) - 1), 1 << (width - 1)
@@ -123,7 +128,7 @@ class QsgdTwin(BucketTwin):
         scales.clamp_(min=_SMALLEST)
         inverse = torch.div(limit, top).clamp_(max=_STEEPEST)[:, None]
         fixed = (torch.minimum(torch.maximum(rows, -top[:, None]), top[:, None]) * inverse).add_(_FIXED + half)
-        noise = _noise16(rows, seed, last)
+        noise = _noise16(rows, words, last)
         noise = torch.where(_front(rows, last), noise >> 1, noise) & 0x7FFF
         return (((fixed.view(torch.int32) + noise) >> 15) & 0xFF).to(torch.uint8), torch.zeros_like(rows)
 
@@ -134,7 +139,7 @@ class TernGradTwin(QsgdTwin):
     name: ClassVar[str] = "terngrad"
 
     def quantise(
-        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, words: torch.Tensor, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip, and round stochastically; nothing is kept. See `BucketTwin.quantise`."""
         buckets, bucket = rows.shape
@@ -149,7 +154,7 @@ class TernGradTwin(QsgdTwin):
             lanes = lanes[:, :half] + lanes[:, half:]
             half //= 2
         deviation = (lanes[:, 0] / lengths).sqrt_().mul_(_DEVIATIONS).to(torch.float32)
-        return super().quantise(rows, torch.minimum(top, deviation), scales, width=width, seed=seed, last=last)
+        return super().quantise(rows, torch.minimum(top, deviation), scales, width=width, words=words, last=last)
 
 
 class NaturalTwin(BucketTwin):
@@ -157,14 +162,18 @@ class NaturalTwin(BucketTwin):
 
     name: ClassVar[str] = "natural"
 
+    def words(self, seed: int) -> tuple[int, ...]:
+        """Return what noise is made with; see `DeviceCodec.words`."""
+        return key_of(seed)
+
     def quantise(
-        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, seed: int, last: int
+        self, rows: torch.Tensor, top: torch.Tensor, scales: torch.Tensor, *, width: int, words: torch.Tensor, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round to powers of two; nothing is kept. See `BucketTwin.quantise`."""
         scales.view(torch.int32).copy_((top.view(torch.int32) + _MANTISSA) & ~_MANTISSA)
         scales.clamp_(_SMALLEST, _LARGEST)
         word = (rows * torch.div(1.0, scales)[:, None]).view(torch.int32)
-        noise = ((_noise16(rows, seed, last) & 0xFFFF) << 7) | 0x40
+        noise = ((_noise16(rows, words, last) & 0xFFFF) << 7) | 0x40
         exponent = (((word & _MAGNITUDE) + noise) >> 23).clamp_(max=127)
         return (exponent | ((word >> 24) & 0x80)).to(torch.uint8), torch.zeros_like(rows)
 
@@ -182,12 +191,12 @@ def _front(rows: torch.Tensor, last: int) -> torch.Tensor:
     return torch.arange(bucket, dtype=torch.int32, device=rows.device) < (lengths + 1) // 2
 
 
-def _noise16(rows: torch.Tensor, seed: int, last: int) -> torch.Tensor:
+def _noise16(rows: torch.Tensor, words: torch.Tensor, last: int) -> torch.Tensor:
     """Return 16 signed bits of noise for each element, int32: one hash serves two, one in either half of a bucket."""
     buckets, bucket = rows.shape
     place = torch.arange(bucket // 2, dtype=torch.int32, device=rows.device)
     starts = torch.arange(0, buckets * bucket, bucket, dtype=torch.int32, device=rows.device)
-    word = hashed(starts[:, None] + place, seed)
+    word = hashed(starts[:, None] + place, words)
     noise = torch.cat((word >> 16, word << 16 >> 16), 1)
     middle = (last + 1) // 2
     if last < bucket:

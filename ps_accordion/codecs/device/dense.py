@@ -18,9 +18,10 @@ class DenseTwin(DeviceCodec):
     """The whole vector, at 32 or 16 bits an element."""
 
     name: ClassVar[str] = "dense"
+    recordable: ClassVar[bool] = True
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write all of `v`; see `DeviceCodec.pack`."""
         if level == 32:

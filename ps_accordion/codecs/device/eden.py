@@ -24,7 +24,7 @@ class EdenTwin(RotatedTwin):
     codec: Eden
 
     def quantise(
-        self, tiles: torch.Tensor, turns: torch.Tensor, first: int, width: int, seed: int
+        self, tiles: torch.Tensor, turns: torch.Tensor, first: int, width: int, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the nearest levels; see `RotatedTwin.quantise`."""
         top = (tiles.view(torch.int32) & _MAGNITUDE).view(len(tiles), -1).amax(1)

@@ -14,7 +14,7 @@ The host, which learns the count with the payload, cuts the missing entries out.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -37,13 +37,14 @@ class EntriesTwin(DeviceCodec):
     """Some elements and where they are."""
 
     codec: EntriesCodec
+    recordable: ClassVar[bool] = True
 
     def floor(self, level: float) -> int:
         """Return the magnitude bits, 1 at least, that an element must reach to be sent."""
         return 1
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write what is sent of `v`; see `DeviceCodec.pack`."""
         n, name = v.numel(), self.codec.name

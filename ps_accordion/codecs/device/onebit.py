@@ -25,9 +25,10 @@ class OneBitTwin(DeviceCodec):
     """A sign an element and a size a chunk."""
 
     name: ClassVar[str] = "onebit"
+    recordable: ClassVar[bool] = True
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write sizes and signs of `v`; see `DeviceCodec.pack`."""
         n, chunk = v.numel(), int(level)

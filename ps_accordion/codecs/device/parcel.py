@@ -13,13 +13,14 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 
 from ..base import Payload
 from ..holding import Held, check_holding
 from ..packing import INFINITE
 from ..switch import Rule
-from .base import DeviceCodec
+from .base import DeviceCodec, upload
 from .switch import settle
 
 __all__ = ["Advance", "Opened", "encode", "open_parcel"]
@@ -64,6 +65,7 @@ def encode(
     held: Held = (),
     rule: Rule = "keep",
     advance: Advance | None = None,
+    words: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode `v = gradient + residual` and leave in `residual` what the payload does not carry; the host does not wait.
 
@@ -77,6 +79,7 @@ def encode(
         held: Spans that count as zero and keep their residual (`codecs/holding.py`).
         rule: What happens to the residual first (`codecs/switch.py`).
         advance: What becomes of the velocity of which `gradient` was made.
+        words: What the twin makes of the seed (`DeviceCodec.words`), if it lies on the device already.
 
     Returns:
         The parcel, uint8 on the device, in memory of its own.
@@ -102,7 +105,9 @@ def encode(
         v[start : start + length].zero_()
     peak = _peak(v)
     finite = peak < INFINITE
-    rest, count = twin.pack(v, peak, payload, level=level, seed=seed)
+    if words is None:
+        words = _uploaded(twin, seed, device)
+    rest, count = twin.pack(v, peak, payload, level=level, seed=seed, words=words)
     entries, flag = header[8:12].view(torch.int32), header[12:].view(torch.int32)
     flag.copy_(finite)
     if isinstance(count, int):
@@ -118,6 +123,14 @@ def encode(
             rest[start : start + length].copy_(before[start : start + length])
         torch.where(finite, rest, residual, out=residual)
     return parcel
+
+
+def _uploaded(twin: DeviceCodec, seed: int, device: torch.device) -> torch.Tensor:
+    """Return what a twin makes of a seed on the host as int32 on the device; the host does not wait for it."""
+    words = np.array(twin.words(seed), np.int32)
+    if not words.size:
+        return torch.empty(0, dtype=torch.int32, device=device)
+    return upload(words.view(np.uint8), device).view(torch.int32)
 
 
 def open_parcel(twin: DeviceCodec, parcel: Payload, *, elements: int, level: float) -> Opened | None:

@@ -32,7 +32,7 @@ class PowerSgdTwin(DeviceCodec):
         self._codec = codec
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write both factors; see `DeviceCodec.pack`."""
         begun = np.zeros(payload.numel(), np.uint8)

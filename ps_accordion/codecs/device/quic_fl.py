@@ -30,7 +30,7 @@ class QuicFLTwin(RotatedTwin):
         return seed_of_signs(seed)
 
     def quantise(
-        self, tiles: torch.Tensor, turns: torch.Tensor, first: int, width: int, seed: int
+        self, tiles: torch.Tensor, turns: torch.Tensor, first: int, width: int, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Round at random, and keep nothing; see `RotatedTwin.quantise`."""
         count, rows, _ = tiles.shape
@@ -42,9 +42,9 @@ class QuicFLTwin(RotatedTwin):
         sizes.masked_fill_(nothing, 0.0)
         size = min(GROUP, WIDTH * rows)
         places = torch.arange(first, first + tiles.numel(), dtype=torch.int32, device=tiles.device).view(-1, size)
-        word = hashed(places[:, : size // 2], seed)
-        noise = torch.cat(((word >> 17) & _UNIFORM, word & _UNIFORM), 1).view(count, rows, WIDTH)
-        return _codes(y * inverse[:, None], noise, float((1 << width) - 1)), sizes, torch.zeros_like(tiles)
+        word = hashed(places[:, : size // 2], noise)
+        uniform = torch.cat(((word >> 17) & _UNIFORM, word & _UNIFORM), 1).view(count, rows, WIDTH)
+        return _codes(y * inverse[:, None], uniform, float((1 << width) - 1)), sizes, torch.zeros_like(tiles)
 
     def values(self, codes: torch.Tensor, sizes: torch.Tensor, turns: torch.Tensor, width: int) -> torch.Tensor:
         """Return levels times sizes, rotated back; see `RotatedTwin.values`."""

@@ -20,7 +20,7 @@ class RandomBlockTwin(DeviceCodec):
     name: ClassVar[str] = "random_block"
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write the block of `v` that `seed` names; see `DeviceCodec.pack`."""
         block, rest = payload.view(torch.float32), v.clone()

@@ -10,7 +10,7 @@ import torch
 from ..base import Coding, Payload
 from ..random_k import RandomK, draw_of
 from .base import DeviceCodec, upload
-from .noise import hashed
+from .noise import hashed, key_of
 
 __all__ = ["RandomKTwin"]
 
@@ -22,7 +22,7 @@ class RandomKTwin(DeviceCodec):
     codec: RandomK
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write the elements of `v` that `seed` names; see `DeviceCodec.pack`."""
         places = self._places(v.numel(), level, seed, v.device)
@@ -49,7 +49,7 @@ class RandomKTwin(DeviceCodec):
         """Return int64[covered], rising."""
         m, count = self.codec.stretch(elements, level), self.codec.covered(elements, level, seed)
         key, turn = draw_of(seed, m)
-        words = hashed(torch.arange(count, dtype=torch.int32, device=device), key).to(torch.int64) & 0xFFFFFFFF
+        words = hashed(torch.arange(count, dtype=torch.int32, device=device), key_of(key)).to(torch.int64) & 0xFFFFFFFF
         places = ((words * m) >> 32).add_(turn)
         places = torch.where(places >= m, places - m, places)
         return places.add_(torch.arange(count, device=device) * m)

@@ -7,6 +7,7 @@ is the library's own. So a rotated vector has the host's bits.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from ..base import Coding, Payload
 from ..kernels.hadamard import GROUP
 from ..rotated import PREAMBLE, TILE, WIDTH, RotatedCodec, parts_of, rows_of
 from .base import DeviceCodec, upload
-from .noise import hashed
+from .noise import hashed, key_of, signed
 from .signs import unpacked
 
 __all__ = ["RotatedTwin", "transformed"]
@@ -25,10 +26,11 @@ class RotatedTwin(DeviceCodec):
     """A codec of rotated columns."""
 
     codec: RotatedCodec
+    recordable: ClassVar[bool] = True
 
     @abstractmethod
     def quantise(
-        self, tiles: torch.Tensor, turns: torch.Tensor, first: int, width: int, seed: int
+        self, tiles: torch.Tensor, turns: torch.Tensor, first: int, width: int, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return codes, uint8 like `tiles`, sizes, float32[tiles, 16], and what is to be kept, float32 like `tiles`.
 
@@ -37,7 +39,7 @@ class RotatedTwin(DeviceCodec):
             turns: Where signs turn, bool like `tiles`.
             first: Number of the first element in the vector.
             width: Bits of a code.
-            seed: 64-bit counter seed.
+            noise: What noise is made with: int32[2], as `noise.key_of` returns it for the seed.
         """
 
     @abstractmethod
@@ -48,21 +50,24 @@ class RotatedTwin(DeviceCodec):
         """Return the seed of the signs that a member with this seed has."""
         return seed
 
+    def words(self, seed: int) -> tuple[int, ...]:
+        """Return the seed of the signs, lower half first, and what signs and noise are made with; see `DeviceCodec.words`."""
+        key = self.seed_of_signs(seed)
+        return signed(key & 0xFFFFFFFF), signed(key >> 32), *key_of(key), *key_of(seed)
+
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write sizes and codes of `v`; see `DeviceCodec.pack`."""
-        n, width, key = v.numel(), int(level), self.seed_of_signs(seed)
-        lower, upper = (word - (1 << 32) if word >> 31 else word for word in (key & 0xFFFFFFFF, key >> 32))
-        payload[:4].view(torch.int32).fill_(lower)
-        payload[4:PREAMBLE].view(torch.int32).fill_(upper)
+        n, width, signs, noise = v.numel(), int(level), words[2:4], words[4:]
+        payload[:PREAMBLE].view(torch.int32).copy_(words[:2])
         sizes_at, codes_at = PREAMBLE, PREAMBLE + 4 * WIDTH * -(-n // TILE)
         rests = []
         for first, tiles, rows, length in _spans(n):
             padded = torch.nn.functional.pad(v[first : first + length], (0, WIDTH * tiles * rows - length)).view(
                 tiles, rows, WIDTH
             )
-            codes, sizes, rest = self.quantise(padded, _signs(padded, first, key), first, width, seed)
+            codes, sizes, rest = self.quantise(padded, _signs(padded, first, signs), first, width, noise)
             payload[sizes_at : sizes_at + 4 * sizes.numel()].view(torch.float32).copy_(sizes.view(-1))
             packed = _packed(codes.view(-1, min(GROUP, WIDTH * rows)), width)
             payload[codes_at : codes_at + packed.numel()].copy_(packed.view(-1))
@@ -89,7 +94,7 @@ class RotatedTwin(DeviceCodec):
             at = 2 * rows_of(first) * width
             codes = _unpacked(packed[at : at + groups * each * width // 8].view(groups, -1), width).view(tiles, rows, WIDTH)
             here = sizes[first // TILE * WIDTH :][: tiles * WIDTH].view(tiles, WIDTH)
-            pieces.append(self.values(codes, here, _signs(codes, first, parts.seed), width).view(-1)[:length])
+            pieces.append(self.values(codes, here, _signs(codes, first, key_of(parts.seed)), width).view(-1)[:length])
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
@@ -101,11 +106,11 @@ def _spans(n: int) -> list[tuple[int, int, int, int]]:
     return whole_ones + ([(whole * TILE, 1, rows_of(left), left)] if left else [])
 
 
-def _signs(tiles: torch.Tensor, first: int, seed: int) -> torch.Tensor:
+def _signs(tiles: torch.Tensor, first: int, key: tuple[int, int] | torch.Tensor) -> torch.Tensor:
     """Return where signs turn, bool like `tiles`; `first` is the number of their first element."""
     elements = tiles.numel()
     words = torch.arange(first // 32, first // 32 + -(-elements // 32), dtype=torch.int32, device=tiles.device)
-    return unpacked(hashed(words, seed), elements).view_as(tiles)
+    return unpacked(hashed(words, key), elements).view_as(tiles)
 
 
 def transformed(y: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from ..base import Coding, Payload
 from .base import DeviceCodec, upload
-from .noise import hashed
+from .noise import hashed, key_of
 from .signs import packed, unpacked
 
 __all__ = ["SignSGDTwin"]
@@ -19,13 +19,18 @@ class SignSGDTwin(DeviceCodec):
     """A vote an element."""
 
     name: ClassVar[str] = "signsgd"
+    recordable: ClassVar[bool] = True
+
+    def words(self, seed: int) -> tuple[int, ...]:
+        """Return what coins are thrown with; see `DeviceCodec.words`."""
+        return key_of(seed)
 
     def pack(
-        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int
+        self, v: torch.Tensor, peak: torch.Tensor, payload: torch.Tensor, *, level: float, seed: int, words: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Write signs, and coins for zeros; see `DeviceCodec.pack`."""
         n = v.numel()
-        coins = hashed(torch.arange(-(-n // 32), dtype=torch.int32, device=v.device), seed)
+        coins = hashed(torch.arange(-(-n // 32), dtype=torch.int32, device=v.device), words)
         payload.view(torch.int32).copy_(packed((v < 0) | ((v == 0) & unpacked(coins, n))))
         return torch.zeros_like(v), n
 

@@ -1,0 +1,247 @@
+"""Recordings make the parcels and residuals that encoding makes operation by operation, for all keys of a kind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from machines import gaussian
+from nosync import DEVICES, NoSync
+
+from ps_accordion.codecs import get
+from ps_accordion.codecs.device import encode, open_parcel, twin_of
+from ps_accordion.worker import recorded
+from ps_accordion.worker.recorded import Recordings
+from ps_accordion.worker.streams import Host, Mark, Recording, Streams, streams_of
+
+CASES = {
+    "dense": 32, "bf16": 16, "int": 4, "natural": 8, "qsgd": 4, "terngrad": 2, "topk": 0.01, "threshold": 1.0, "dgc": 0.1,
+    "onebit": 512, "signsgd": 1.0, "eden": 3, "quic_fl": 4, "random_block": 0.01, "random_k": 0.01, "powersgd": 2,
+}  # fmt: skip
+SINGLY = ("random_block", "random_k", "powersgd")
+"""What is launched depends on the seed, or on what the host makes of the last result."""
+N = 10_007
+devices = pytest.mark.parametrize("where", DEVICES)
+
+
+class Recorder:
+    """Streams whose recordings are counted. The CPU records here: it calls what was recorded again, on the memory of that time.
+
+    Attributes:
+        made: How many recordings were made.
+        log: Marks that were made and followed.
+        fails: What a device says that cannot record; empty where it can.
+    """
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.log: list[str] = []
+        self.fails = ""
+
+    def streams_of(self, device: torch.device) -> Streams:
+        """Return the streams of a device; other devices than a GPU do everything at once, as the CPU does."""
+        streams = streams_of(device) if device.type == "cuda" else Host()
+        record, mark, follow = streams.recorded, streams.mark, streams.follow
+
+        def recorded(work: Callable[[], torch.Tensor]) -> Recording | None:
+            if self.fails:
+                raise RuntimeError(self.fails)
+            self.made += 1
+            return record(work) if device.type == "cuda" else SimpleNamespace(launch=work)
+
+        def marked() -> Mark:
+            self.log.append("mark")
+            return mark()
+
+        def followed(last: Mark) -> None:
+            self.log.append("follow")
+            follow(last)
+
+        for name, change in {"recorded": recorded, "mark": marked, "follow": followed}.items():
+            setattr(streams, name, change)
+        return streams
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Let every device record, the CPU too."""
+    recorder = Recorder()
+    monkeypatch.setattr(recorded, "streams_of", recorder.streams_of)
+    return recorder
+
+
+def never(text: str) -> None:
+    """Take no warning."""
+    raise AssertionError(text)
+
+
+def rounds(recordings: Recordings, codec: str, where: str, *, level: float | None = None, count: int = 5, n: int = N) -> None:
+    """Encode some rounds of two keys in turn; fail unless all parcels and residuals are those of single operations."""
+    twin, level = twin_of(get(codec)), CASES[codec] if level is None else level
+    kept = [torch.from_numpy(gaussian(n, 90 + key)).to(where) for key in range(2)]
+    expected, parcels = [each.clone() for each in kept], []
+    for round_ in range(count):
+        for key in range(2):
+            dtype = torch.bfloat16 if round_ == 3 else torch.float64 if round_ == 4 else torch.float32
+            gradient = torch.from_numpy(gaussian(n, 10 * round_ + key)).to(where, dtype)
+            if round_ == 2:
+                gradient[7] = float("nan")
+            seed = 0x0123_4567_89AB_CDEF * (10 * round_ + key + 1) % (1 << 64)
+            made = recordings.encode(twin, gradient, kept[key], level=level, seed=seed)
+            other = encode(twin, gradient, expected[key], level=level, seed=seed)
+            if round_ == 2:
+                assert open_parcel(twin, made.cpu().numpy(), elements=n, level=level) is None
+            else:
+                parcels.append((made, other))
+    for parcel, other in parcels:  # at the end: a parcel is not written again
+        made, expects = (open_parcel(twin, each.cpu().numpy(), elements=n, level=level) for each in (parcel, other))
+        assert made is not None
+        assert expects is not None
+        assert (made.payload.tobytes(), made.count, made.loss) == (expects.payload.tobytes(), expects.count, expects.loss)
+    for mine, theirs in zip(kept, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@devices
+@pytest.mark.parametrize("codec", CASES)
+def test_recordings_make_what_single_operations_make(codec: str, where: str, again: Recorder) -> None:
+    """With another seed, gradient and residual each time, of two keys in turn, in each floating type, and not finite."""
+    rounds(Recordings(N, limit=4, warn=never), codec, where)
+    assert again.made == (0 if codec in SINGLY else 1)
+
+
+@devices
+def test_kinds_have_recordings_of_their_own(where: str, again: Recorder) -> None:
+    """Codec, level and length make a kind; a shorter key works on the front of the memory that all share."""
+    recordings = Recordings(N, limit=9, warn=never)
+    for _ in range(2):
+        for codec, levels in {"topk": (0.01, 1.0), "onebit": (512, 1024)}.items():
+            for level in levels:
+                for n in (N, 1000):
+                    rounds(recordings, codec, where, level=level, n=n)
+    assert again.made == 2 * 2 * 2
+
+
+def test_what_was_used_longest_ago_makes_way(again: Recorder) -> None:
+    """With room for two, a third kind costs the first its recording, which is made again when it is wanted again."""
+    recordings = Recordings(N, limit=2, warn=never)
+    for level, made in ((0.1, 1), (0.2, 2), (0.1, 2), (0.3, 3), (0.1, 3), (0.2, 4)):
+        rounds(recordings, "topk", "cpu", level=level)
+        assert again.made == made
+
+
+def test_what_cannot_be_recorded_is_said_once_and_launched_singly(again: Recorder) -> None:
+    """The warning names codec, level, device, length and what the device said; the bits are the same."""
+    said: list[str] = []
+    again.fails = "operation not permitted when stream is capturing"
+    rounds(Recordings(N, limit=4, warn=said.append), "topk", "cpu")
+    (text,) = said
+    assert text.startswith(
+        "expected to record what codec topk at level 0.01 launches on cpu for 10007 elements, got: operation not"
+    )
+    assert again.made == 0
+
+
+def test_the_cpu_has_nothing_to_record() -> None:
+    """To call the same again costs no more: keys of buffers, which lie on the host, are encoded as they are."""
+    rounds(Recordings(N, limit=4, warn=never), "dense", "cpu")
+
+
+def test_deterministic_algorithms_are_a_kind_of_their_own(again: Recorder) -> None:
+    """Somebody may ask for them between two steps, and other work is launched then."""
+    recordings = Recordings(N, limit=4, warn=never)
+    rounds(recordings, "onebit", "cpu")
+    torch.use_deterministic_algorithms(True)
+    try:
+        rounds(recordings, "onebit", "cpu")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert again.made == 2
+
+
+def test_what_comes_next_follows_what_came_before(again: Recorder) -> None:
+    """All share one memory, and may come on several streams."""
+    rounds(Recordings(N, limit=4, warn=never), "topk", "cpu", count=3)
+    assert again.log == ["mark", *["follow", "mark"] * 4]  # six encodings, the first of which was single
+
+
+def test_nobody_waits(again: Recorder) -> None:
+    """Not the first time, not to record, and not later."""
+    recordings, twin = Recordings(N, limit=4, warn=never), twin_of(get("qsgd"))
+    gradient, residual = torch.zeros(N, device="meta"), torch.zeros(N, device="meta")
+    for seed in range(4):
+        with NoSync():
+            recordings.encode(twin, gradient, residual, level=8, seed=seed)
+    assert again.made == 1
+
+
+if torch.cuda.is_available():
+
+    @pytest.fixture
+    def busy() -> Iterator[None]:
+        """Let another thread allocate, copy and wait on a stream of its own, as codec threads do."""
+        done = threading.Event()
+
+        def work() -> None:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                while not done.is_set():
+                    there = torch.empty(1 << 16, dtype=torch.uint8, pin_memory=True).to("cuda", non_blocking=True)
+                    mark: Any = torch.cuda.Event(blocking=True)
+                    mark.record()
+                    mark.synchronize()
+                    del there
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        yield
+        done.set()
+        thread.join()
+
+    @pytest.mark.cuda
+    @pytest.mark.usefixtures("busy")
+    def test_threads_may_work_while_one_records() -> None:
+        """What they launch, allocate and wait for is none of the recording, and does not spoil it."""
+        for codec in CASES:
+            rounds(Recordings(N, limit=4, warn=never), codec, "cuda")
+
+    @pytest.mark.cuda
+    def test_work_that_waits_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+        """The device says so; the next recording is none the worse."""
+        said: list[str] = []
+        recordings, twin = Recordings(N, limit=4, warn=said.append), twin_of(get("topk"))
+        pack: Callable[..., Any] = twin.pack
+
+        def waiting(v: torch.Tensor, *arguments: Any, **rest: Any) -> Any:
+            v.sum().item()
+            return pack(v, *arguments, **rest)
+
+        monkeypatch.setattr(twin, "pack", waiting)
+        gradient, residual = torch.ones(N, device="cuda"), torch.zeros(N, device="cuda")
+        for seed in range(3):
+            recordings.encode(twin, gradient, residual, level=0.01, seed=seed)
+        assert len(said) == 1
+        rounds(Recordings(N, limit=4, warn=never), "topk", "cuda")
+
+    @pytest.mark.cuda
+    def test_streams_take_turns() -> None:
+        """Encodings from several streams share one memory, each behind the one before."""
+        n = 1 << 20
+        recordings, twin = Recordings(n, limit=4, warn=never), twin_of(get("topk"))
+        streams = [torch.cuda.Stream() for _ in range(3)]
+        keys = [torch.randn(n, device="cuda") for _ in streams]
+        kept, expected = ([torch.zeros_like(key) for key in keys] for _ in range(2))
+        made: list[list[torch.Tensor]] = [[] for _ in streams]
+        torch.cuda.synchronize()
+        for _ in range(20):
+            for i, stream in enumerate(streams):
+                with torch.cuda.stream(stream):
+                    made[i].append(recordings.encode(twin, keys[i], kept[i], level=0.01, seed=0))
+        torch.cuda.synchronize()
+        for i, key in enumerate(keys):
+            for parcel in made[i]:
+                assert torch.equal(parcel, encode(twin, key, expected[i], level=0.01, seed=0))
+            assert torch.equal(kept[i], expected[i])
