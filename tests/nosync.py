@@ -130,6 +130,12 @@ class Seen:
         memory.copy_(tensor, non_blocking=True)
         return memory.zero_().numpy(), self.mark()
 
+    def follow(self, mark: Seen) -> None:
+        """Do not wait: the device does."""
+
+    def recorded(self, work: Callable[[], torch.Tensor]) -> None:
+        """Say that there is no way."""
+
     @contextmanager
     def aside(self, after: Seen | None) -> Iterator[None]:
         """Note what is run elsewhere, and what it comes after."""

@@ -24,9 +24,9 @@ from msgspec import structs
 from ps_accordion.codecs import Held, Rule
 from ps_accordion.codecs.base import FloatVector, Payload
 from ps_accordion.codecs.covering import push_seed
-from ps_accordion.codecs.device import DeviceCodec, encode, open_parcel, twin_of
+from ps_accordion.codecs.device import DeviceCodec, accumulate, encode, open_parcel, twin_of
 from ps_accordion.config import Settings
-from ps_accordion.layout import Key, Slice
+from ps_accordion.layout import Key
 from ps_accordion.regimes.base import Choice
 from ps_accordion.wire import messages as m
 from ps_accordion.wire.framing import frame_lengths
@@ -34,14 +34,11 @@ from ps_accordion.wire.framing import frame_lengths
 from .account import Account
 from .coder import KeyCoder, Pushed, coding_of
 from .following import KeyCodecs
-from .recorded import Recordings
+from .recorded import Part, Recordings
 from .streams import Mark, Streams, streams_of
 from .velocity import DeviceVelocity
 
-__all__ = ["DeviceCoder", "Part", "Pending"]
-
-Part = tuple[Slice, torch.Tensor]
-"""A slice of a key and its elements: a flat, contiguous view of a gradient, [length] of any floating type."""
+__all__ = ["DeviceCoder", "Pending"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class DeviceCoder:
         slot: This worker's slot.
         incarnation: And its incarnation.
         momenta: Momentum that gradients are given before they are encoded, slice by slice; empty for none.
-        recordings: Of what is launched; None launches every operation by itself.
+        recordings: Of what is launched, shared by all keys of a model.
     """
 
     def __init__(
@@ -116,8 +113,8 @@ class DeviceCoder:
         *,
         slot: int,
         incarnation: int,
+        recordings: Recordings,
         momenta: Sequence[float] = (),
-        recordings: Recordings | None = None,
     ) -> None:
         self.layout = layout
         self.key = key
@@ -188,7 +185,7 @@ class DeviceCoder:
         stretches = {"gradient": self._stretch(gathered)} if watched else {}
         if watched and (rule != "keep" or codec.noisy(choice.level)):
             stretches["before"] = self._stretch(residual).clone()
-        if self._recordings is None or held or rule != "keep" or advance is not None:
+        if held or rule != "keep" or advance is not None:
             parcel = encode(twin, gathered, residual, level=choice.level, seed=seed, held=held, rule=rule, advance=advance)
         else:
             parcel = self._recordings.encode(twin, gathered, residual, level=choice.level, seed=seed)
@@ -231,16 +228,9 @@ class DeviceCoder:
             payload: Its payload, validated; only read, and not needed any more afterwards.
             out: All slices of the key, in order.
         """
-        coding, (_, first) = coding_of(result), out[0]
         twin = twin_of(self.codecs.find(result.codec))
-        with self._streams_of(first.device).aside(self._ready):
-            if len(out) == 1 and first.dtype == torch.float32:
-                twin.decode(payload, coding, first)
-                return
-            flat = torch.empty(self.key.elements, dtype=torch.float32, device=first.device)
-            twin.decode(payload, coding, flat)
-            for part, view in out:
-                view.copy_(flat[part.offset : part.offset + part.length])
+        with self._streams_of(out[0][1].device).aside(self._ready):
+            self._recordings.decode(twin, payload, coding_of(result), out)
 
     # ------------------------------------------------------------ between rounds
 
@@ -321,7 +311,7 @@ class DeviceCoder:
         while self._owed:
             push, payload = self._owed.popleft()
             twin = twin_of(self.codecs.find(push.codec))
-            twin.accumulate(payload, coding_of(push), np.float32(1), self._residual_on(device))
+            accumulate(twin, payload, coding_of(push), np.float32(1), self._residual_on(device))
 
     def _residual_on(self, device: torch.device) -> torch.Tensor:
         if self.residual is None:

@@ -18,10 +18,10 @@ from ps_accordion.selection import Selection
 from ps_accordion.telemetry import trace
 from ps_accordion.wire import messages as m
 
-from .device import DeviceCoder, Part, Pending
+from .device import DeviceCoder, Pending
 from .exchange import Exchange, Open, Timing
 from .memory import Gradient
-from .recorded import Recordings
+from .recorded import Part, Recordings
 from .rounds import Decide, Decode
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class DeviceExchange(Exchange):
                 *(number, key, client.settings),
                 slot=slot,
                 incarnation=incarnation,
-                momenta=selection.momenta(key) if trains else (),
                 recordings=recordings,
+                momenta=selection.momenta(key) if trains else (),
             )
             for key in layout.keys
         ]

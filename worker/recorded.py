@@ -1,66 +1,131 @@
-"""What a device is told for a key, told at once: the launches of an encoding are recorded, and then launched as a whole.
+"""What a device is told for a key, told at once: launches are recorded, and then launched as a whole.
 
-To launch an operation takes the host some ten microseconds and the device two, and an encoding has dozens of them. A recording
-(a CUDA graph) is launched in the time of one. It works on memory of its own, which all keys share: a gradient, a residual and
-what was made of a seed are copied there, the parcel and the new residual back. So one recording serves all keys of its kind,
-which is a codec, a level and a length.
+To launch an operation takes the host some ten microseconds and the device two; to encode a key takes dozens of them, to decode
+one a dozen. A recording (a CUDA graph) is launched in the time of one. It works on memory of its own, where all that differs from
+key to key and from round to round is copied to and from. So one recording serves all keys of its kind: those of one codec, level,
+length and whatever else decides what is launched.
 
-The first encoding of a kind is launched operation by operation: a device loads code when it needs it for the first time, and that
-cannot be recorded. The second is recorded.
+What is met for the first time is launched operation by operation: a device loads code when it needs it for the first time, which
+cannot be recorded. When it is met again it is recorded.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from ps_accordion.codecs.device import DeviceCodec, encode, host_memory
+from ps_accordion.codecs import Coding
+from ps_accordion.codecs.base import Payload
+from ps_accordion.codecs.device import DeviceCodec, encode, stage
+from ps_accordion.layout import Slice
 
-from .streams import Mark, Recording, Streams, streams_of
+from .streams import Mark, Recording, streams_of
 
-__all__ = ["Recordings"]
+__all__ = ["Part", "Recordings"]
 
+Part = tuple[Slice, torch.Tensor]
+"""A slice of a key and its elements: a flat, contiguous view of a gradient, [length] of any floating type."""
 
-@dataclass
-class _Desk:
-    """The memory of a device that recordings work on, one after the other."""
-
-    streams: Streams
-    gradient: torch.Tensor
-    residual: torch.Tensor
-    free: Mark | None = None
-    """Where the stream that came last has done with it."""
+_REMEMBERED = 1024
+"""Kinds that are remembered as met once."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A recording, and what it reads and writes: views of the desk, and words of its own."""
+    """A recording, and the memory that goes with it alone: what it reads from the host, int32[m] or uint8[nbytes]."""
 
     recording: Recording
-    gradient: torch.Tensor
-    residual: torch.Tensor
-    words: torch.Tensor
+    given: torch.Tensor
+
+
+class _Desk:
+    """Recordings of one device that share memory, and so are launched one after the other.
+
+    Args:
+        device: The device.
+        shape: Of the float32 memory that they share.
+        limit: How many are kept, at least 1. What was used longest ago goes first.
+        warn: Is told, once a codec, what could not be recorded, and why.
+    """
+
+    def __init__(self, device: torch.device, shape: tuple[int, ...], limit: int, warn: Callable[[str], None]) -> None:
+        self.device = device
+        self.memory = torch.empty(shape, dtype=torch.float32, device=device)
+        self._streams = streams_of(device)
+        self._free: Mark | None = None
+        """Where the stream that came last has done with the memory."""
+        self._limit, self._warn = limit, warn
+        self._met: OrderedDict[Hashable, None] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._unable: set[str] = set()
+
+    def find(
+        self, twin: DeviceCodec, kind: Hashable, given: Callable[[], torch.Tensor], work: Callable[..., torch.Tensor]
+    ) -> _Kept | None:
+        """Return the recording of a kind, None if there is none; it is made of `work(given())` when a kind is met again."""
+        kind = (twin.name, kind, torch.are_deterministic_algorithms_enabled())
+        kept = self._kept.get(kind)
+        if kept is None and kind in self._met and twin.name not in self._unable:
+            kept = self._recorded(twin, given(), work)
+        if kept is None:
+            _note(self._met, kind, None)
+            if len(self._met) > _REMEMBERED:
+                self._met.popitem(last=False)
+            return None
+        _note(self._kept, kind, kept)
+        if len(self._kept) > self._limit:
+            if self._free is not None:
+                self._free.synchronize()  # so that nothing runs any more that uses the memory of what goes
+            self._kept.popitem(last=False)
+        return kept
+
+    def _recorded(self, twin: DeviceCodec, given: torch.Tensor, work: Callable[..., torch.Tensor]) -> _Kept | None:
+        try:
+            recording = self._streams.recorded(lambda: work(given))
+        except RuntimeError as error:
+            self._warn(
+                f"expected to record what codec {twin.name} launches on {self.device}, got: {error}; "
+                "each operation is launched by itself, which takes longer"
+            )
+            recording = None
+        if recording is None:
+            self._unable.add(twin.name)
+            return None
+        return _Kept(recording, given)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let what is launched inside have the memory for itself."""
+        if self._free is not None:
+            self._streams.follow(self._free)
+        try:
+            yield
+        finally:
+            self._free = self._streams.mark()
 
 
 class Recordings:
-    """The encodings of one model, recorded by kind. One thread at a time, on whatever stream.
+    """Encodings and decodings of one model, recorded. One thread at a time encodes, any decode; all on whatever streams.
 
     Args:
         longest: Elements of the longest key.
-        limit: How many recordings are kept, at least 1; each holds a parcel on its device. What was used longest ago goes first.
-        warn: Is told, once a kind, what could not be recorded, and why.
+        limit: How many recordings are kept of either, at least 1.
+        warn: Is told, once a codec, what could not be recorded, and why.
     """
 
     def __init__(self, longest: int, *, limit: int, warn: Callable[[str], None]) -> None:
         self._longest, self._limit, self._warn = longest, limit, warn
-        self._desks: dict[torch.device, _Desk] = {}
-        self._kept: OrderedDict[Hashable, _Kept | None] = OrderedDict()
-        """By kind; None after the first encoding."""
-        self._unable: set[Hashable] = set()
+        self._encoding: dict[torch.device, _Desk] = {}
+        self._decoding: dict[torch.device, _Desk] = {}
+        """Memory of their own: the next gradients are encoded while results are decoded."""
+        self._decodes = threading.Lock()
 
     def encode(
         self, twin: DeviceCodec, gradient: torch.Tensor, residual: torch.Tensor, *, level: float, seed: int
@@ -77,58 +142,92 @@ class Recordings:
         Returns:
             The parcel, uint8 on the device, in memory of its own.
         """
-        device, n = residual.device, residual.numel()
-        kind = (device, twin.name, level, n, torch.are_deterministic_algorithms_enabled())
-        if twin.recordable and kind not in self._unable:
-            kept = self._kept.get(kind)
-            if kept is None and kind in self._kept:
-                kept = self._record(kind, twin, device, n, level)
-            self._keep(kind, kept)
-            if kept is not None:
-                return self._replay(kept, twin, gradient, residual, seed)
-        return encode(twin, gradient, residual, level=level, seed=seed)
-
-    def _keep(self, kind: Hashable, kept: _Kept | None) -> None:
-        self._kept[kind] = kept
-        self._kept.move_to_end(kind)
-        if len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
-
-    def _record(self, kind: Hashable, twin: DeviceCodec, device: torch.device, n: int, level: float) -> _Kept | None:
-        desk = self._desk_on(device)
-        gradient, residual = desk.gradient[:n], desk.residual[:n]
-        words = torch.zeros(len(twin.words(0)), dtype=torch.int32, device=device)
-        try:
-            recording = desk.streams.recorded(lambda: encode(twin, gradient, residual, level=level, seed=0, words=words))
-        except RuntimeError as error:
-            self._warn(
-                f"expected to record what codec {twin.name} at level {level:g} launches on {device} for {n} elements, "
-                f"got: {error}; each operation is launched by itself, which takes longer"
-            )
-            recording = None
-        if recording is None:
-            self._unable.add(kind)
-            return None
-        return _Kept(recording, gradient, residual, words)
-
-    def _replay(self, kept: _Kept, twin: DeviceCodec, gradient: torch.Tensor, residual: torch.Tensor, seed: int) -> torch.Tensor:
-        desk = self._desk_on(residual.device)
-        if desk.free is not None:
-            desk.streams.follow(desk.free)
-        kept.gradient.copy_(gradient)
-        kept.residual.copy_(residual)
-        if kept.words.numel():
-            words = host_memory(4 * kept.words.numel(), residual.device).view(torch.int32)
-            np.copyto(words.numpy(), np.array(twin.words(seed), np.int32))
-            kept.words.copy_(words, non_blocking=True)
-        parcel = kept.recording.launch().clone()
-        residual.copy_(kept.residual)
-        desk.free = desk.streams.mark()
+        if not twin.recordable:
+            return encode(twin, gradient, residual, level=level, seed=seed)
+        n, desk = residual.numel(), self._desk(self._encoding, residual.device, 2, self._longest)
+        ours, left = desk.memory[:, :n]
+        words = twin.words(seed, elements=n, level=level)
+        kept = desk.find(
+            twin,
+            (n, level),
+            lambda: torch.empty(len(words), dtype=torch.int32, device=desk.device),
+            lambda given: encode(twin, ours, left, level=level, seed=0, words=given),
+        )
+        if kept is None:
+            return encode(twin, gradient, residual, level=level, seed=seed)
+        with desk.turn():
+            ours.copy_(gradient)
+            left.copy_(residual)
+            if words:
+                kept.given.copy_(stage(np.array(words, np.int32), desk.device).view(torch.int32), non_blocking=True)
+            parcel = kept.recording.launch().clone()
+            residual.copy_(left)
         return parcel
 
-    def _desk_on(self, device: torch.device) -> _Desk:
-        desk = self._desks.get(device)
+    def decode(self, twin: DeviceCodec, payload: Payload, coding: Coding, out: Sequence[Part]) -> None:
+        """Decode as `codecs.device.decode` does, to all slices of a key, in order; the same bits.
+
+        Args:
+            twin: The codec. All that come with one name must have the same options.
+            payload: uint8[nbytes] on the host, validated; only read, before this returns.
+            coding: What the header of its message says.
+            out: To be written.
+        """
+        (_, first), kind = out[0], twin.kind(payload, coding)
+        device, staged = first.device, stage(payload, first.device)
+        if kind is not None and self._decode_recorded(twin, kind, payload, staged, coding, out):
+            return
+        uploaded = staged.to(device, non_blocking=True)
+        if len(out) == 1 and first.dtype == torch.float32:
+            twin.decode(payload, uploaded, coding, first)
+        else:
+            whole = torch.empty(coding.elements, dtype=torch.float32, device=device)
+            twin.decode(payload, uploaded, coding, whole)
+            _spread(whole, out)
+
+    def _decode_recorded(
+        self,
+        twin: DeviceCodec,
+        kind: Hashable,
+        payload: Payload,
+        staged: torch.Tensor,
+        coding: Coding,
+        out: Sequence[Part],
+    ) -> bool:
+        """Decode from a recording, and return whether there is one."""
+        with self._decodes:
+            n, desk = coding.elements, self._desk(self._decoding, out[0][1].device, self._longest)
+            vector = desk.memory[:n]
+
+            def work(given: torch.Tensor) -> torch.Tensor:
+                twin.decode(payload, given, coding, vector)
+                return vector
+
+            kept = desk.find(
+                twin,
+                (n, coding.level, coding.count, payload.size, kind),
+                lambda: torch.empty(payload.size, dtype=torch.uint8, device=desk.device),
+                work,
+            )
+            if kept is not None:
+                with desk.turn():
+                    kept.given.copy_(staged, non_blocking=True)
+                    _spread(kept.recording.launch(), out)
+        return kept is not None
+
+    def _desk(self, desks: dict[torch.device, _Desk], device: torch.device, *shape: int) -> _Desk:
+        desk = desks.get(device)
         if desk is None:
-            gradient, residual = torch.empty(2, self._longest, dtype=torch.float32, device=device)
-            desk = self._desks[device] = _Desk(streams_of(device), gradient, residual)
+            desk = desks[device] = _Desk(device, shape, self._limit, self._warn)
         return desk
+
+
+def _spread(vector: torch.Tensor, out: Sequence[Part]) -> None:
+    for part, view in out:
+        view.copy_(vector[part.offset : part.offset + part.length])
+
+
+def _note(those: OrderedDict[Hashable, Any], kind: Hashable, what: Any) -> None:
+    """Note what was used last, behind what was used before."""
+    those[kind] = what
+    those.move_to_end(kind)

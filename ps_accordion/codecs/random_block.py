@@ -23,7 +23,7 @@ from .base import Coding, Encoded, FloatVector, Payload
 from .covering import CoveringCodec
 from .packing import INFINITE, ONE
 
-__all__ = ["RandomBlock", "parts"]
+__all__ = ["RandomBlock", "parts", "start_of"]
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,14 @@ class RandomBlock(CoveringCodec):
         return int(kernels.vector.peak(block)) < INFINITE
 
 
+def start_of(elements: int, seed: int) -> int:
+    """Return the first element that a block covers."""
+    return mix64(seed) % elements
+
+
 def parts(elements: int, length: int, seed: int) -> list[tuple[slice, slice]]:
     """Return (part of the block, covered elements) in order: one pair, or two where the block wraps around."""
-    start = mix64(seed) % elements
+    start = start_of(elements, seed)
     first = min(length, elements - start)
     parts = [(slice(0, first), slice(start, start + first))]
     if first < length:

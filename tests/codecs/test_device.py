@@ -70,13 +70,13 @@ def check_decoding(case, payload, n, count, where):
     frame = np.frombuffer(b"x" + payload, np.uint8)[1:]
     expected, out = np.full(n, np.nan, np.float32), torch.full((n,), float("nan"), device=where)
     codec.decode(frame, coding, expected)
-    twin.decode(frame, coding, out)
+    device.decode(twin, frame, coding, out)
     assert out.cpu().numpy().tobytes() == expected.tobytes()
     for weight in (np.float32(1), np.float32(0.3)):
         total = gaussian(n, 11)
         added = torch.from_numpy(total.copy()).to(where)
         codec.accumulate(frame, coding, weight, total)
-        twin.accumulate(frame, coding, weight, added)
+        device.accumulate(twin, frame, coding, weight, added)
         assert added.cpu().numpy().tobytes() == total.tobytes()
 
 
@@ -247,8 +247,8 @@ def test_decoding_reads_nothing_back(case):
     payload, count, _ = on_host(case, gaussian(40_000), np.zeros(40_000, np.float32))[0]
     twin, coding = device.twin_of(case.build()), Coding(case.codec, case.level, 40_000, count, SEED)
     with NoSync():
-        twin.decode(np.frombuffer(payload, np.uint8), coding, torch.zeros(40_000, device="meta"))
-        twin.accumulate(np.frombuffer(payload, np.uint8), coding, np.float32(1), torch.zeros(40_000, device="meta"))
+        device.decode(twin, np.frombuffer(payload, np.uint8), coding, torch.zeros(40_000, device="meta"))
+        device.accumulate(twin, np.frombuffer(payload, np.uint8), coding, np.float32(1), torch.zeros(40_000, device="meta"))
 
 
 @pytest.mark.parametrize("offence", offences())

@@ -18,10 +18,10 @@ from ps_accordion.errors import UsageError
 from ps_accordion.layout import Tensor
 from ps_accordion.regimes import Choice
 from ps_accordion.wire import messages as m
-from ps_accordion.worker import device
+from ps_accordion.worker import device, recorded
 from ps_accordion.worker.coder import KeyCoder, Pushed, coding_of
-from ps_accordion.worker.device import DeviceCoder, Part
-from ps_accordion.worker.recorded import Recordings
+from ps_accordion.worker.device import DeviceCoder
+from ps_accordion.worker.recorded import Part, Recordings
 from ps_accordion.worker.streams import streams_of
 
 CHOICES = [Choice("topk", 0.05), Choice("topk", 0.3), Choice("random_block", 0.1), Choice("dense", 16.0), Choice("dense", 32.0)]
@@ -241,10 +241,13 @@ def test_a_device_without_streams_is_refused_by_name():
 def test_beginning_a_round_copies_one_parcel_and_waits_for_nothing(key, rule, monkeypatch):
     """With every codec, at a switch, with unused slices, and when a push is taken back first; what the ledger sees is in it."""
     seen, back = Seen(), Pair("cpu", key).push(gaussian(layout_of(settings_of()).keys[key].elements))
-    monkeypatch.setattr(device, "streams_of", lambda _: seen)
+    for module in (device, recorded):
+        monkeypatch.setattr(module, "streams_of", lambda _: seen)
     settings_ = settings_of(codec_residual_at_switch=rule)
     owner = layout_of(settings_).keys[key]
-    coder = DeviceCoder(0, owner, settings_, slot=1, incarnation=2)
+    coder = DeviceCoder(
+        0, owner, settings_, slot=1, incarnation=2, recordings=Recordings(owner.elements, limit=4, warn=pytest.fail)
+    )
     parts = [(part, torch.zeros(part.length, device="meta")) for part in owner.slices]
     for round_, choice in enumerate(CHOICES):
         coder.note_bound(1)
@@ -291,7 +294,8 @@ def test_a_planted_read_is_caught(monkeypatch):
 def test_an_unused_key_is_not_written_before_backward_is_done_with_it(monkeypatch):
     """Backward's stream may still fill a bucket with zeros when the aggregate of the others comes."""
     seen, pair, pushed = Seen(), Pair("cpu"), Pair("cpu").push(gaussian(2048))
-    monkeypatch.setattr(device, "streams_of", lambda _: seen)
+    for module in (device, recorded):
+        monkeypatch.setattr(module, "streams_of", lambda _: seen)
     places = pair.parts(gaussian(2048))
     pending = pair.device.begin(places, round_=0, used=0, choice=CHOICES[0], previous_skipped=False)
     assert pending.pushed().message.kind == "UNUSED"

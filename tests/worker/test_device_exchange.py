@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ps_accordion.codecs.device import registry as twins
 from ps_accordion.errors import CodecError, RunAborted, UsageError
-from ps_accordion.worker import DistributedModel, Session, device, tracked
+from ps_accordion.worker import DistributedModel, Session, device, recorded, tracked
 from ps_accordion.worker.device_exchange import DeviceExchange
 from ps_accordion.worker.host_exchange import HostExchange
 from ps_accordion.worker.sums import DeviceSums
@@ -187,7 +187,7 @@ def test_a_finite_gradient_of_a_skipped_round_comes_with_the_next(devices: Calla
 def absent(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Let `meta` stand for a device with streams."""
     seen = Seen()
-    for module in (device, tracked):
+    for module in (device, recorded, tracked):
         monkeypatch.setattr(module, "streams_of", lambda _: seen)
     return seen
 

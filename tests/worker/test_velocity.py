@@ -19,6 +19,7 @@ from ps_accordion.regimes import Choice
 from ps_accordion.selection import Selection
 from ps_accordion.worker.coder import KeyCoder, Pushed, coding_of
 from ps_accordion.worker.device import DeviceCoder
+from ps_accordion.worker.recorded import Recordings
 
 DGC, DENSE, HALF = Choice("dgc", 0.05), Choice("dense", 32.0), Choice("dense", 16.0)
 FUSED, LARGE = 0, 1
@@ -38,7 +39,15 @@ class Pair:
         momenta = Selection(job.codec, layout).momenta(self.key)
         self.momenta = [((part.offset, part.length), each) for part, each in zip(self.key.slices, momenta, strict=True) if each]
         self.host = KeyCoder(0, self.key, job, slot=1, incarnation=2, momenta=momenta)
-        self.device = DeviceCoder(0, self.key, job, slot=1, incarnation=2, momenta=momenta)
+        self.device = DeviceCoder(
+            0,
+            self.key,
+            job,
+            slot=1,
+            incarnation=2,
+            recordings=Recordings(self.key.elements, limit=4, warn=pytest.fail),
+            momenta=momenta,
+        )
         self.velocity = np.zeros(self.key.elements, np.float32)
         self.residual = np.zeros(self.key.elements, np.float32)
         self._round = 0

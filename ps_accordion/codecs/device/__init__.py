@@ -11,9 +11,22 @@ Servers have no twins, and nothing that they import leads here: this package imp
 
 from __future__ import annotations
 
-from .base import DeviceCodec, host_memory
-from .parcel import Advance, Opened, encode, open_parcel
+from .base import DeviceCodec, host_memory, stage
+from .parcel import Advance, Opened, accumulate, decode, encode, open_parcel
 from .registry import twin_of
 from .switch import norm, settle
 
-__all__ = ["Advance", "DeviceCodec", "Opened", "encode", "host_memory", "norm", "open_parcel", "settle", "twin_of"]
+__all__ = [
+    "Advance",
+    "DeviceCodec",
+    "Opened",
+    "accumulate",
+    "decode",
+    "encode",
+    "host_memory",
+    "norm",
+    "open_parcel",
+    "settle",
+    "stage",
+    "twin_of",
+]

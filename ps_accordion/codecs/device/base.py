@@ -12,6 +12,7 @@ Denormals count, as on the host: `torch.set_flush_denormal` is off unless somebo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 
 from ..base import Codec, Coding, Payload
 
-__all__ = ["DeviceCodec", "host_memory", "upload"]
+__all__ = ["DeviceCodec", "host_memory", "stage", "upload"]
 
 
 class DeviceCodec(ABC):
@@ -38,8 +39,8 @@ class DeviceCodec(ABC):
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
-    def words(self, seed: int) -> tuple[int, ...]:
-        """Return what `pack` makes of a seed on the host: words of 32 bits, as numbers from -2^31 on; always as many."""
+    def words(self, seed: int, *, elements: int, level: float) -> tuple[int, ...]:
+        """Return what `pack` needs to know of a seed: words of 32 bits, as numbers from -2^31 on, as many for every seed."""
         return ()
 
     @abstractmethod
@@ -64,13 +65,29 @@ class DeviceCodec(ABC):
         """Return, on the host, the payload of `count` entries from one that is laid out for as many as there may be."""
         return payload
 
-    @abstractmethod
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
-        """Write D(payload) over the whole of `out`, float32[n]. The payload lies on the host and has been validated."""
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return what of a payload decides what `decode` launches, beside what `coding` says but for the seed, and its length.
+
+        None, if more than that does; otherwise `decode` may be recorded, and must take everything else from `uploaded`.
+        """
+        return None
 
     @abstractmethod
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
-        """Add `weight * D(payload)` to `total`, float32[n]. The payload lies on the host and has been validated."""
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
+        """Write D(payload) over the whole of `out`, float32[n].
+
+        Args:
+            payload: uint8[nbytes] on the host, validated.
+            uploaded: The same on the device, at an aligned address.
+            coding: What the header of its message says.
+            out: To be written, contiguous.
+        """
+
+    @abstractmethod
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
+        """Add `weight * D(payload)` to `total`, float32[n]; the rest is as in `decode`."""
 
 
 def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
@@ -79,8 +96,13 @@ def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
     return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
 
 
+def stage(what: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the bytes of an array on the host as uint8, in memory of their own that `device` copies from while nobody waits."""
+    staged = host_memory(what.nbytes, device)
+    np.copyto(staged.numpy(), what.view(np.uint8))
+    return staged
+
+
 def upload(payload: Payload, device: torch.device) -> torch.Tensor:
     """Return a copy of `payload` on `device`, at an aligned address; the host does not wait for it."""
-    staged = host_memory(payload.size, device)
-    np.copyto(staged.numpy(), payload)
-    return staged.to(device, non_blocking=True)
+    return stage(payload, device).to(device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar, Final
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from ..base import Coding, Payload
 from ..kernels.bfloat import LARGEST
-from .base import DeviceCodec, upload
+from .base import DeviceCodec
 
 __all__ = ["BF16Twin"]
 
@@ -34,14 +35,20 @@ class BF16Twin(DeviceCodec):
         payload.view(torch.int16).copy_(sent >> 16)
         return v - sent.view(torch.float32), v.numel()
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return that nothing else does; see `DeviceCodec.kind`."""
+        return True
+
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
         """Write the vector to `out`."""
-        out.copy_(_vector(payload, out.device))
+        out.copy_(_vector(uploaded))
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `weight` times the vector to `total`."""
-        total.add_(_vector(payload, total.device) * float(weight))
+        total.add_(_vector(uploaded) * float(weight))
 
 
-def _vector(payload: Payload, device: torch.device) -> torch.Tensor:
-    return (upload(payload, device).view(torch.int16).to(torch.int32) << 16).view(torch.float32)
+def _vector(uploaded: torch.Tensor) -> torch.Tensor:
+    return (uploaded.view(torch.int16).to(torch.int32) << 16).view(torch.float32)

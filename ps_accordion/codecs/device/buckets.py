@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Hashable
 from typing import ClassVar, Final
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from ..base import Coding, Payload
 from ..buckets import PREAMBLE, BucketCodec, parts_of
-from .base import DeviceCodec, upload
+from .base import DeviceCodec
 from .noise import hashed, key_of
 
 __all__ = ["BucketTwin", "IntTwin", "NaturalTwin", "QsgdTwin", "TernGradTwin"]
@@ -66,18 +67,23 @@ class BucketTwin(DeviceCodec):
             last: Elements of the last bucket.
         """
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return the length of a bucket; see `DeviceCodec.kind`."""
+        return parts_of(payload, coding)[0]
+
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
         """Write what the codes stand for to `out`."""
-        out.copy_(self._vector(payload, coding, out.device)).add_(0.0)
+        out.copy_(self._vector(payload, uploaded, coding)).add_(0.0)
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `weight` times what the codes stand for to `total`."""
-        total.add_(self._vector(payload, coding, total.device) * float(weight))
+        total.add_(self._vector(payload, uploaded, coding) * float(weight))
 
-    def _vector(self, payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
+    def _vector(self, payload: Payload, uploaded: torch.Tensor, coding: Coding) -> torch.Tensor:
         n, width = coding.elements, int(coding.level)
         bucket, parts = parts_of(payload, coding)
-        uploaded = upload(payload, device)
         codes_at = PREAMBLE + 4 * parts.scales.size
         scales, codes = uploaded[PREAMBLE:codes_at].view(torch.float32), uploaded[codes_at:]
         whole = n // bucket
@@ -114,7 +120,7 @@ class QsgdTwin(BucketTwin):
 
     name: ClassVar[str] = "qsgd"
 
-    def words(self, seed: int) -> tuple[int, ...]:
+    def words(self, seed: int, *, elements: int, level: float) -> tuple[int, ...]:
         """Return what noise is made with; see `DeviceCodec.words`."""
         return key_of(seed)
 
@@ -162,7 +168,7 @@ class NaturalTwin(BucketTwin):
 
     name: ClassVar[str] = "natural"
 
-    def words(self, seed: int) -> tuple[int, ...]:
+    def words(self, seed: int, *, elements: int, level: float) -> tuple[int, ...]:
         """Return what noise is made with; see `DeviceCodec.words`."""
         return key_of(seed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from ..base import Coding, Payload
 from . import values
-from .base import DeviceCodec, upload
+from .base import DeviceCodec
 
 __all__ = ["DenseTwin"]
 
@@ -29,15 +30,20 @@ class DenseTwin(DeviceCodec):
             return torch.zeros_like(v), v.numel()
         return values.store(v, peak, "fp16", payload), v.numel()
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
-        """Write the vector to `out`."""
-        out.copy_(self._vector(payload, coding, out.device))
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return that nothing else does; see `DeviceCodec.kind`."""
+        return True
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
+        """Write the vector to `out`."""
+        out.copy_(self._vector(uploaded, coding))
+
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `weight` times the vector to `total`."""
-        total.add_(self._vector(payload, coding, total.device) * float(weight))
+        total.add_(self._vector(uploaded, coding) * float(weight))
 
     @staticmethod
-    def _vector(payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
-        uploaded = upload(payload, device)
-        return uploaded.view(torch.float32) if coding.level == 32 else values.load(payload, uploaded, coding.elements)
+    def _vector(uploaded: torch.Tensor, coding: Coding) -> torch.Tensor:
+        return uploaded.view(torch.float32) if coding.level == 32 else values.load(uploaded, "fp16", coding.elements)

@@ -14,6 +14,7 @@ The host, which learns the count with the payload, cuts the missing entries out.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar, Final
 
 import numpy as np
@@ -24,7 +25,7 @@ from ..base import Coding, Payload
 from ..entries import PACKED_AT, EntriesCodec, chunk_of, length_of
 from ..values import FORMS, PACKED, PREAMBLE, block_length
 from . import values
-from .base import DeviceCodec, upload
+from .base import DeviceCodec
 
 __all__ = ["EntriesTwin"]
 
@@ -89,14 +90,20 @@ class EntriesTwin(DeviceCodec):
             block[-1] = 0
         return np.concatenate((block, payload[places_at : places_at + 2 * count], payload[counts_at:]))
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return the format of the values; None where entries are missing, for how many are varies. See `DeviceCodec.kind`."""
+        return FORMS[payload[0]] if coding.count == self.codec.kept(coding.elements, coding.level) else None
+
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
         """Write the values to their places in `out`, and zero elsewhere."""
-        index, sent = _entries(payload, coding, out.device)
+        index, sent = _entries(payload, uploaded, coding)
         out.zero_().scatter_(0, index, sent)
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `weight` times the values at their places in `total`."""
-        index, sent = _entries(payload, coding, total.device)
+        index, sent = _entries(payload, uploaded, coding)
         total.scatter_(0, index, total.gather(0, index) + sent * float(weight))
 
 
@@ -121,9 +128,9 @@ def _in_chunks(place: torch.Tensor, chunk: int) -> torch.Tensor:
     return torch.diff(ends, prepend=torch.zeros_like(ends[:1]))
 
 
-def _entries(payload: Payload, coding: Coding, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _entries(payload: Payload, uploaded: torch.Tensor, coding: Coding) -> tuple[torch.Tensor, torch.Tensor]:
     """Return int64[count] of rising indices and float32[count] of values, on the device."""
-    uploaded, form = upload(payload, device), FORMS[payload[0]]
+    form = FORMS[payload[0]]
     chunk = chunk_of(form)
     counts_at = payload.size - 2 * -(-coding.elements // chunk)
     words = uploaded[counts_at - 2 * coding.count : counts_at].view(torch.int16)
@@ -131,8 +138,8 @@ def _entries(payload: Payload, coding: Coding, device: torch.device) -> tuple[to
     if coding.elements > chunk:
         # A full chunk counts 32,768, which is negative in 16 signed bits.
         counts = uploaded[counts_at:].view(torch.int16).to(torch.int32) & 0xFFFF
-        entries = torch.arange(coding.count, dtype=torch.int32, device=device)
+        entries = torch.arange(coding.count, dtype=torch.int32, device=uploaded.device)
         index += torch.searchsorted(torch.cumsum(counts, 0, dtype=torch.int32), entries, right=True) * chunk
     if form == "packed":
         return index, values.unpacked(words, uploaded[PREAMBLE:PACKED_AT].view(torch.float32))
-    return index, values.load(payload, uploaded, coding.count)
+    return index, values.load(uploaded, form, coding.count)

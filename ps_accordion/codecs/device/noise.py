@@ -20,7 +20,7 @@ def key_of(seed: int) -> tuple[int, int]:
     return signed(low), signed(high)
 
 
-def hashed(place: torch.Tensor, key: tuple[int, int] | torch.Tensor) -> torch.Tensor:
+def hashed(place: torch.Tensor, key: tuple[int, ...] | torch.Tensor) -> torch.Tensor:
     """Return 32 bits for each place, int32 as the places are; `key` is `key_of(seed)`, or an int32[2] of it on the device."""
     low, high = key[0], key[1]
     x = place ^ low

@@ -7,13 +7,14 @@ one, which gives the same bits in more launches.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar
 
 import numpy as np
 import torch
 
 from ..base import Coding, Payload
-from .base import DeviceCodec, upload
+from .base import DeviceCodec
 from .signs import packed, unpacked
 
 __all__ = ["OneBitTwin"]
@@ -40,18 +41,24 @@ class OneBitTwin(DeviceCodec):
         size = _spread(sizes, n, chunk)
         return v - torch.where(negative, -size, size), n
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
-        """Write `0 + -size` or `0 + size` to each element of `out`."""
-        torch.add(self._signed(payload, coding, out.device), 0.0, out=out)
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return that nothing else does; see `DeviceCodec.kind`."""
+        return True
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
+        """Write `0 + -size` or `0 + size` to each element of `out`."""
+        torch.add(self._signed(uploaded, coding), 0.0, out=out)
+
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `-weight * size` or `weight * size` to each element of `total`."""
-        total.add_(self._signed(payload, coding, total.device) * float(weight))
+        total.add_(self._signed(uploaded, coding) * float(weight))
 
     @staticmethod
-    def _signed(payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
+    def _signed(uploaded: torch.Tensor, coding: Coding) -> torch.Tensor:
         n, chunk = coding.elements, int(coding.level)
-        uploaded, words_at = upload(payload, device), 4 * -(-n // chunk)
+        words_at = 4 * -(-n // chunk)
         negative = unpacked(uploaded[words_at:].view(torch.int32), n)
         size = _spread(uploaded[:words_at].view(torch.float32), n, chunk)
         return torch.where(negative, -size, size)

@@ -1,4 +1,4 @@
-"""Encode on a device, and bring to the host in one copy what it must know.
+"""Encode on a device, and bring to the host in one copy what it must know; decode what comes from there.
 
 A parcel is a header and a payload:
 
@@ -16,14 +16,14 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 
-from ..base import Payload
+from ..base import Coding, Payload
 from ..holding import Held, check_holding
 from ..packing import INFINITE
 from ..switch import Rule
 from .base import DeviceCodec, upload
 from .switch import settle
 
-__all__ = ["Advance", "Opened", "encode", "open_parcel"]
+__all__ = ["Advance", "Opened", "accumulate", "decode", "encode", "open_parcel"]
 
 _HEADER: Final = struct.Struct("<dii")
 _MAGNITUDE: Final = 0x7FFFFFFF
@@ -106,7 +106,7 @@ def encode(
     peak = _peak(v)
     finite = peak < INFINITE
     if words is None:
-        words = _uploaded(twin, seed, device)
+        words = _uploaded(twin.words(seed, elements=n, level=level), device)
     rest, count = twin.pack(v, peak, payload, level=level, seed=seed, words=words)
     entries, flag = header[8:12].view(torch.int32), header[12:].view(torch.int32)
     flag.copy_(finite)
@@ -125,12 +125,21 @@ def encode(
     return parcel
 
 
-def _uploaded(twin: DeviceCodec, seed: int, device: torch.device) -> torch.Tensor:
-    """Return what a twin makes of a seed on the host as int32 on the device; the host does not wait for it."""
-    words = np.array(twin.words(seed), np.int32)
-    if not words.size:
+def _uploaded(words: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return words as int32 on the device; the host does not wait for it."""
+    if not words:
         return torch.empty(0, dtype=torch.int32, device=device)
-    return upload(words.view(np.uint8), device).view(torch.int32)
+    return upload(np.array(words, np.int32).view(np.uint8), device).view(torch.int32)
+
+
+def decode(twin: DeviceCodec, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
+    """Write D(payload) over the whole of `out`, float32[n]; the host does not wait. The payload lies there, and is validated."""
+    twin.decode(payload, upload(payload, out.device), coding, out)
+
+
+def accumulate(twin: DeviceCodec, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    """Add `weight * D(payload)` to `total`, float32[n]; the host does not wait. The payload lies there, and is validated."""
+    twin.accumulate(payload, upload(payload, total.device), coding, weight, total)
 
 
 def open_parcel(twin: DeviceCodec, parcel: Payload, *, elements: int, level: float) -> Opened | None:

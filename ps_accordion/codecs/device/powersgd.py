@@ -8,6 +8,7 @@ same bits everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar
 
 import numpy as np
@@ -47,19 +48,26 @@ class PowerSgdTwin(DeviceCodec):
             left.copy_(right @ matrix.t())
         return v - _product(left, right).view(-1), encoded.count
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
-        """Write the product of both factors to `out`."""
-        out.copy_(self._decoded(payload, coding, out.device))
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return rank and shape; see `DeviceCodec.kind`."""
+        parts = apart(payload, coding)
+        return parts.rank, parts.left.size, parts.right.size
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
+        """Write the product of both factors to `out`."""
+        out.copy_(self._decoded(payload, uploaded, coding))
+
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `weight` times the product of both factors to `total`."""
-        total.add_(self._decoded(payload, coding, total.device) * float(weight))
+        total.add_(self._decoded(payload, uploaded, coding) * float(weight))
 
     @staticmethod
-    def _decoded(payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
+    def _decoded(payload: Payload, uploaded: torch.Tensor, coding: Coding) -> torch.Tensor:
         parts = apart(payload, coding)
         rows, columns = parts.left.size // parts.rank, parts.right.size // parts.rank
-        return _product(*_factors(upload(payload, device), parts.rank, rows, columns)).view(-1)
+        return _product(*_factors(uploaded, parts.rank, rows, columns)).view(-1)
 
 
 def _factors(payload: torch.Tensor, rank: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:

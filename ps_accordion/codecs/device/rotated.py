@@ -15,7 +15,7 @@ import torch
 from ..base import Coding, Payload
 from ..kernels.hadamard import GROUP
 from ..rotated import PREAMBLE, TILE, WIDTH, RotatedCodec, parts_of, rows_of
-from .base import DeviceCodec, upload
+from .base import DeviceCodec
 from .noise import hashed, key_of, signed
 from .signs import unpacked
 
@@ -50,7 +50,7 @@ class RotatedTwin(DeviceCodec):
         """Return the seed of the signs that a member with this seed has."""
         return seed
 
-    def words(self, seed: int) -> tuple[int, ...]:
+    def words(self, seed: int, *, elements: int, level: float) -> tuple[int, ...]:
         """Return the seed of the signs, lower half first, and what signs and noise are made with; see `DeviceCodec.words`."""
         key = self.seed_of_signs(seed)
         return signed(key & 0xFFFFFFFF), signed(key >> 32), *key_of(key), *key_of(seed)
@@ -75,17 +75,19 @@ class RotatedTwin(DeviceCodec):
             rests.append(rest.view(-1)[:length])
         return torch.cat(rests) if len(rests) > 1 else rests[0], n
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
         """Write what the codes stand for, rotated back, to `out`."""
-        out.copy_(self._vector(payload, coding, out.device)).add_(0.0)
+        out.copy_(self._vector(payload, uploaded, coding)).add_(0.0)
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `weight` times what the codes stand for to `total`."""
-        total.add_(self._vector(payload, coding, total.device) * float(weight))
+        total.add_(self._vector(payload, uploaded, coding) * float(weight))
 
-    def _vector(self, payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
+    def _vector(self, payload: Payload, uploaded: torch.Tensor, coding: Coding) -> torch.Tensor:
         n, width = coding.elements, int(coding.level)
-        parts, uploaded = parts_of(payload, n), upload(payload, device)
+        parts = parts_of(payload, n)
         codes_at = PREAMBLE + 4 * parts.sizes.size
         sizes, packed = uploaded[PREAMBLE:codes_at].view(torch.float32), uploaded[codes_at:]
         pieces = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar
 
 import numpy as np
 import torch
 
 from ..base import Coding, Payload
-from .base import DeviceCodec, upload
+from .base import DeviceCodec
 from .noise import hashed, key_of
 from .signs import packed, unpacked
 
@@ -21,7 +22,7 @@ class SignSGDTwin(DeviceCodec):
     name: ClassVar[str] = "signsgd"
     recordable: ClassVar[bool] = True
 
-    def words(self, seed: int) -> tuple[int, ...]:
+    def words(self, seed: int, *, elements: int, level: float) -> tuple[int, ...]:
         """Return what coins are thrown with; see `DeviceCodec.words`."""
         return key_of(seed)
 
@@ -34,15 +35,21 @@ class SignSGDTwin(DeviceCodec):
         payload.view(torch.int32).copy_(packed((v < 0) | ((v == 0) & unpacked(coins, n))))
         return torch.zeros_like(v), n
 
-    def decode(self, payload: Payload, coding: Coding, out: torch.Tensor) -> None:
-        """Write `-level` or `level` to each element of `out`."""
-        out.copy_(self._signed(payload, coding, out.device))
+    def kind(self, payload: Payload, coding: Coding) -> Hashable:
+        """Return that nothing else does; see `DeviceCodec.kind`."""
+        return True
 
-    def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: torch.Tensor) -> None:
+    def decode(self, payload: Payload, uploaded: torch.Tensor, coding: Coding, out: torch.Tensor) -> None:
+        """Write `-level` or `level` to each element of `out`."""
+        out.copy_(self._signed(uploaded, coding))
+
+    def accumulate(
+        self, payload: Payload, uploaded: torch.Tensor, coding: Coding, weight: np.float32, total: torch.Tensor
+    ) -> None:
         """Add `-weight * level` or `weight * level` to each element of `total`."""
-        total.add_(self._signed(payload, coding, total.device) * float(weight))
+        total.add_(self._signed(uploaded, coding) * float(weight))
 
     @staticmethod
-    def _signed(payload: Payload, coding: Coding, device: torch.device) -> torch.Tensor:
-        size = torch.full((), coding.level, dtype=torch.float32, device=device)
-        return torch.where(unpacked(upload(payload, device).view(torch.int32), coding.elements), -size, size)
+    def _signed(uploaded: torch.Tensor, coding: Coding) -> torch.Tensor:
+        size = torch.full((), coding.level, dtype=torch.float32, device=uploaded.device)
+        return torch.where(unpacked(uploaded.view(torch.int32), coding.elements), -size, size)

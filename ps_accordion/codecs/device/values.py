@@ -7,8 +7,7 @@ from typing import Final
 
 import torch
 
-from ..base import Payload
-from ..values import FP16, FP32, INT8, PREAMBLE, ValueFormat, power, read_preamble
+from ..values import FP16, FP32, INT8, PREAMBLE, ValueFormat
 
 __all__ = ["load", "packed", "packed_unit", "store", "unpacked"]
 
@@ -44,14 +43,13 @@ def store(values: torch.Tensor, peak: torch.Tensor, form: ValueFormat, block: to
     return values - halves.to(torch.float32).mul_(_power(exponent))
 
 
-def load(payload: Payload, uploaded: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the values of a checked block as float32[count] on the device that `uploaded`, a copy of `payload`, lies on."""
-    form, exponent = read_preamble(payload)
-    body = uploaded[PREAMBLE:]
-    if form == FP32:
+def load(block: torch.Tensor, form: ValueFormat, count: int) -> torch.Tensor:
+    """Return the values of a checked block, uint8, of `form` as float32[count]."""
+    body = block[PREAMBLE:]
+    if form == "fp32":
         return body[: 4 * count].view(torch.float32)
-    stored = body[:count].view(torch.int8) if form == INT8 else body[: 2 * count].view(torch.float16)
-    return stored.to(torch.float32).mul_(float(power(exponent)))
+    stored = body[:count].view(torch.int8) if form == "int8" else body[: 2 * count].view(torch.float16)
+    return stored.to(torch.float32).mul_(_power(block[:PREAMBLE].view(torch.int32)[0] >> 16))
 
 
 def packed_unit(peak: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
