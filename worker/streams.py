@@ -6,6 +6,7 @@ codec threads wait, each for what it needs, without the interpreter's lock. The 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
@@ -17,6 +18,10 @@ from ps_accordion.codecs.device import host_memory
 from ps_accordion.errors import UsageError
 
 __all__ = ["Accelerator", "Host", "Mark", "Recording", "Streams", "streams_of"]
+
+
+_RECORDS = threading.Lock()
+"""Held while a thread records: one at a time in a process."""
 
 
 class Mark(Protocol):
@@ -149,7 +154,7 @@ class Accelerator:
         if self._pool is None:
             self._pool, self._recorder = self._torch.graph_pool_handle(), self._torch.Stream(self._device)
         graph = self._torch.CUDAGraph()
-        with self._torch.stream(self._recorder):
+        with _RECORDS, self._torch.stream(self._recorder):
             # What other threads do on streams of theirs meanwhile, such as codec threads, is none of this.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:

@@ -109,10 +109,10 @@ def test_its_device_twin_has_the_bytes_and_the_residual_of_the_host(installed, l
     assert (opened.payload.tobytes(), opened.count) == (payload.tobytes(), coding.count)
     assert np.array_equal(kept.numpy(), residual)
     mine, theirs = torch.full((n,), 0.25), np.full(n, 0.25, np.float32)
-    twin.accumulate(payload, coding, np.float32(0.3), mine)
+    device.accumulate(twin, payload, coding, np.float32(0.3), mine)
     codec.accumulate(payload, coding, np.float32(0.3), theirs)
     assert np.array_equal(mine.numpy(), theirs)
-    twin.decode(payload, coding, mine)
+    device.decode(twin, payload, coding, mine)
     codec.decode(payload, coding, theirs)
     assert np.array_equal(mine.numpy(), theirs)
 

@@ -32,12 +32,23 @@ class Machine:
         """Return where work goes now."""
         return self.now
 
+    def CUDAGraph(self) -> Graph:
+        """Return a graph."""
+        return Graph(self)
+
+    def graph_pool_handle(self) -> str:
+        """Return a new pool of memory."""
+        self.log.append("new pool")
+        return "pool"
+
     @contextmanager
     def stream(self, other: Aside) -> Iterator[None]:
         """Let work go elsewhere."""
         before, self.now = self.now, "aside"
-        yield
-        self.now = before
+        try:
+            yield
+        finally:
+            self.now = before
 
 
 class Aside:
@@ -49,6 +60,28 @@ class Aside:
     def wait_event(self, event: Event) -> None:
         """Note it."""
         self._machine.log.append(f"aside waits for {event.where}")
+
+
+class Graph:
+    """Recorded work."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def capture_begin(self, *, pool: str, capture_error_mode: str) -> None:
+        """Note it."""
+        self._machine.log.append(f"records {self._machine.now} in {pool}, {capture_error_mode}")
+
+    def capture_end(self) -> None:
+        """Note it; fail if what was recorded did."""
+        failed = "fails" in self._machine.log
+        self._machine.log.append("recorded")
+        if failed:
+            raise RuntimeError("capture was invalidated")
+
+    def replay(self) -> None:
+        """Note it."""
+        self._machine.log.append(f"launched {self._machine.now}")
 
 
 class Event:
@@ -97,6 +130,49 @@ def test_what_fails_aside_is_waited_for_too(machine: Machine) -> None:
     with pytest.raises(ZeroDivisionError), Accelerator(torch.device("cuda", 0)).aside(None):
         raise ZeroDivisionError
     assert machine.log == ["host waits for aside"]
+
+
+def test_work_is_recorded_aside_and_launched_where_it_is_asked_for(machine: Machine) -> None:
+    """Other threads are left alone while it is recorded, and all recordings of one device share a pool of memory."""
+    streams, made = Accelerator(torch.device("cuda", 0)), torch.zeros(3)
+    for _ in range(2):
+        recording = streams.recorded(lambda: machine.log.append(f"work goes {machine.now}") or made)
+        assert recording is not None
+    once = ["records aside in pool, thread_local", "work goes aside", "recorded"]
+    assert machine.log == ["new pool", *once, *once]
+    machine.log.clear()
+    assert recording.launch() is made
+    assert machine.log == ["launched backward's"]
+
+
+def test_a_recording_that_fails_is_ended_and_says_why(machine: Machine) -> None:
+    """Not that ending it failed, too; and the thread's stream is its own again."""
+
+    def work() -> torch.Tensor:
+        machine.log.append("fails")
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Accelerator(torch.device("cuda", 0)).recorded(work)
+    assert machine.log[-1] == "recorded"
+    assert machine.now == "backward's"
+
+
+def test_devices_that_cannot_record_say_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is then launched operation by operation."""
+    monkeypatch.delattr(Machine, "CUDAGraph")
+    assert Accelerator(torch.device("cuda", 0)).recorded(lambda: torch.zeros(3)) is None
+    assert Host().recorded(lambda: torch.zeros(3)) is None
+    assert machine.log == []
+
+
+def test_a_stream_can_follow_a_mark(machine: Machine) -> None:
+    """The device waits for it there, and the host does not."""
+    streams, stream = Accelerator(torch.device("cuda", 0)), Aside(machine)
+    mark = streams.mark()
+    machine.current_stream = lambda device: stream  # type: ignore[assignment, method-assign, return-value]
+    streams.follow(mark)
+    assert machine.log == ["aside waits for backward's"]
 
 
 def test_the_cpu_has_done_everything_at_once() -> None:
