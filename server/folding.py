@@ -40,9 +40,7 @@ class Folds:
         self.probes: dict[tuple[int, int], Probe] = {}
         self._settings = settings
         self._take = take
-        self._codecs = codecs_of(settings.codec)
-        self._fitted: dict[int, Codecs] = {}
-        """By rows of a key: every push asks for them."""
+        self._codecs = registry.Fitted(codecs_of(settings.codec))
         self._scratch = np.zeros(0, np.float32)
 
     def hold(self, layout: int, keys: Sequence[Key]) -> None:
@@ -54,10 +52,7 @@ class Folds:
 
     def codecs_of(self, key: Key) -> Codecs:
         """Return the codecs as they know a key."""
-        codecs = self._fitted.get(key.rows)
-        if codecs is None:
-            codecs = self._fitted[key.rows] = registry.fitted(self._codecs, key.rows)
-        return codecs
+        return self._codecs.of(key.rows)
 
     def outcome(self, layout: int, record: KeyRecord, held: list[Held], *, skipped: bool) -> Outcome:
         """Return what a round comes to. It is written to the half that the last round does not need, and nothing else changes.
@@ -96,12 +91,12 @@ class Folds:
         total_weight = sum(each.message.weight for each in held)
         residual, target = record.halves[start.before], record.target(start.before)
         scratch = self._scratch[: record.key.elements]
-        if not keep(pushes, residual, target, total_weight=total_weight, scratch=scratch, codecs=self._codecs):
+        if not keep(pushes, residual, target, total_weight=total_weight, scratch=scratch, codecs=self.codecs_of(record.key)):
             return None
         crashpoints.reach("s.half")
         probe, tally = self.probes[layout, record.key.number], start.tally
         tally = accounts.counted(
-            probe, tally, pushes, total_weight, None, (residual, target), codecs=self._codecs, unused=(), lost=0.0,
+            probe, tally, pushes, total_weight, None, (residual, target), codecs=self.codecs_of(record.key), unused=(), lost=0.0,
         )  # fmt: skip
         record.norm = probe.norm(target)
         return start._replace(kind="UNUSED", used=0, after=1 - start.before, tally=tally)

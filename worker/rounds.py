@@ -129,6 +129,7 @@ class Rounds:
         self.settings = settings
         self.codecs = codecs_of(settings.codec)
         """All codecs that a result may have, with the job's options."""
+        self._fitted = registry.Fitted(self.codecs)
         self._selection = Selection(settings.codec, layout)
         self.round = 0
         self.plan: Plan | None = None
@@ -189,8 +190,7 @@ class Rounds:
             return fixed
         plan = self._plan_in_force()
         choice = (plan.choices if plan is not None else self._selection.light)[key.tensor]
-        codecs = registry.fitted(self.codecs, key.rows)
-        return Choice(*registry.effective(choice.codec, choice.level, key.elements, codecs=codecs))
+        return Choice(*registry.effective(choice.codec, choice.level, key.elements, codecs=self._fitted.of(key.rows)))
 
     def _plan_in_force(self) -> Plan | None:
         return self.plan if self.plan is not None and self.round <= self.plan.expires_round else None
@@ -283,7 +283,7 @@ class Rounds:
         if result.elements != key.elements or result.used & ~key.all_used:
             raise WireError(f"result of key {result.key}: expected {key.elements} elements, got {result.elements}")
         try:
-            codec = registry.find(registry.fitted(self.codecs, key.rows), result.codec)
+            codec = registry.find(self._fitted.of(key.rows), result.codec)
             codec.check_level(result.level)
         except CodecError as error:
             raise WireError(f"result of key {result.key}: {error}") from None

@@ -193,6 +193,10 @@ class EntriesCodec(Codec):
         kernels.sparse.put(lost, index, v)
         return Encoded(end, count)
 
+    def left(self, chosen: Chosen, v: FloatVector) -> FloatVector:
+        """Return what `write` has just left in `v` at the places of what was chosen; valid until this thread writes again."""
+        return v[chosen.places] if self.values == "packed" else borrow("lost", chosen.places.size, np.float32)
+
     def validate(self, payload: Payload, coding: Coding) -> None:
         """Raise `PayloadError` unless counts, places and values fit each other and the header."""
         n, count = coding.elements, coding.count

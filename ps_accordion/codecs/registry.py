@@ -29,7 +29,7 @@ from .terngrad import TernGrad
 from .threshold import Threshold
 from .topk import TopK
 
-__all__ = ["DEFAULT", "Choice", "Codecs", "effective", "find", "fitted", "get", "lightest", "names", "suite"]
+__all__ = ["DEFAULT", "Choice", "Codecs", "Fitted", "effective", "find", "fitted", "get", "lightest", "names", "suite"]
 
 Codecs = Mapping[str, Codec]
 Choice = tuple[str, float]
@@ -93,6 +93,25 @@ def fitted(codecs: Codecs, rows: int) -> Codecs:
     """Return codecs for keys that are matrices of so many rows, 0 for none; the same ones where that is nothing new."""
     changed = {name: codec.fitted(rows) for name, codec in codecs.items() if codec.scope == "tensor"}
     return codecs if all(changed[name] is codecs[name] for name in changed) else MappingProxyType({**codecs, **changed})
+
+
+class Fitted:
+    """Codecs, fitted once for each number of rows that keys have: every push and every result asks for them.
+
+    Args:
+        codecs: Codecs by name.
+    """
+
+    def __init__(self, codecs: Codecs) -> None:
+        self._codecs = codecs
+        self._by_rows: dict[int, Codecs] = {}
+
+    def of(self, rows: int) -> Codecs:
+        """Return the codecs for keys that are matrices of so many rows, 0 for none."""
+        codecs = self._by_rows.get(rows)
+        if codecs is None:
+            codecs = self._by_rows[rows] = fitted(self._codecs, rows)
+        return codecs
 
 
 def effective(codec: str, level: float, elements: int, *, codecs: Codecs | None = None, dense_level: int = 16) -> Choice:

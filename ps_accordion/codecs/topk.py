@@ -113,7 +113,7 @@ class TopK(EntriesCodec):
         if odd or how == kernels.merge.ANEW:
             return Refolded(encoded, None)
         end = touched + chosen.places.size
-        places[touched:end], values[touched:end] = chosen.places, new_residual[chosen.places]
+        places[touched:end], values[touched:end] = chosen.places, self.left(chosen, new_residual)
         return Refolded(encoded, Changes(places[:end], values[:end], touched))
 
 
