@@ -69,6 +69,15 @@ class Selection:
         """Return the names of the codecs of all compressible tensors."""
         return {self.light[index].codec for index in self._layout.compressible}
 
+    def kinds(self) -> set[tuple[str, float, int]]:
+        """Return codec, level and length of what keys may be sent as while plans ask for light and heavy levels only."""
+        found: set[tuple[str, float, int]] = set()
+        for key in self._layout.keys:
+            fixed = self.fixed(key)
+            choices = (self.light[key.tensor], self.heavy[key.tensor]) if fixed is None else (fixed,)
+            found |= {(choice.codec, choice.level, key.elements) for choice in (*choices, EXACT, self._small)}
+        return found
+
 
 def codecs_of(settings: CodecSettings) -> Codecs:
     """Return all codecs that a process of the job may meet, with the job's options: all of ours, and those it names.

@@ -54,8 +54,7 @@ class DeviceExchange(Exchange):
             twin_of(registry.find(self.rounds.codecs, codec))  # Now, not in the middle of the first backward.
         recordings = Recordings(
             max((key.elements for key in layout.keys), default=0),
-            # Twice the kinds that a plan may ask for at a time: it has two levels at most of each.
-            limit=2 * len({key.elements for key in layout.keys}) * (len(selection.codecs()) + 1) + 1,
+            limit=max(1, len(selection.kinds())),
             warn=self._warn,
         )
         slot, incarnation = client.membership.slot, client.membership.incarnation

@@ -35,6 +35,8 @@ Part = tuple[Slice, torch.Tensor]
 
 _REMEMBERED = 1024
 """Kinds that are remembered as met once."""
+_ALIGNED = 128
+"""Every vector begins at a multiple of so many elements: how memory is aligned decides which code a device runs."""
 
 
 @dataclass(frozen=True)
@@ -50,55 +52,58 @@ class _Desk:
 
     Args:
         device: The device.
-        shape: Of the float32 memory that they share.
-        limit: How many are kept, at least 1. What was used longest ago goes first.
-        warn: Is told, once a codec, what could not be recorded, and why.
+        vectors: How many vectors they share.
+        longest: Elements of each.
+        limit: How many recordings are kept, at least 1. What was used longest ago goes first.
+        warn: Is told what could not be recorded, and why. That is once: nothing more is recorded then.
     """
 
-    def __init__(self, device: torch.device, shape: tuple[int, ...], limit: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, device: torch.device, vectors: int, longest: int, limit: int, warn: Callable[[str], None]) -> None:
         self.device = device
-        self.memory = torch.empty(shape, dtype=torch.float32, device=device)
+        self._shape = vectors, -(-longest // _ALIGNED) * _ALIGNED
+        self._memory: torch.Tensor | None = None
         self._streams = streams_of(device)
         self._free: Mark | None = None
         """Where the stream that came last has done with the memory."""
         self._limit, self._warn = limit, warn
         self._met: OrderedDict[Hashable, None] = OrderedDict()
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
-        self._unable: set[str] = set()
+
+    def vectors(self, elements: int) -> Sequence[torch.Tensor]:
+        """Return the front of each vector that is shared, float32[elements]."""
+        if self._memory is None:
+            self._memory = torch.empty(self._shape, dtype=torch.float32, device=self.device)
+            self._free = self._streams.mark()  # until then, other work may be at the memory that this is made of
+        return self._memory[:, :elements].unbind()
 
     def find(
-        self, twin: DeviceCodec, kind: Hashable, given: Callable[[], torch.Tensor], work: Callable[..., torch.Tensor]
+        self, name: str, kind: Hashable, given: Callable[[], torch.Tensor], work: Callable[..., torch.Tensor]
     ) -> _Kept | None:
-        """Return the recording of a kind, None if there is none; it is made of `work(given())` when a kind is met again."""
-        kind = (twin.name, kind, torch.are_deterministic_algorithms_enabled())
-        kept = self._kept.get(kind)
-        if kept is None and kind in self._met and twin.name not in self._unable:
-            kept = self._recorded(twin, given(), work)
+        """Return the recording of a kind, if there is one; it is made of `work(given())` when the kind is met again."""
+        if torch.are_deterministic_algorithms_enabled():
+            return None  # then other work is launched, and some of it looks at what it sorts
+        kept = self._kept.get((name, kind))
+        if kept is None and (name, kind) in self._met:
+            try:
+                memory = given()
+                recording = self._streams.recorded(lambda: work(memory))
+                kept = None if recording is None else _Kept(recording, memory)
+            except RuntimeError as error:
+                self._warn(
+                    f"expected to record what codec {name} launches on {self.device}, got: {error}; "
+                    "each operation is launched by itself from now on, which takes longer"
+                )
         if kept is None:
-            _note(self._met, kind, None)
+            _note(self._met, (name, kind), None)
             if len(self._met) > _REMEMBERED:
                 self._met.popitem(last=False)
             return None
-        _note(self._kept, kind, kept)
+        _note(self._kept, (name, kind), kept)
         if len(self._kept) > self._limit:
             if self._free is not None:
                 self._free.synchronize()  # so that nothing runs any more that uses the memory of what goes
             self._kept.popitem(last=False)
         return kept
-
-    def _recorded(self, twin: DeviceCodec, given: torch.Tensor, work: Callable[..., torch.Tensor]) -> _Kept | None:
-        try:
-            recording = self._streams.recorded(lambda: work(given))
-        except RuntimeError as error:
-            self._warn(
-                f"expected to record what codec {twin.name} launches on {self.device}, got: {error}; "
-                "each operation is launched by itself, which takes longer"
-            )
-            recording = None
-        if recording is None:
-            self._unable.add(twin.name)
-            return None
-        return _Kept(recording, given)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -117,7 +122,7 @@ class Recordings:
     Args:
         longest: Elements of the longest key.
         limit: How many recordings are kept of either, at least 1.
-        warn: Is told, once a codec, what could not be recorded, and why.
+        warn: Is told what could not be recorded, and why. Nothing more is recorded then.
     """
 
     def __init__(self, longest: int, *, limit: int, warn: Callable[[str], None]) -> None:
@@ -144,17 +149,17 @@ class Recordings:
         """
         if not twin.recordable:
             return encode(twin, gradient, residual, level=level, seed=seed)
-        n, desk = residual.numel(), self._desk(self._encoding, residual.device, 2, self._longest)
-        ours, left = desk.memory[:, :n]
+        n, desk = residual.numel(), self._desk(self._encoding, residual.device, vectors=2)
         words = twin.words(seed, elements=n, level=level)
-        kept = desk.find(
-            twin,
-            (n, level),
-            lambda: torch.empty(len(words), dtype=torch.int32, device=desk.device),
-            lambda given: encode(twin, ours, left, level=level, seed=0, words=given),
-        )
+
+        def work(given: torch.Tensor) -> torch.Tensor:
+            ours, left = desk.vectors(n)
+            return encode(twin, ours, left, level=level, seed=0, words=given)  # what needs a seed is in the words
+
+        kept = desk.find(twin.name, (n, level), lambda: torch.empty(len(words), dtype=torch.int32, device=desk.device), work)
         if kept is None:
             return encode(twin, gradient, residual, level=level, seed=seed)
+        ours, left = desk.vectors(n)
         with desk.turn():
             ours.copy_(gradient)
             left.copy_(residual)
@@ -196,15 +201,15 @@ class Recordings:
     ) -> bool:
         """Decode from a recording, and return whether there is one."""
         with self._decodes:
-            n, desk = coding.elements, self._desk(self._decoding, out[0][1].device, self._longest)
-            vector = desk.memory[:n]
+            n, desk = coding.elements, self._desk(self._decoding, out[0][1].device, vectors=1)
 
             def work(given: torch.Tensor) -> torch.Tensor:
+                (vector,) = desk.vectors(n)
                 twin.decode(payload, given, coding, vector)
                 return vector
 
             kept = desk.find(
-                twin,
+                twin.name,
                 (n, coding.level, coding.count, payload.size, kind),
                 lambda: torch.empty(payload.size, dtype=torch.uint8, device=desk.device),
                 work,
@@ -215,10 +220,10 @@ class Recordings:
                     _spread(kept.recording.launch(), out)
         return kept is not None
 
-    def _desk(self, desks: dict[torch.device, _Desk], device: torch.device, *shape: int) -> _Desk:
+    def _desk(self, desks: dict[torch.device, _Desk], device: torch.device, *, vectors: int) -> _Desk:
         desk = desks.get(device)
         if desk is None:
-            desk = desks[device] = _Desk(device, shape, self._limit, self._warn)
+            desk = desks[device] = _Desk(device, vectors, self._longest, self._limit, self._warn)
         return desk
 
 

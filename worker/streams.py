@@ -22,6 +22,8 @@ __all__ = ["Accelerator", "Host", "Mark", "Recording", "Streams", "streams_of"]
 
 _RECORDS = threading.Lock()
 """Held while a thread records: one at a time in a process."""
+_FAILED: list[Any] = []
+"""What could not be recorded. It is kept: torch's allocator may still point there."""
 
 
 class Mark(Protocol):
@@ -57,7 +59,7 @@ class Streams(Protocol):
         what one has made is to be copied before another is launched.
 
         Raises:
-            RuntimeError: It does what cannot be recorded.
+            RuntimeError: It does what cannot be recorded. From then on there is no way, in all of this process.
         """
 
     @contextmanager
@@ -149,22 +151,37 @@ class Accelerator:
 
     def recorded(self, work: Callable[[], torch.Tensor]) -> Recording | None:
         """See `Streams.recorded`."""
-        if not hasattr(self._torch, "CUDAGraph"):
+        if not hasattr(self._torch, "CUDAGraph") or torch.version.hip:  # ROCm lets no thread ask about events meanwhile
             return None
-        if self._pool is None:
-            self._pool, self._recorder = self._torch.graph_pool_handle(), self._torch.Stream(self._device)
-        graph = self._torch.CUDAGraph()
-        with _RECORDS, self._torch.stream(self._recorder):
-            # What other threads do on streams of theirs meanwhile, such as codec threads, is none of this.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                made = work()
-            except BaseException:
-                with suppress(RuntimeError):  # it has failed already, and says so below
-                    graph.capture_end()
-                raise
-            graph.capture_end()
+        with _RECORDS:
+            if _FAILED:
+                return None
+            if self._pool is None:
+                # torch hands out the same few streams of a priority again and again: ours of the other priority must not be this
+                # one, or what they launch meanwhile would be recorded.
+                self._pool, self._recorder = self._torch.graph_pool_handle(), self._torch.Stream(self._device, priority=-1)
+            graph = self._torch.CUDAGraph()
+            with self._torch.stream(self._recorder):
+                # What other threads do on streams of theirs meanwhile, such as codec threads, is none of this.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    made = work()
+                except BaseException:
+                    self._give_up(graph)
+                    raise
+                graph.capture_end()
         return _Graph(graph, made)
+
+    def _give_up(self, graph: Any) -> None:
+        """End a recording that has failed, and record no more."""
+        _FAILED.append(graph)
+        with suppress(RuntimeError):  # it has failed already, and the caller says why
+            graph.capture_end()
+        # torch stops at that error before it tells its allocator that the recording is over.
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end is not None:
+            with suppress(RuntimeError):
+                end(self._torch.current_device(), self._pool)
 
     @contextmanager
     def aside(self, after: Mark | None) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ps_accordion.worker import streams
 from ps_accordion.worker.streams import Accelerator, Host, streams_of
 
 
@@ -18,10 +19,16 @@ class Machine:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.now = "backward's"
+        self.priorities: list[int] = []
 
-    def Stream(self, device: torch.device) -> Any:
+    def Stream(self, device: torch.device, priority: int = 0) -> Any:
         """Return a stream that can be told to wait."""
+        self.priorities.append(priority)
         return Aside(self)
+
+    def current_device(self) -> int:
+        """Return the number of the device."""
+        return 0
 
     def Event(self, *, blocking: bool) -> Any:
         """Return an event."""
@@ -140,13 +147,20 @@ def test_work_is_recorded_aside_and_launched_where_it_is_asked_for(machine: Mach
         assert recording is not None
     once = ["records aside in pool, thread_local", "work goes aside", "recorded"]
     assert machine.log == ["new pool", *once, *once]
+    assert machine.priorities == [-1]  # those of the other priority are handed out again and again
     machine.log.clear()
     assert recording.launch() is made
     assert machine.log == ["launched backward's"]
 
 
-def test_a_recording_that_fails_is_ended_and_says_why(machine: Machine) -> None:
-    """Not that ending it failed, too; and the thread's stream is its own again."""
+def test_a_recording_that_fails_is_ended_and_says_why(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that ending it failed, too. The thread's stream is its own again, torch's allocator is told, no more is recorded."""
+    monkeypatch.setattr(streams, "_FAILED", [])
+
+    def told(device: int, pool: str) -> None:
+        machine.log.append(f"allocator of device {device} leaves {pool}")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", told, raising=False)
 
     def work() -> torch.Tensor:
         machine.log.append("fails")
@@ -154,8 +168,9 @@ def test_a_recording_that_fails_is_ended_and_says_why(machine: Machine) -> None:
 
     with pytest.raises(RuntimeError, match="not permitted"):
         Accelerator(torch.device("cuda", 0)).recorded(work)
-    assert machine.log[-1] == "recorded"
+    assert machine.log[-2:] == ["recorded", "allocator of device 0 leaves pool"]
     assert machine.now == "backward's"
+    assert Accelerator(torch.device("cuda", 0)).recorded(lambda: torch.zeros(3)) is None
 
 
 def test_devices_that_cannot_record_say_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
