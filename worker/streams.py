@@ -162,14 +162,14 @@ class Accelerator:
                 self._pool, self._recorder = self._torch.graph_pool_handle(), self._torch.Stream(self._device, priority=-1)
             graph = self._torch.CUDAGraph()
             with self._torch.stream(self._recorder):
-                # What other threads do on streams of theirs meanwhile, such as codec threads, is none of this.
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
+                    # What other threads do on streams of theirs meanwhile, such as codec threads, is none of this.
+                    graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                     made = work()
+                    graph.capture_end()
                 except BaseException:
                     self._give_up(graph)
                     raise
-                graph.capture_end()
         return _Graph(graph, made)
 
     def _give_up(self, graph: Any) -> None:
