@@ -33,6 +33,7 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
+    except (AttributeError, OSError):
         return False
+    # In this order: the second alone would make every message a mapping of its own.
     return bool(mallopt(_MMAP_THRESHOLD, _OWN_MAPPING)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))

@@ -194,7 +194,10 @@ class EntriesCodec(Codec):
         return Encoded(end, count)
 
     def left(self, chosen: Chosen, v: FloatVector) -> FloatVector:
-        """Return what `write` has just left in `v` at the places of what was chosen; valid until this thread writes again."""
+        """Return what `write` has just left in `v` at the places of what was chosen; valid until this thread writes again.
+
+        Whoever writes in another way says here, too, what that leaves.
+        """
         return v[chosen.places] if self.values == "packed" else borrow("lost", chosen.places.size, np.float32)
 
     def validate(self, payload: Payload, coding: Coding) -> None:

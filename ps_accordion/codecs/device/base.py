@@ -66,9 +66,9 @@ class DeviceCodec(ABC):
         return payload
 
     def kind(self, payload: Payload, coding: Coding) -> Hashable:
-        """Return what of a payload decides what `decode` launches, beside what `coding` says but for the seed, and its length.
+        """Return what decides what `decode` launches, beside the length of the payload and all that `coding` says but the seed.
 
-        None, if more than that does; otherwise `decode` may be recorded, and must take everything else from `uploaded`.
+        None if that is more than can be said; otherwise `decode` may be recorded, and must take all else from `uploaded`.
         """
         return None
 
