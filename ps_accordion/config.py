@@ -120,7 +120,7 @@ LEVELS = {
     "eden": (4.0, 1.0),
     "int": (8.0, 4.0),
     "natural": (8.0, 8.0),
-    "onebit": (512.0, 8192.0),
+    "onebit": (512.0, 2048.0),
     "powersgd": (4.0, 1.0),
     "qsgd": (8.0, 4.0),
     "quic_fl": (8.0, 4.0),
@@ -149,7 +149,7 @@ class CodecSettings(Section):
     quic_fl 8, terngrad 2, onebit 512, powersgd 4, signsgd 2^-10, threshold 0.01."""
     heavy: Annotated[float, Meta(ge=0)] = 0.0
     """Level elsewhere: much compression. 0 takes the codec's own: dgc and topk 0.005, random_block and random_k 0.04, dense and
-    bf16 16, eden 1, int, qsgd and quic_fl 4, natural 8, terngrad 2, onebit 8192, powersgd 1, signsgd 2^-10, threshold 0.05."""
+    bf16 16, eden 1, int, qsgd and quic_fl 4, natural 8, terngrad 2, onebit 2048, powersgd 1, signsgd 2^-10, threshold 0.05."""
     values: Literal["fp16", "fp32", "int8", "packed"] = "fp16"
     """How kept values are written (dgc, threshold, topk), with their places: in 4 bytes (fp16), 6 (fp32), 3 (int8), or 2 (packed:
     a sign and a power of two). What rounding takes away stays in the residual."""

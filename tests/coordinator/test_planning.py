@@ -251,7 +251,7 @@ def test_each_tensor_turns_between_its_own_two_levels():
         report(planner, 0, window, norms, members=(0,))
         if window == 1:
             assert planner.plan.choices == (HEAVY, Choice("onebit", 512.0), Choice("int", 8.0))
-    assert planner.plan.choices == (HEAVY, Choice("onebit", 8192.0), Choice("int", 2.0))
+    assert planner.plan.choices == (HEAVY, Choice("onebit", 2048.0), Choice("int", 2.0))
     assert [event["codecs"] for event in planner.events()][-1] == ["topk", "int"]
 
 
