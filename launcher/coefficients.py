@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from ps_accordion.capacity import Costs, Job, Link, Spent, costs_from, works_of
 from ps_accordion.codecs import suite, warm
-from ps_accordion.config import LARGEST_KEY, CodecSettings
+from ps_accordion.compression import CodecSettings
+from ps_accordion.config import LARGEST_KEY
 from ps_accordion.errors import ConfigError, PsAccordionError
 from ps_accordion.layout import Tensor
 from ps_accordion.regimes.base import Choice

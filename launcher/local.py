@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from ps_accordion import checkpoint, config
-from ps_accordion.config import CodecSettings, CoordinatorSettings, ServerSettings, Settings
+from ps_accordion.compression import CodecSettings
+from ps_accordion.config import CoordinatorSettings, ServerSettings, Settings
 from ps_accordion.errors import ConfigError, StorageError
 from ps_accordion.role import CONFIG_VARIABLE
 from ps_accordion.sources import ENVIRONMENT_PREFIX

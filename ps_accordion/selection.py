@@ -16,7 +16,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 from .codecs import Codec, Codecs, registry
-from .config import LEVELS, CodecSettings, Settings
+from .compression import LEVELS, CodecSettings
+from .config import Settings
 from .errors import CodecError, ConfigError
 from .layout import Key, Layout, Matrices, Tensor
 from .patterns import TensorCodec

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ps_accordion.compression import LEVELS
 from ps_accordion.config import (
     LARGEST_KEY,
-    LEVELS,
     RunSettings,
     ServerSettings,
     Settings,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ps_accordion.config import CodecSettings, Settings, load
+from ps_accordion.compression import CodecSettings
+from ps_accordion.config import Settings, load
 from ps_accordion.errors import CodecError, ConfigError
 from ps_accordion.layout import Layout, Tensor
 from ps_accordion.patterns import MAX_TEXT, TensorCodec, TensorCodecs

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..codecs import registry
-from ..config import CodecSettings, LayoutSettings, Settings
+from ..compression import CodecSettings
+from ..config import LayoutSettings, Settings
 from ..errors import ConfigError
 from ..layout import Key, Layout, Tensor
 from ..regimes.base import Choice

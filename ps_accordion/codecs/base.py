@@ -139,7 +139,7 @@ class Codec(ABC):
     zero_kept: ClassVar[bool] = True
     """Whether a zero decodes as zero: only then can a span of a key be held (`holding.py`)."""
     levels: ClassVar[tuple[float, float] | None] = None
-    """Light and heavy level where a job sets none; of codecs of other distributions, ours have theirs in `config.LEVELS`."""
+    """Light and heavy level where a job sets none; of codecs of other distributions, ours have theirs in `compression.LEVELS`."""
     scope: ClassVar[Literal["partition", "tensor"]] = "partition"
     """Whether it works on partitions of a tensor or needs the tensor whole."""
 

@@ -11,7 +11,7 @@ from nosync import NoSync
 
 from ps_accordion import codecs
 from ps_accordion.codecs import Coding, device, plugins, registry
-from ps_accordion.config import CodecSettings
+from ps_accordion.compression import CodecSettings
 from ps_accordion.errors import CodecError, PayloadError
 from ps_accordion.selection import check, codecs_of, levels_of, used
 

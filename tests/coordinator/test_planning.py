@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ps_accordion.config import CodecSettings, RegimeSettings, Settings, load
+from ps_accordion.compression import CodecSettings
+from ps_accordion.config import RegimeSettings, Settings, load
 from ps_accordion.coordinator.planning import LIFE_INTERVALS, MIN_LIFE_ROUNDS, Planner
 from ps_accordion.errors import ConfigError, WireError
 from ps_accordion.layout import Layout, Tensor

@@ -4,7 +4,7 @@ import json
 import pytest
 from suites import usually
 
-from ps_accordion import codecs, config
+from ps_accordion import codecs, compression
 from ps_accordion.errors import ConfigError
 from ps_accordion.launcher import codec_rivals, codec_speed
 from ps_accordion.launcher.commands import bench, bench_codecs, demo
@@ -27,7 +27,7 @@ def test_malformed_cases_show_the_form(text):
 def test_every_codec_has_a_light_and_a_heavy_level_to_be_measured_at():
     """A codec that is registered appears without being named anywhere."""
     assert {case.codec for case in bench_codecs.cases_of("")} == set(codecs.names())
-    assert bench_codecs.cases_of("topk") == [("topk", level) for level in config.LEVELS["topk"]]
+    assert bench_codecs.cases_of("topk") == [("topk", level) for level in compression.LEVELS["topk"]]
     assert bench_codecs.cases_of("topk:0.3, dense:16") == [("topk", 0.3), ("dense", 16.0)]
 
 

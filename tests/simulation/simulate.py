@@ -33,7 +33,7 @@ from world import TIME_LIMIT_S, Faults, World
 
 from ps_accordion.codecs import warm
 from ps_accordion.codecs.registry import DEFAULT
-from ps_accordion.config import LEVELS
+from ps_accordion.compression import LEVELS
 
 CODECS = sorted(DEFAULT)
 SHORT = {"dgc": (0.2, 0.02), "onebit": (64, 1024), "random_block": (0.2, 0.05), "topk": (0.2, 0.02)}
