@@ -39,7 +39,7 @@ HELD = (0.85, 1.02)
 """Shares of its rate that a limited link carries; outside of that the figures would not be of that link."""
 MANY = 8
 """Connections that look how much a link with a delay carries: one alone takes many round trips to find out."""
-CASES = "onebit:8192,topk:0.01,topk:0.001,dense:32"
+CASES = "onebit:512,topk:0.01,topk:0.001,dense:32"
 BASELINES = "ddp,ddp_fp16,ddp_powersgd"
 
 

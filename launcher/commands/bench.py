@@ -64,7 +64,7 @@ def step(
     servers: int = 2,
     shards_per_server: int = 1,
     pairs: int = 15,
-    cases: str = "topk:0.01,onebit:8192,dense:32",
+    cases: str = "topk:0.01,onebit:512,dense:32",
     baselines: str = "ddp,ddp_fp16,ddp_powersgd",
     device: str = "cpu",
     link: local.Link = "ipc",
