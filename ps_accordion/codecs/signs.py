@@ -46,7 +46,7 @@ class SignCodec(Codec):
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write `0 + -size` or `0 + size` to each element of `out`."""
         sizes, words = self.parts(payload, coding.elements, coding.level)
-        kernels.signs.add(words, sizes, 1, self.chunk(coding.level), 1, out)
+        kernels.signs.spread(words, sizes, self.chunk(coding.level), borrow("row", kernels.vector.ROW, np.float32), out)
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write D(payload)[start : start + out.size] to `out`."""

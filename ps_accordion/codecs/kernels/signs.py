@@ -33,9 +33,9 @@ from ._jit import (
     take_signs_past64,
     void,
 )
-from .vector import LONG
+from .vector import LONG, ROW, store_row
 
-__all__ = ["add", "split"]
+__all__ = ["add", "split", "spread"]
 
 AHEAD = 1024
 """Elements that are fetched in advance at least: a page. Processors fetch by themselves what comes next in the same page only."""
@@ -133,3 +133,28 @@ def add(words: Any, sizes: Any, members: Any, chunk: Any, fresh: Any, total: Any
             negative = (np.uint64(words[m * stride + i // 32]) >> np.uint64(i % 32)) & np.uint64(1)
             value += -size if negative else size
         total[i] = value
+
+
+@kernel(void(U32_IN, F32_IN, int64, F32, F32))
+def spread(words: Any, sizes: Any, chunk: Any, row: Any, out: Any) -> None:
+    """Write `0 + -size` to `out` where a sign bit is set and `0 + size` elsewhere, past the cache where it is long.
+
+    Args:
+        words: uint32[ceil(n / 32)], signs as `split` writes them.
+        sizes: float32[ceil(n / chunk)].
+        chunk: Elements of a chunk, a multiple of 64.
+        row: float32[ROW], scratch.
+        out: float32[n].
+    """
+    n, off = out.shape[0], off_line(out)
+    for start in range(0, n, ROW):
+        end = min(start + ROW, n)
+        whole = (end - start) // 64 * 64
+        for at in range(0, whole, 64):
+            add_signs64(words, (start + at) // 32, 0, sizes, (start + at) // chunk, 0, 1, True, row, at)
+        for i in range(start + whole, end):
+            size = sizes[i // chunk]
+            negative = (np.uint64(words[i // 32]) >> np.uint64(i % 32)) & np.uint64(1)
+            row[i - start] = _ZERO + (-size if negative else size)
+        store_row(row, out, start, end, off)
+    flush(out)
