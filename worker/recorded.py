@@ -86,6 +86,7 @@ class _Desk:
         if kept is None and (name, kind) in self._met:
             try:
                 memory = given()
+                self.vectors(0)  # before: what is made or marked while a device records is part of the recording
                 recording = self._streams.recorded(lambda: work(memory))
                 kept = None if recording is None else _Kept(recording, memory)
             except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +45,7 @@ class Recorder:
         self.log: list[str] = []
         self.fails = ""
         self.failed = False
+        self.records = False
 
     def streams_of(self, device: torch.device) -> Streams:
         """Return the streams of a device; other devices than a GPU do everything at once, as the CPU does."""
@@ -57,9 +59,16 @@ class Recorder:
                 self.failed = True
                 raise RuntimeError(self.fails)
             self.made += 1
-            return record(work) if device.type == "cuda" else SimpleNamespace(launch=work)
+            if device.type == "cuda":
+                return record(work)
+            self.records = True
+            with suppress(RuntimeError):  # unlike a device that records, the CPU does it, with what the memory happens to hold
+                work()
+            self.records = False
+            return SimpleNamespace(launch=work)
 
         def marked() -> Mark:
+            assert not self.records, "a mark that is made while a device records cannot be followed afterwards"
             self.log.append("mark")
             return mark()
 
