@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ps_accordion.worker import DistributedModel, Session
 
-__all__ = ["STEPS", "Network", "draw", "loss_of", "same", "state", "train", "train_sums"]
+__all__ = ["STEPS", "Dropping", "Network", "draw", "loss_of", "same", "state", "train", "train_sums"]
 
 STEPS = 8
 
@@ -37,6 +38,22 @@ class Network(nn.Module):
         hidden = torch.relu(self.norm(self.trunk(x)))
         parts = [getattr(self, name)(hidden) for name in ("left", "right") if branch in (name, "both")]
         return sum(parts[1:], parts[0])
+
+
+class Dropping(nn.Module):
+    """A network whose backward draws random numbers: layers with dropout that it computes again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(20, 256), nn.Linear(256, 32)
+        self.layers = nn.ModuleList(nn.Linear(256, 256) for _ in range(12))
+
+    def forward(self, x: torch.Tensor, branch: str = "both") -> torch.Tensor:
+        """Run all layers."""
+        hidden = self.first(x)
+        for layer in self.layers:
+            hidden = checkpoint(lambda h, layer=layer: functional.dropout(torch.relu(layer(h)), 0.1), hidden, use_reentrant=False)
+        return self.last(hidden)
 
 
 def loss_of(model: nn.Module, step: int, rank: int, **how: Any) -> torch.Tensor:

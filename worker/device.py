@@ -161,6 +161,7 @@ class DeviceCoder:
             CodecError: The codec has no form for accelerators.
             UsageError: torch knows no streams for the gradients' device.
         """
+        self._recordings.record()
         device = gradients[0][1].device
         streams = self._streams_of(device)
         header = self.without_payload("UNUSED", round_=round_, previous_skipped=previous_skipped, weight=weight)

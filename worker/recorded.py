@@ -6,7 +6,8 @@ key to key and from round to round is copied to and from. So one recording serve
 length and whatever else decides what is launched.
 
 What is met for the first time is launched operation by operation: a device loads code when it needs it for the first time, which
-cannot be recorded. When it is met again it is recorded.
+cannot be recorded. When it is met again a recording of it is wanted. The thread of backward makes it before it encodes the next
+key, whether for encoding or decoding: no other part of a model runs at that moment, which might draw random numbers there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,8 +41,17 @@ _ALIGNED = 128
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """What is to be recorded: `work` launches something that reads `dtype[size]` from the host, and returns what that makes."""
+
+    size: int
+    dtype: torch.dtype
+    work: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class _Kept:
-    """A recording, and the memory that goes with it alone: what it reads from the host, int32[m] or uint8[nbytes]."""
+    """A recording, and the memory that goes with it alone: what it reads from the host."""
 
     recording: Recording
     given: torch.Tensor
@@ -68,6 +78,10 @@ class _Desk:
         self._limit, self._warn = limit, warn
         self._met: OrderedDict[Hashable, None] = OrderedDict()
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._without = False
+        """Whether there is no way to record."""
+        self.wanted: dict[tuple[str, Hashable], _Wanted] = {}
+        """What is to be recorded, by codec and kind."""
 
     def vectors(self, elements: int) -> Sequence[torch.Tensor]:
         """Return the front of each vector that is shared, float32[elements]."""
@@ -76,35 +90,51 @@ class _Desk:
             self._free = self._streams.mark()  # until then, other work may be at the memory that this is made of
         return self._memory[:, :elements].unbind()
 
-    def find(
-        self, name: str, kind: Hashable, given: Callable[[], torch.Tensor], work: Callable[..., torch.Tensor]
-    ) -> _Kept | None:
-        """Return the recording of a kind, if there is one; it is made of `work(given())` when the kind is met again."""
-        if torch.are_deterministic_algorithms_enabled():
-            return None  # then other work is launched, and some of it looks at what it sorts
+    def find(self, name: str, kind: Hashable, want: Callable[[], _Wanted]) -> _Kept | None:
+        """Return the recording of a kind, if there is one; what `want` returns is wanted when the kind is met again."""
+        if self._without or torch.are_deterministic_algorithms_enabled():
+            return None  # with those, other work is launched, and some of it looks at what it sorts
         kept = self._kept.get((name, kind))
-        if kept is None and (name, kind) in self._met:
+        if kept is not None:
+            self._kept.move_to_end((name, kind))
+        elif (name, kind) in self._met:
+            if (name, kind) not in self.wanted:
+                self.wanted[name, kind] = want()
+        else:
+            self._met[name, kind] = None
+            if len(self._met) > _REMEMBERED:
+                self._met.popitem(last=False)
+        return kept
+
+    def record(self) -> None:
+        """Record what is wanted."""
+        if torch.are_deterministic_algorithms_enabled():
+            return
+        while self.wanted and not self._without:
+            (name, kind), want = self.wanted.popitem()
+            self.vectors(0)  # before: what is made or marked while a device records is part of the recording
+            with self.turn():
+                memory = torch.empty(want.size, dtype=want.dtype, device=self.device)
             try:
-                memory = given()
-                self.vectors(0)  # before: what is made or marked while a device records is part of the recording
-                recording = self._streams.recorded(lambda: work(memory))
-                kept = None if recording is None else _Kept(recording, memory)
+                recording = self._streams.recorded(partial(want.work, memory))
             except RuntimeError as error:
+                recording = None
                 self._warn(
                     f"expected to record what codec {name} launches on {self.device}, got: {error}; "
                     "each operation is launched by itself from now on, which takes longer"
                 )
-        if kept is None:
-            _note(self._met, (name, kind), None)
-            if len(self._met) > _REMEMBERED:
-                self._met.popitem(last=False)
-            return None
-        _note(self._kept, (name, kind), kept)
+            if recording is None:
+                self._without = True
+                self.wanted.clear()
+            else:
+                self._keep((name, kind), _Kept(recording, memory))
+
+    def _keep(self, which: Hashable, kept: _Kept) -> None:
+        self._kept[which] = kept
         if len(self._kept) > self._limit:
             if self._free is not None:
                 self._free.synchronize()  # so that nothing runs any more that uses the memory of what goes
             self._kept.popitem(last=False)
-        return kept
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -118,7 +148,7 @@ class _Desk:
 
 
 class Recordings:
-    """Encodings and decodings of one model, recorded. One thread at a time encodes, any decode; all on whatever streams.
+    """Encodings and decodings of one model, recorded. One thread at a time encodes and records, any decode; on whatever streams.
 
     Args:
         longest: Elements of the longest key.
@@ -132,6 +162,15 @@ class Recordings:
         self._decoding: dict[torch.device, _Desk] = {}
         """Memory of their own: the next gradients are encoded while results are decoded."""
         self._decodes = threading.Lock()
+
+    def record(self) -> None:
+        """Record what has been wanted since; launches nothing. To be called where nobody draws random numbers on the device."""
+        for desk in self._encoding.values():
+            desk.record()
+        for desk in tuple(self._decoding.values()):
+            if desk.wanted:
+                with self._decodes:
+                    desk.record()
 
     def encode(
         self, twin: DeviceCodec, gradient: torch.Tensor, residual: torch.Tensor, *, level: float, seed: int
@@ -157,7 +196,7 @@ class Recordings:
             ours, left = desk.vectors(n)
             return encode(twin, ours, left, level=level, seed=0, words=given)  # what needs a seed is in the words
 
-        kept = desk.find(twin.name, (n, level), lambda: torch.empty(len(words), dtype=torch.int32, device=desk.device), work)
+        kept = desk.find(twin.name, (n, level), lambda: _Wanted(len(words), torch.int32, work))
         if kept is None:
             return encode(twin, gradient, residual, level=level, seed=seed)
         ours, left = desk.vectors(n)
@@ -204,17 +243,17 @@ class Recordings:
         with self._decodes:
             n, desk = coding.elements, self._desk(self._decoding, out[0][1].device, vectors=1)
 
-            def work(given: torch.Tensor) -> torch.Tensor:
-                (vector,) = desk.vectors(n)
-                twin.decode(payload, given, coding, vector)
-                return vector
+            def want() -> _Wanted:
+                like = payload.copy()  # the caller's memory is another message's by the time of recording
 
-            kept = desk.find(
-                twin.name,
-                (n, coding.level, coding.count, payload.size, kind),
-                lambda: torch.empty(payload.size, dtype=torch.uint8, device=desk.device),
-                work,
-            )
+                def work(given: torch.Tensor) -> torch.Tensor:
+                    (vector,) = desk.vectors(n)
+                    twin.decode(like, given, coding, vector)
+                    return vector
+
+                return _Wanted(payload.size, torch.uint8, work)
+
+            kept = desk.find(twin.name, (n, coding.level, coding.count, payload.size, kind), want)
             if kept is not None:
                 with desk.turn():
                     kept.given.copy_(staged, non_blocking=True)
@@ -231,9 +270,3 @@ class Recordings:
 def _spread(vector: torch.Tensor, out: Sequence[Part]) -> None:
     for part, view in out:
         view.copy_(vector[part.offset : part.offset + part.length])
-
-
-def _note(those: OrderedDict[Hashable, Any], kind: Hashable, what: Any) -> None:
-    """Note what was used last, behind what was used before."""
-    those[kind] = what
-    those.move_to_end(kind)

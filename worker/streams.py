@@ -56,7 +56,8 @@ class Streams(Protocol):
         """Record what `work` launches, which is not done now; None where there is nothing to gain, or no way.
 
         It must launch the same on the same memory each time, and have run before. All recordings of these streams share memory:
-        what one has made is to be copied before another is launched.
+        what one has made is to be copied before another is launched. No other thread should draw random numbers on the device at
+        the moment when this begins: it could get an error, or the same numbers again.
 
         Raises:
             RuntimeError: It does what cannot be recorded. From then on there is no way, in all of this process.
@@ -164,13 +165,28 @@ class Accelerator:
             with self._torch.stream(self._recorder):
                 try:
                     # What other threads do on streams of theirs meanwhile, such as codec threads, is none of this.
-                    graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                    with self._numbers_aside():
+                        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                     made = work()
                     graph.capture_end()
                 except BaseException:
                     self._give_up(graph)
                     raise
         return _Graph(graph, made)
+
+    @contextmanager
+    def _numbers_aside(self) -> Iterator[None]:
+        """Let whoever begins to record inside find a copy of the state of torch's random numbers.
+
+        It is reserved to the recording: nobody else could draw from it until that ends, and, where it fails, ever again.
+        """
+        numbers = self._torch.default_generators[self._torch.current_device()]
+        state = numbers.graphsafe_get_state()
+        numbers.graphsafe_set_state(numbers.clone_state())
+        try:
+            yield
+        finally:
+            numbers.graphsafe_set_state(state)
 
     def _give_up(self, graph: Any) -> None:
         """End a recording that has failed, and record no more."""

@@ -18,10 +18,10 @@ CODECS = {"dense": 32, "onebit": 512, "topk": 0.1, "random_block": 0.25}
 
 if torch.cuda.is_available():
 
-    def run(directory: Path, codec: str, work: str) -> list[list[torch.Tensor]]:
+    def run(directory: Path, codec: str, work: str, *, elements: int = 1024) -> list[list[torch.Tensor]]:
         """Let two workers return tensors from an expression of `session`, `rank` and `networks`; return them by rank."""
         directory.mkdir()
-        settings = {"servers.count": 2, "layout.partition_elements": 1024, "regime.policy": "static", "run.restarts": 0}
+        settings = {"servers.count": 2, "layout.partition_elements": elements, "regime.policy": "static", "run.restarts": 0}
         settings |= {"codec.name": codec, "codec.light": CODECS[codec]}
         script = f"""
             import sys
@@ -54,5 +54,14 @@ if torch.cuda.is_available():
         """Branches, batch-norm, skips and half precision: two workers stay the same to the bit, and all is finite."""
         module = f"networks.Network(norm=True).to('cuda', torch.{dtype})"
         mine, theirs = run(tmp_path / "run", "topk", f"networks.train(session, {module}, bad=(2,), find_unused_parameters=True)")
+        assert same(mine, theirs)
+        assert all(torch.isfinite(tensor).all() for tensor in mine)
+
+    @pytest.mark.cuda
+    @pytest.mark.parametrize("codec", ["dense", "onebit", "topk"])
+    def test_a_gpu_draws_random_numbers_in_backward(tmp_path: Path, codec: str) -> None:
+        """What is recorded meanwhile, beside results that come in, leaves them to the model."""
+        train = "networks.train(session, networks.Dropping().to('cuda'), bucket_cap_mb=0.25)"
+        mine, theirs = run(tmp_path / "run", codec, train, elements=1 << 14)
         assert same(mine, theirs)
         assert all(torch.isfinite(tensor).all() for tensor in mine)

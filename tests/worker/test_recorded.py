@@ -106,6 +106,7 @@ def rounds(recordings: Recordings, codec: str, where: str, *, level: float | Non
             if round_ == 2:
                 gradient[7] = float("nan")
             seed = 0x0123_4567_89AB_CDEF * (10 * round_ + key + 1) % (1 << 64)
+            recordings.record()
             made = recordings.encode(twin, gradient, kept[key], level=level, seed=seed)
             other = encode(twin, gradient, expected[key], level=level, seed=seed)
             if round_ == 2:
@@ -147,6 +148,7 @@ def results(recordings: Recordings, codec: str, where: str, *, count: int = 4, n
             lengths = (n,) if key == 0 else (17, n - 17)
             parts = [Slice(i, 0, length, 17 * i) for i, length in enumerate(lengths)]
             out = [(part, torch.full((part.length,), float("nan"), dtype=dtype, device=where)) for part in parts]
+            recordings.record()
             recordings.decode(twin, payload[: encoded.nbytes], coding, out)
             assert torch.equal(torch.cat([view for _, view in out]), whole.to(dtype))
 
@@ -157,6 +159,27 @@ def test_recordings_decode_as_single_operations_do(codec: str, where: str, again
     """Other results each time, other sizes of values among them, to one slice and to several, also of half precision."""
     results(Recordings(N, limit=4, warn=never), codec, where)
     assert again.made == (0 if codec in ("eden", "quic_fl", "random_block", "random_k") else 1)
+
+
+def test_only_the_thread_that_encodes_records(again: Recorder) -> None:
+    """Decoding goes on beside backward, which may draw random numbers; what a recording is made from is a copy."""
+    recordings, known = Recordings(N, limit=4, warn=never), get("onebit")
+    v = gaussian(N, 1)
+    payload = np.zeros(known.payload_bound(N, 512), np.uint8)
+    encoded = known.encode(v, np.zeros(N, np.float32), level=512, seed=0, out=payload)
+    assert encoded is not None
+    coding, out = Coding("onebit", 512, N, encoded.count, 0), torch.zeros(N)
+    expected = torch.zeros(N)
+    known.decode(payload, coding, expected.numpy())
+    for round_ in range(6):
+        given = payload.copy()
+        recordings.decode(twin_of(known), given, coding, [(Slice(0, 0, N, 0), out)])
+        given[:] = 255
+        assert torch.equal(out, expected)
+        if round_ == 3:
+            assert again.made == 0
+            recordings.record()
+    assert again.made == 1
 
 
 @devices
@@ -233,8 +256,9 @@ def test_deterministic_algorithms_are_launched_singly(again: Recorder) -> None:
 def test_what_comes_next_follows_what_came_before(again: Recorder) -> None:
     """All share one memory, and may come on several streams."""
     rounds(Recordings(N, limit=4, warn=never), "topk", "cpu", count=3)
-    # The first of six encodings was single; the memory is there, and may be written, from the first mark on.
-    assert again.log == ["mark", *["follow", "mark"] * 5]
+    # The first two of six encodings were single; the memory is there, and may be written, from the first mark on, and so is
+    # what belongs to the recording from the second on.
+    assert again.log == ["mark", *["follow", "mark"] * (1 + 4)]
 
 
 def test_nobody_waits(again: Recorder) -> None:
@@ -243,6 +267,7 @@ def test_nobody_waits(again: Recorder) -> None:
     gradient, residual = torch.zeros(N, device="meta"), torch.zeros(N, device="meta")
     for seed in range(4):
         with NoSync():
+            recordings.record()
             recordings.encode(twin, gradient, residual, level=8, seed=seed)
     assert again.made == 1
 
@@ -292,6 +317,7 @@ if torch.cuda.is_available():
         gradient, residual = torch.ones(N, device="cuda"), torch.zeros(N, device="cuda")
         try:
             for seed in range(3):
+                recordings.record()
                 recordings.encode(twin, gradient, residual, level=0.01, seed=seed)
             rounds(recordings, "onebit", "cuda")
             torch.cuda.empty_cache()
@@ -300,6 +326,37 @@ if torch.cuda.is_available():
             streams._FAILED.clear()
         assert len(said) == 1
         rounds(Recordings(N, limit=4, warn=never), "topk", "cuda")
+
+    @pytest.mark.cuda
+    def test_whoever_draws_random_numbers_gets_those_of_always() -> None:
+        """Before a recording, while it is made, by another thread, after it, and between launches of it."""
+        n, device = 1000, torch.device("cuda", torch.cuda.current_device())
+        drawn, ran = torch.empty(4, n, device=device), torch.zeros(1, device=device)
+        accelerator = Accelerator(device)
+
+        def draw(i: int) -> None:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                torch.rand(n, out=drawn[i])
+                torch.cuda.current_stream().synchronize()
+
+        def work() -> torch.Tensor:
+            thread = threading.Thread(target=draw, args=(1,))
+            thread.start()
+            thread.join()
+            return ran.add_(1)
+
+        torch.manual_seed(3)
+        expected = torch.stack([torch.rand(n, device=device) for _ in range(4)])
+        torch.manual_seed(3)
+        draw(0)
+        recording = accelerator.recorded(work)
+        assert recording is not None
+        draw(2)
+        recording.launch()
+        draw(3)
+        torch.cuda.synchronize()
+        assert torch.equal(drawn, expected)
+        assert ran.item() == 1
 
     @pytest.mark.cuda
     def test_no_other_stream_is_that_of_recordings() -> None:
@@ -325,6 +382,7 @@ if torch.cuda.is_available():
         for _ in range(20):
             for i, stream in enumerate(three):
                 with torch.cuda.stream(stream):
+                    recordings.record()
                     made[i].append(recordings.encode(twin, keys[i], kept[i], level=0.01, seed=0))
         torch.cuda.synchronize()
         for i, key in enumerate(keys):

@@ -20,6 +20,7 @@ class Machine:
         self.log: list[str] = []
         self.now = "backward's"
         self.priorities: list[int] = []
+        self.default_generators = [Numbers("the model's numbers")]
 
     def Stream(self, device: torch.device, priority: int = 0) -> Any:
         """Return a stream that can be told to wait."""
@@ -69,6 +70,25 @@ class Aside:
         self._machine.log.append(f"aside waits for {event.where}")
 
 
+class Numbers:
+    """A generator of random numbers."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+
+    def graphsafe_get_state(self) -> Numbers:
+        """Return a generator of the same state."""
+        return Numbers(self.state)
+
+    def graphsafe_set_state(self, other: Numbers) -> None:
+        """Take the state of another."""
+        self.state = other.state
+
+    def clone_state(self) -> Numbers:
+        """Return a generator of a state that is a copy."""
+        return Numbers(f"a copy of {self.state}")
+
+
 class Graph:
     """Recorded work."""
 
@@ -78,6 +98,7 @@ class Graph:
     def capture_begin(self, *, pool: str, capture_error_mode: str) -> None:
         """Note it."""
         self._machine.log.append(f"records {self._machine.now} in {pool}, {capture_error_mode}")
+        self._machine.log.append(f"reserves {self._machine.default_generators[0].state}")
 
     def capture_end(self) -> None:
         """Note it; fail if what was recorded did."""
@@ -145,7 +166,9 @@ def test_work_is_recorded_aside_and_launched_where_it_is_asked_for(machine: Mach
     for _ in range(2):
         recording = streams.recorded(lambda: machine.log.append(f"work goes {machine.now}") or made)
         assert recording is not None
-    once = ["records aside in pool, thread_local", "work goes aside", "recorded"]
+        assert machine.default_generators[0].state == "the model's numbers"
+    begun = ["records aside in pool, thread_local", "reserves a copy of the model's numbers"]
+    once = [*begun, "work goes aside", "recorded"]
     assert machine.log == ["new pool", *once, *once]
     assert machine.priorities == [-1]  # those of the other priority are handed out again and again
     machine.log.clear()
@@ -170,6 +193,7 @@ def test_a_recording_that_fails_is_ended_and_says_why(machine: Machine, monkeypa
         Accelerator(torch.device("cuda", 0)).recorded(work)
     assert machine.log[-2:] == ["recorded", "allocator of device 0 leaves pool"]
     assert machine.now == "backward's"
+    assert machine.default_generators[0].state == "the model's numbers"
     assert Accelerator(torch.device("cuda", 0)).recorded(lambda: torch.zeros(3)) is None
 
 
