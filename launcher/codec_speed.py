@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ps_accordion import codecs
 from ps_accordion.codecs import Codec, Coding, Encoded, Payload, Push, kernels, registry
+from ps_accordion.codecs.cache import goes_past
 from ps_accordion.codecs.kernels.hadamard import TILE
 from ps_accordion.codecs.packing import ONE
 from ps_accordion.codecs.values import ValueFormat
@@ -235,7 +236,7 @@ def _loops(elements: int, seed: int) -> dict[str, Call]:
     out, row, whole = np.empty_like(a), np.empty(kernels.vector.ROW, np.float32), elements // TILE * TILE
     work = np.empty(kernels.hadamard.ROOM + kernels.hadamard.WIDTH, np.float32)
     return {
-        "sum": lambda: kernels.vector.sum_past(a, b, row, out),
+        "sum": lambda: kernels.vector.sum_past(a, ONE, b, row, goes_past(elements), out),
         "rotate": lambda: kernels.hadamard.rotate(a[:whole], 1, 2, work, out[:whole]),
     }
 

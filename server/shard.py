@@ -26,6 +26,7 @@ from typing_extensions import Buffer
 
 from ps_accordion import crashpoints
 from ps_accordion.codecs.base import Payload
+from ps_accordion.codecs.cache import meet
 from ps_accordion.config import Settings
 from ps_accordion.errors import CodecError, WireError
 from ps_accordion.layout import Key, Layout
@@ -147,6 +148,7 @@ class Shard:
         """
         if number not in self._layouts:
             mine = layout.keys_of_shard(self.number)
+            meet(sum(key.elements for key in layout.keys))
             self.records.update({(number, record.key.number): record for record in self._memory.hold(number, layout, mine)})
             crashpoints.reach("s.layout")
             self._layouts[number] = layout

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from typing_extensions import Buffer
 
 from ps_accordion.codecs.base import FloatVector, Payload
+from ps_accordion.codecs.cache import meet
 from ps_accordion.errors import RunAborted, TooManySkips, UsageError, WireError
 from ps_accordion.layout import Key, Layout, Slice
 from ps_accordion.telemetry import trace
@@ -140,6 +141,7 @@ class Exchange(ABC):
         self._decodes = 0
         self._decided = decided
         self._keys_of: dict[int, list[tuple[Key, Slice]]] = {index: [] for index in range(len(layout.tensors))}
+        meet(sum(key.elements for key in layout.keys))
         for key in layout.keys:
             for part in key.slices:
                 self._keys_of[part.tensor].append((key, part))

@@ -15,6 +15,7 @@ cycle. After a change of level the next cycle begins wherever the round number s
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,8 +25,9 @@ from ..errors import CodecError, PayloadError
 from ..seeds import SHARED, seed_for
 from . import kernels
 from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .cache import goes_past
 from .fraction import check_fraction
-from .packing import INFINITE, PackingCodec, need_rest, summed
+from .packing import INFINITE, ONE, joined, need_rest, summed
 from .workspace import borrow
 
 __all__ = ["Coverage", "CoveringCodec", "push_seed"]
@@ -34,7 +36,7 @@ Coverage = Literal["independent", "cyclic"]
 
 
 @dataclass(frozen=True)
-class CoveringCodec(PackingCodec):
+class CoveringCodec(Codec):
     """A codec that sends the elements that a shared seed names. Level: the fraction that is sent, in (0, 1].
 
     Attributes:
@@ -96,7 +98,7 @@ class CoveringCodec(PackingCodec):
         need_rest(self, residual, level)
         v = borrow("v", gradient.size, np.float32) if rest is None else rest
         if rest is not None and residual is not None:
-            peak = int(kernels.vector.sum_past(gradient, residual, borrow("row", kernels.vector.ROW, np.float32), rest))
+            peak = _sum_past(gradient, ONE, residual, rest)
         else:
             peak = summed(gradient, residual, v)
         if peak >= INFINITE:
@@ -106,11 +108,26 @@ class CoveringCodec(PackingCodec):
             np.copyto(residual, v)
         return encoded
 
-    def pack(self, v: FloatVector, peak: int, rest: FloatVector | None, *, level: float, seed: int, out: Payload) -> Encoded:
-        """Write the covered elements of `v`; see `PackingCodec.pack`."""
-        assert rest is not None
-        np.copyto(rest, v)
-        return self.send(rest, level=level, seed=seed, out=out)
+    def reencode(
+        self,
+        total: FloatVector,
+        scale: np.float32,
+        residual: FloatVector | None,
+        new_residual: FloatVector | None,
+        *,
+        level: float,
+        seed: int,
+        out: Payload,
+        hint: Hint | None = None,
+    ) -> Encoded | None:
+        """Encode at a server; see `Codec.reencode`. The sum is made where what is not sent of it stays."""
+        need_rest(self, new_residual, level)
+        assert new_residual is not None
+        if residual is None:
+            peak = int(kernels.vector.scaled_into(total, scale, new_residual))
+        else:
+            peak = _sum_past(total, scale, residual, new_residual)
+        return None if peak >= INFINITE else self.send(new_residual, level=level, seed=seed, out=out)
 
     def validate(self, payload: Payload, coding: Coding) -> None:
         """Raise `PayloadError` unless the payload has a finite value for each covered element."""
@@ -133,13 +150,28 @@ class CoveringCodec(PackingCodec):
     ) -> Encoded | None:
         """Add the values of the same elements; see `Codec.sum_payloads`."""
         nbytes = 4 * coding.count
-        total: FloatVector = out[:nbytes].view(np.float32)
-        total.fill(0.0)
-        for weight, payload in zip(weights, payloads, strict=True):
-            kernels.vector.add(weight, payload.view(np.float32), total)
-        if kernels.vector.scaled(total, scale) >= INFINITE:
+        rows, total = joined(payloads).view(np.float32), out[:nbytes].view(np.float32)
+        if kernels.vector.sum_rows(rows, np.array(weights), scale, total) >= INFINITE:
             return None
         return Encoded(nbytes, coding.count)
+
+    def begin_all(
+        self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
+    ) -> None:
+        """Sum values of the same elements before they go to their places; see `Codec.begin_all`."""
+        first = codings[0]
+        if any((coding.level, coding.seed) != (first.level, first.seed) for coding in codings):
+            super().begin_all(payloads, codings, weights, total)
+            return
+        values = borrow("values", first.count, np.float32).view(np.uint8)
+        self.sum_payloads(list(payloads), list(weights), ONE, first, values)  # what is not finite shows in the total, too
+        self.decode(values, first, total)
+
+
+def _sum_past(a: FloatVector, scale: np.float32, b: FloatVector, out: FloatVector) -> int:
+    """Write `a * scale + b` to `out`, other memory; return the bits of the largest magnitude."""
+    row = borrow("row", kernels.vector.ROW, np.float32)
+    return int(kernels.vector.sum_past(a, scale, b, row, goes_past(out.size), out))
 
 
 def push_seed(

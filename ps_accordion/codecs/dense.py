@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import CodecError, PayloadError
 from . import kernels, values
 from .base import Changes, Coding, Encoded, FloatVector, Hint, Payload, Refolded
+from .cache import goes_past
 from .packing import INFINITE, PackingCodec, check_length, summed
 from .workspace import borrow
 
@@ -132,7 +133,7 @@ class Dense(PackingCodec):
             return
         check_length(self, payload, coding)
         row = borrow("row", kernels.vector.ROW, np.float32)
-        _need_finite(kernels.vector.copied(payload.view(np.float32), row, out))
+        _need_finite(kernels.vector.copied(payload.view(np.float32), row, goes_past(out.size), out))
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the vector to `out`."""

@@ -20,7 +20,9 @@ With `fp16`, `fp32` or `int8` values, and C = ceil(n / 32768) chunks:
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +31,9 @@ from numpy.typing import NDArray
 from ..errors import CodecError, PayloadError
 from . import kernels, values
 from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .cache import goes_past
 from .largest import Chosen
-from .packing import ONE, need_rest
+from .packing import ONE, joined, need_rest
 from .values import FORMS, ValueFormat
 from .workspace import borrow
 
@@ -238,7 +241,7 @@ class EntriesCodec(Codec):
             return
         places, counts = positions_of(payload, coding.elements, coding.count)
         row = borrow("row", kernels.vector.ROW, np.float32)
-        kernels.sparse.spread(values.load(payload, coding.count), places, counts, row, out)
+        kernels.sparse.spread(values.load(payload, coding.count), places, counts, row, goes_past(out.size), out)
 
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `weight` times the values at their places in `total`."""
@@ -248,6 +251,21 @@ class EntriesCodec(Codec):
             return
         places, counts = positions_of(payload, coding.elements, coding.count)
         kernels.sparse.add(values.load(payload, coding.count), places, counts, weight, total)
+
+    def begin_all(
+        self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
+    ) -> None:
+        """Sum payloads of halves in one pass over `total`; see `Codec.begin_all`."""
+        forms = [values.read_preamble(payload) for payload in payloads]
+        if any(form != values.FP16 for form, _ in forms) or type(self).accumulate is not EntriesCodec.accumulate:
+            super().begin_all(payloads, codings, weights, total)
+            return
+        counts = [coding.count for coding in codings]
+        behind = accumulate((payload.size // 2 for payload in payloads[:-1]), initial=values.PREAMBLE // 2)
+        heads = np.array([*zip(behind, counts, strict=True)], np.uint32).ravel()
+        inverses = np.array([values.power(exponent) for _, exponent in forms])
+        room, at = borrow("decoded", sum(counts), np.float32), borrow("at", 2 * len(counts), np.int32)
+        kernels.sparse.sum_halves(joined(payloads).view(np.uint16), heads, inverses, np.array(weights), room, at, total)
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write the values of a stretch to their places in `out`, and zero elsewhere: indices rise, so it is searched for."""

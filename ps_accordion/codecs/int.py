@@ -21,6 +21,7 @@ import numpy as np
 from . import kernels
 from .base import FloatVector
 from .buckets import BucketCodec, Parts, scratch_codes
+from .cache import goes_past
 from .packing import need_rest
 from .workspace import borrow
 
@@ -47,5 +48,10 @@ class Int(BucketCodec):
     ) -> int:
         """Round to nearest, and keep what that loses; see `BucketCodec.quantise`."""
         need_rest(self, rest, width)
+        assert rest is not None
         wide, v = scratch_codes(self.bucket), borrow("bucket", self.bucket, np.float32)
-        return int(kernels.buckets.nearest(a, scale, b, rest, width, self.bucket, parts.scales, parts.codes, wide, v))
+        return int(
+            kernels.buckets.nearest(
+                a, scale, b, rest, goes_past(rest.size), width, self.bucket, parts.scales, parts.codes, wide, v
+            )
+        )

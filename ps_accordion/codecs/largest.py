@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import kernels
 from .base import FloatVector, Hint
+from .cache import goes_past
 from .workspace import borrow
 
 __all__ = ["Chosen", "Listing", "choose", "expected", "learn", "mix", "mix_listing", "room_for"]
@@ -68,8 +69,8 @@ def mix(a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVect
 
 def mix_listing(a: FloatVector, scale: np.float32, b: FloatVector, out: FloatVector, low: int, listing: Listing) -> int:
     """Set `out := a * scale + b`, list the elements that reach `low`, and return how many there are; see `mix`."""
-    past = out is not a and out is not b
-    return int(kernels.choose.mix(a, scale, b, out, int(past), low, *listing, borrow("row", kernels.vector.LANES, np.float32)))
+    past = out is not a and out is not b and goes_past(out.size)
+    return int(kernels.choose.mix(a, scale, b, out, past, low, *listing, borrow("row", kernels.vector.LANES, np.float32)))
 
 
 def expected(hint: Hint | None) -> int:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import CodecError, PayloadError
 from . import kernels
 from .base import Coding, Encoded, FloatVector, Hint, Payload
+from .cache import goes_past
 from .packing import INFINITE, ONE, check_length, need_rest
 from .signs import SignCodec, words_of
 from .workspace import borrow
@@ -102,7 +103,7 @@ class OneBit(SignCodec):
         sizes, words = self.parts(out[: self.payload_bound(n, level)], n, level)
         lanes = borrow("lanes", kernels.vector.LANES, np.float64)
         row = borrow("row", int(level), np.float32)
-        if not kernels.signs.split(a, scale, b, v, int(past), int(level), sizes, words, row, lanes):
+        if not kernels.signs.split(a, scale, b, v, past and goes_past(n), int(level), sizes, words, row, lanes):
             return None
         return Encoded(4 * (sizes.size + words.size), n)
 
@@ -119,6 +120,10 @@ class OneBit(SignCodec):
         """Return sizes and words; see `SignCodec.parts`."""
         words_at = 4 * self._chunks(elements, level)
         return payload[:words_at].view(np.float32), payload[words_at:].view(np.uint32)
+
+    def sizes_of(self, rows: NDArray[np.uint8], elements: int, level: float) -> NDArray[np.float32]:
+        """Return what stands at the front of each payload; see `SignCodec.sizes_of`."""
+        return rows[:, : 4 * self._chunks(elements, level)].view(np.float32)
 
     def chunk(self, level: float) -> int:
         """Return the level."""

@@ -10,6 +10,7 @@ The residual is written only after the whole vector has been found finite.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from . import kernels
 from .base import Codec, Coding, Encoded, FloatVector, Hint, Payload
 from .workspace import borrow
 
-__all__ = ["INFINITE", "ONE", "PackingCodec", "check_length", "combined", "need_rest", "summed"]
+__all__ = ["INFINITE", "ONE", "PackingCodec", "check_length", "combined", "joined", "need_rest", "summed"]
 
 INFINITE = 0x7F800000
 """Bits of float32 infinity: a vector is finite if the bits of its largest magnitude are below this."""
@@ -37,6 +38,14 @@ def combined(total: FloatVector, scale: np.float32, residual: FloatVector | None
     if residual is not None:
         return int(kernels.vector.combine(total, scale, residual))
     return int(kernels.vector.scaled(total, scale))
+
+
+def joined(payloads: Sequence[Payload]) -> Payload:
+    """Return the payloads one behind another, for a kernel to go through them all.
+
+    A kernel a member would let go of the GIL for each, and so would numpy to copy one; who works on another key waits for it.
+    """
+    return np.frombuffer(b"".join([payload.data for payload in payloads]), np.uint8)
 
 
 def need_rest(codec: Codec, rest: FloatVector | None, level: float) -> None:

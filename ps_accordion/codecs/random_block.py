@@ -22,6 +22,7 @@ from . import kernels
 from .base import Coding, Encoded, FloatVector, Payload
 from .covering import CoveringCodec
 from .packing import INFINITE, ONE
+from .workspace import borrow
 
 __all__ = ["RandomBlock", "parts", "start_of"]
 
@@ -57,9 +58,10 @@ class RandomBlock(CoveringCodec):
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write the block to its place in `out`, and zero elsewhere."""
         block = payload.view(np.float32)
+        row = borrow("row", kernels.vector.ROW, np.float32)
         kernels.vector.clear(out)
         for part, covered in parts(coding.elements, coding.count, coding.seed):
-            out[covered] = block[part]
+            kernels.vector.copied(block[part], row, False, out[covered])
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write what the block covers of a stretch to `out`, and zero elsewhere."""

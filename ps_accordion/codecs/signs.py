@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from ..errors import PayloadError
 from . import kernels
 from .base import Codec, Coding, FloatVector, Payload
+from .cache import goes_past
+from .packing import joined
 from .workspace import borrow
 
 __all__ = ["SignCodec", "words_of"]
+
+_ZERO = np.float32(0.0)
 
 
 class SignCodec(Codec):
@@ -35,6 +39,10 @@ class SignCodec(Codec):
         """Return the sizes, one a chunk, and the words of a payload that has its length."""
 
     @abstractmethod
+    def sizes_of(self, rows: NDArray[np.uint8], elements: int, level: float) -> NDArray[np.float32]:
+        """Return the sizes of payloads of one level, float32[members, chunks]; each is a row, and ends with its words."""
+
+    @abstractmethod
     def chunk(self, level: float) -> int:
         """Return how many elements have a size in common, a multiple of 64."""
 
@@ -46,7 +54,8 @@ class SignCodec(Codec):
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write `0 + -size` or `0 + size` to each element of `out`."""
         sizes, words = self.parts(payload, coding.elements, coding.level)
-        kernels.signs.spread(words, sizes, self.chunk(coding.level), borrow("row", kernels.vector.ROW, np.float32), out)
+        row = borrow("row", kernels.vector.ROW, np.float32)
+        kernels.signs.spread(words, sizes, self.chunk(coding.level), row, goes_past(out.size), out)
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write D(payload)[start : start + out.size] to `out`."""
@@ -59,7 +68,9 @@ class SignCodec(Codec):
     def accumulate(self, payload: Payload, coding: Coding, weight: np.float32, total: FloatVector) -> None:
         """Add `-weight * size` or `weight * size` to each element of `total`."""
         sizes, words = self.parts(payload, coding.elements, coding.level)
-        kernels.signs.add(words, _scaled(sizes, weight), 1, self.chunk(coding.level), 0, total)
+        scaled = borrow("sizes", sizes.size, np.float32)
+        kernels.vector.scaled_into(sizes, weight, scaled)
+        kernels.signs.add(words, 0, 0, scaled, 1, self.chunk(coding.level), 0, total)
 
     def begin_all(
         self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
@@ -70,23 +81,15 @@ class SignCodec(Codec):
         if any(coding.level != level for coding in codings):
             super().begin_all(payloads, codings, weights, total)
             return
-        words = borrow("words", members * words_of(n), np.uint32)
-        sizes = borrow("sizes", members * -(-n // chunk), np.float32)
-        places = zip(np.split(words, members), np.split(sizes, members), strict=True)
-        for (words_at, sizes_at), payload, weight in zip(places, payloads, weights, strict=True):
-            theirs, signs = self.parts(payload, n, level)
-            kernels.vector.scaled_into(theirs, weight, sizes_at)
-            np.copyto(words_at, signs)
-        kernels.signs.add(words, sizes, members, chunk, 1, total)
+        together = joined(payloads)
+        sizes, words = borrow("sizes", members * -(-n // chunk), np.float32), together.view(np.uint32)
+        scaled = sizes.reshape(members, -1)
+        np.multiply(self.sizes_of(together.reshape(members, -1), n, level), np.array(weights)[:, np.newaxis], out=scaled)
+        scaled += _ZERO
+        stride = words.size // members
+        kernels.signs.add(words, stride - words_of(n), stride, sizes, members, chunk, 1, total)
 
 
 def words_of(elements: int) -> int:
     """Return how many words hold a bit of each element."""
     return -(-elements // 32)
-
-
-def _scaled(sizes: FloatVector, weight: np.float32) -> FloatVector:
-    """Return `sizes * weight`, in the thread's scratch `sizes`."""
-    scaled = borrow("sizes", sizes.size, np.float32)
-    kernels.vector.scaled_into(sizes, weight, scaled)
-    return scaled

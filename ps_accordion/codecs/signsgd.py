@@ -102,6 +102,10 @@ class SignSGD(OnePassCodec, SignCodec):
         """Return the level as often as there are chunks, and words; see `SignCodec.parts`."""
         return np.full(-(-elements // self.chunk(level)), level, np.float32), payload.view(np.uint32)
 
+    def sizes_of(self, rows: NDArray[np.uint8], elements: int, level: float) -> NDArray[np.float32]:
+        """Return the level as often as there are chunks; see `SignCodec.sizes_of`."""
+        return np.full((len(rows), -(-elements // self.chunk(level))), level, np.float32)
+
     def chunk(self, level: float) -> int:
         """Return a number, whatever the level is: all elements have one size."""
         return 1 << 16

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import twins
 
-from ps_accordion.codecs import Coding, Hint, Push, fold, keep, lightest, suite
+from ps_accordion.codecs import Codec, Coding, Hint, Push, fold, keep, lightest, suite
 from ps_accordion.errors import CodecError
 
-from .cases import SEED, Case, encode, gaussian
+from .cases import CASES, SEED, Case, encode, gaussian
 
 N = 40_001
 SUITE = suite(values="fp32")
@@ -283,3 +283,23 @@ def test_a_scale_beyond_all_numbers_is_seen_where_nothing_was_sent():
         scratch=np.empty(n, np.float32), out=np.empty(codec.payload_bound(n, 0.01), np.uint8),
     )  # fmt: skip
     assert done is None
+
+
+@pytest.mark.parametrize("n", [1, 1000, 32_769, 70_001])
+@pytest.mark.parametrize("alike", [True, False], ids=["one seed", "seeds of their own"])
+@pytest.mark.parametrize("case", [*CASES, Case("topk", 0.02, "int8"), Case("topk", 0.02, "packed")], ids=str)
+def test_members_that_are_summed_together_have_the_bits_of_one_after_another(case, alike, n):
+    """However many, with any weights, whatever the memory held, and of vectors of very different magnitudes."""
+    codec, payloads, codings = case.build(), [], []
+    for member in range(5):
+        v = gaussian(n, member) * np.float32(10.0 ** (7 * member - 20))
+        coding, payload = encode(case, v, np.zeros(n, np.float32), SEED if alike else SEED + member)
+        payloads.append(payload)
+        codings.append(coding)
+    weights = [np.float32(weight) for weight in (1, 0.3, 2.0**-100, -2.5, 1e20)]
+    for members in (1, 2, 5):
+        columns = payloads[:members], codings[:members], weights[:members]
+        expected, total = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+        Codec.begin_all(codec, *columns, expected)
+        codec.begin_all(*columns, total)
+        assert total.tobytes() == expected.tobytes()

@@ -125,7 +125,7 @@ def test_places_are_checked_without_believing_the_counts():
     assert not check([1], [65_535], 10)
 
 
-@pytest.mark.parametrize("n", [0, 1, 1000, 40_001, vector.LONG + 5])
+@pytest.mark.parametrize("n", [0, 1, 1000, 40_001, (1 << 17) + 5])
 def test_sums_that_are_written_in_one_pass_have_the_bits_of_those_in_several(n):
     """Zeros with a sign and what is not finite included; the peak is that of what was written."""
     a, b = (np.random.default_rng(seed).standard_normal(n).astype(np.float32) for seed in (1, 2))
@@ -139,8 +139,10 @@ def test_sums_that_are_written_in_one_pass_have_the_bits_of_those_in_several(n):
         out = np.full(n, np.nan, np.float32)
         assert kernel(*arguments, out) == top
         assert out.tobytes() == expected.tobytes()
-    assert vector.copied(a, np.full(vector.ROW, np.nan, np.float32), out) == vector.peak(a)
-    assert out.tobytes() == a.tobytes()
+    for past in (False, True):
+        out.fill(np.nan)
+        assert vector.copied(a, np.full(vector.ROW, np.nan, np.float32), past, out) == vector.peak(a)
+        assert out.tobytes() == a.tobytes()
 
 
 def test_scratch_memory_is_reused_by_name_and_belongs_to_a_thread():
@@ -152,25 +154,27 @@ def test_scratch_memory_is_reused_by_name_and_belongs_to_a_thread():
     assert [vector.ctypes.data % 64 for vector in (a, take(10), zeros(10))] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("n", [1, 4097, vector.LONG - 1, vector.LONG + 5, vector.LONG + (1 << 15) + 4])
+@pytest.mark.parametrize("n", [1, 4097, (1 << 17) - 1, (1 << 17) + 5, (1 << 17) + (1 << 15) + 4])
 @pytest.mark.parametrize("off", [0, 1, 15])
-def test_values_are_spread_to_their_places_wherever_a_vector_begins(n, off):
-    """Zero elsewhere, and nothing around it is touched; long vectors are written a line of the cache at a time."""
+@pytest.mark.parametrize("past", [False, True])
+def test_values_are_spread_to_their_places_wherever_a_vector_begins(n, off, past):
+    """Zero elsewhere, and nothing around it is touched; past the cache it is written a line at a time."""
     room = np.full(n + 64, np.nan, np.float32)
     first = off + -room.ctypes.data // 4 % 16
     out, rng = room[first : first + n], np.random.default_rng(n)
     at = np.flatnonzero(rng.random(n) < 0.01)
     counts = np.array([np.count_nonzero(at >> 15 == chunk) for chunk in range(-(-n // (1 << 15)))], np.uint16)
     values, row = rng.standard_normal(at.size).astype(np.float32), np.full(vector.ROW, np.nan, np.float32)
-    sparse.spread(values, (at & 32767).astype(np.uint16), counts, row, out)
+    sparse.spread(values, (at & 32767).astype(np.uint16), counts, row, past, out)
     expected = np.zeros(n, np.float32)
     expected[at] = values
     assert out.tobytes() == expected.tobytes()
     assert np.isnan(room[:first]).all()
     assert np.isnan(room[first + n :]).all()
     a, b = gaussian(n), gaussian(n, 1)
-    assert vector.sum_past(a, b, row, out) == vector.peak(a + b)
-    assert out.tobytes() == (a + b).tobytes()
+    for scale in (np.float32(1), np.float32(0.3)):
+        assert vector.sum_past(a, scale, b, row, past, out) == vector.peak(a * scale + b)
+        assert out.tobytes() == (a * scale + b).tobytes()
     assert np.isnan(room[:first]).all()
     assert np.isnan(room[first + n :]).all()
 

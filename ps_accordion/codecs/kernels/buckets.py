@@ -216,8 +216,10 @@ def _limited(scale: Any) -> Any:
     return min(max(scale, SMALLEST), LARGEST)
 
 
-@kernel(int32(F32_IN, float32, F32_IN, F32, int64, int64, F32, U8, U8, F32))
-def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scales: Any, codes: Any, wide: Any, v: Any) -> Any:
+@kernel(int32(F32_IN, float32, F32_IN, F32, int64, int64, int64, F32, U8, U8, F32))
+def nearest(
+    a: Any, scale: Any, b: Any, rest: Any, past: Any, width: Any, bucket: Any, scales: Any, codes: Any, wide: Any, v: Any
+) -> Any:
     """Encode `v = a * scale + b` in linear codes, rounded to nearest, and write what they do not carry to `rest`.
 
     Args:
@@ -225,6 +227,7 @@ def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scal
         scale: A factor.
         b: float32[n], or empty for zero.
         rest: float32[n]; may be `a`.
+        past: 1 to write it past the cache, else 0.
         width: Bits of a code: 8, 4 or 2.
         bucket: Elements of a bucket.
         scales: float32[buckets], written.
@@ -251,7 +254,7 @@ def nearest(a: Any, scale: Any, b: Any, rest: Any, width: Any, bucket: Any, scal
         at = start // per_byte
         out = codes[at : at + (end - start + per_byte - 1) // per_byte]
         _round(a[start:end], row, unit, limit, magic, width, out, wide)
-        store_row(row, rest, start, end, off)
+        store_row(row, rest, start, end, off, past)
     flush(rest)
     return peak
 

@@ -35,9 +35,8 @@ from ._jit import (
     mix_past64,
     off_line,
 )
-from .vector import LONG
 
-__all__ = ["BINS", "NOBODY", "SAMPLES", "append", "append_rest", "collect", "guess", "mix", "narrow", "room"]
+__all__ = ["BINS", "FEW", "NOBODY", "SAMPLES", "append", "append_rest", "collect", "guess", "mix", "narrow", "room"]
 
 BINS = 1 << 11
 """Bins of a counting pass: they fit into the first-level cache with room to spare."""
@@ -45,6 +44,11 @@ SAMPLES = 1 << 12
 """At 1 % of 256 Ki elements about 41 samples lie in the top k; taking 4 standard deviations more gives 1.7 k candidates."""
 NOBODY = 0x7FFFFFFF
 """A threshold that no number reaches, and next to none of what is not a number."""
+
+FEW, MANY = 3, 6
+"""How many elements of a lane are listed whether they reach the threshold or not."""
+BLOCK = 1 << 12
+"""How many are listed is chosen anew after so many elements."""
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _MAGNITUDE_WORD = np.uint32(0x7FFFFFFF)
@@ -120,19 +124,20 @@ def guess(v: Any, k: Any, sample: Any, counts: Any) -> Any:
 
 
 @helper
-def append(mask: Any, start: Any, v: Any, there: Any, index: Any, words: Any, found: Any) -> Any:
+def append(mask: Any, start: Any, v: Any, there: Any, index: Any, words: Any, found: Any, ahead: Any) -> Any:
     """Append the elements whose bits are set to the first `found` of the list; return how many there are then.
 
-    They are those from `start` on, and lie in `v` from `there` on.
+    They are those from `start` on, and lie in `v` from `there` on. `ahead`, `FEW` or `MANY`, is how many are there at most in
+    general, and a constant.
     """
     after = found + count_bits(mask)
-    # Three are listed whether they are there or not: what is too much is overwritten. A loop that ends after one here and
+    # Some are listed whether they are there or not: what is too much is overwritten. A loop that ends after one here and
     # two there would cost a wrong guess of the processor each time.
-    for ahead in range(3):
+    for place in range(found, found + ahead):
         at = lowest_bit(mask) & 63
-        index[found + ahead], words[found + ahead] = np.uint32(start + at), np.uint32(bits(v[there + at]))
+        index[place], words[place] = np.uint32(start + at), np.uint32(bits(v[there + at]))
         mask &= mask - np.uint64(1)
-    found += 3
+    found += ahead
     while found < after:
         at = lowest_bit(mask)
         index[found], words[found] = np.uint32(start + at), np.uint32(bits(v[there + at]))
@@ -152,13 +157,28 @@ def append_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any
 
 
 @helper
+def _ahead(found: Any) -> Any:
+    """Return how many of each lane to list if `found` elements of the last block reached the threshold; 0 is to look first.
+
+    From 12 on every fifth lane has one, and from 96 on every seventh more than `FEW`: the processor would guess wrong too often.
+    """
+    return np.int64(0) if found < 12 else np.int64(FEW) if found < 96 else np.int64(MANY)
+
+
+@helper
 def _mix_past(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words: Any, row: Any) -> Any:
     """Do what `mix` does with whole lanes, past the cache."""
-    found: Any = 0
-    for start in range(0, out.shape[0] // 64 * 64, 64):
-        mask: Any = mix_past64(a, scale, b, out, start, low, row)
-        if mask != np.uint64(0):
-            found = append(mask, start, row, 0, index, words, found)
+    found, ahead = np.int64(0), np.int64(0)
+    whole = out.shape[0] // 64 * 64
+    for first in range(0, whole, BLOCK):
+        before, last = found, min(first + BLOCK, whole)
+        for start in range(first, last, 64):
+            mask: Any = mix_past64(a, scale, b, out, start, low, row)
+            if ahead == MANY:
+                found = append(mask, start, row, 0, index, words, found, MANY)
+            elif ahead == FEW or mask != np.uint64(0):
+                found = append(mask, start, row, 0, index, words, found, FEW)
+        ahead = _ahead(found - before)
     flush(out)
     return found
 
@@ -166,11 +186,17 @@ def _mix_past(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words:
 @helper
 def _mix_near(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words: Any) -> Any:
     """Do what `mix` does with whole lanes, through the cache."""
-    found: Any = 0
-    for start in range(0, out.shape[0] // 64 * 64, 64):
-        mask: Any = mix64(a, scale, b, out, start, low)
-        if mask != np.uint64(0):
-            found = append(mask, start, out, start, index, words, found)
+    found, ahead = np.int64(0), np.int64(0)
+    whole = out.shape[0] // 64 * 64
+    for first in range(0, whole, BLOCK):
+        before, last = found, min(first + BLOCK, whole)
+        for start in range(first, last, 64):
+            mask: Any = mix64(a, scale, b, out, start, low)
+            if ahead == MANY:
+                found = append(mask, start, out, start, index, words, found, MANY)
+            elif ahead == FEW or mask != np.uint64(0):
+                found = append(mask, start, out, start, index, words, found, FEW)
+        ahead = _ahead(found - before)
     return found
 
 
@@ -185,7 +211,7 @@ def mix(a: Any, scale: Any, b: Any, out: Any, past: Any, threshold: Any, index: 
         scale: A factor.
         b: float32[n].
         out: float32[n]; may be `a` or `b`.
-        past: 1 if it is other memory, and may be written past the cache, else 0.
+        past: 1 if it is other memory, and is to be written past the cache, else 0.
         threshold: Magnitude bits.
         index: uint32[room(n)], receives the places.
         words: uint32[room(n)], receives the elements, as bits.
@@ -197,7 +223,7 @@ def mix(a: Any, scale: Any, b: Any, out: Any, past: Any, threshold: Any, index: 
     n = out.shape[0]
     whole = n - n % 64
     low = np.int32(threshold)
-    if past != 0 and n >= LONG and off_line(out) == 0:
+    if past != 0 and off_line(out) == 0:
         found = _mix_past(a, scale, b, out, low, index, words, row)
     else:
         found = _mix_near(a, scale, b, out, low, index, words)
@@ -216,7 +242,7 @@ def collect(v: Any, threshold: Any, index: Any, words: Any) -> Any:
     for start in range(0, whole, 64):
         mask: Any = mask64(v, start, low)
         if mask != np.uint64(0):
-            found = append(mask, start, v, start, index, words, found)
+            found = append(mask, start, v, start, index, words, found, FEW)
     return append_rest(v, whole, low, index, words, found)
 
 
@@ -288,4 +314,4 @@ def narrow(k: Any, threshold: Any, found: Any, index: Any, words: Any, scratch: 
 
 def room(elements: int) -> int:
     """Return the length of the scratch that these need for a vector."""
-    return max(elements + 3, SAMPLES)
+    return max(elements + MANY, SAMPLES)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ._jit import F32, F32_IN, U16, U16_IN, bits, float32, helper, int32, kernel, real, void
 
-__all__ = ["LARGEST", "add", "decode", "encode", "peak"]
+__all__ = ["LARGEST", "add", "decode", "encode", "from_half", "peak"]
 
 LARGEST = 0x77FF
 """Code of 32752, the largest magnitude that is written. Scaled values lie below 2^15 = 32768; a code above this one could decode
@@ -36,7 +36,8 @@ _QUANTUM = np.float32(2.0**-24)
 
 
 @helper
-def _from_half(code: Any) -> Any:
+def from_half(code: Any) -> Any:
+    """Return the number of a code, float32."""
     m = np.int32(code & _CODE)
     normal = real(np.int32(np.int32(m << 13) + _REBIAS))
     # Not by a multiplication of the shifted bits: those are denormal floats, which some threads flush to zero.
@@ -68,14 +69,14 @@ def encode(values: Any, scale: Any, inverse: Any, codes: Any, rest: Any) -> None
 def decode(codes: Any, inverse: Any, out: Any) -> None:
     """Write `half * inverse` to `out`."""
     for i in range(codes.shape[0]):
-        out[i] = _from_half(np.int32(codes[i])) * inverse
+        out[i] = from_half(np.int32(codes[i])) * inverse
 
 
 @kernel(void(U16_IN, float32, float32, F32))
 def add(codes: Any, inverse: Any, weight: Any, total: Any) -> None:
     """Set `total := total + weight * (half * inverse)`."""
     for i in range(codes.shape[0]):
-        total[i] += weight * (_from_half(np.int32(codes[i])) * inverse)
+        total[i] += weight * (from_half(np.int32(codes[i])) * inverse)
 
 
 @kernel(int32(U16_IN))

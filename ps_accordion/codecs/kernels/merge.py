@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._jit import F32, F32_IN, I32, U16_IN, U32, U32_IN, bits, fetch, float32, helper, int64, kernel, mask64
-from .choose import append, append_rest
+from .choose import FEW, append, append_rest
 from .sparse import CHUNK_SHIFT
 
 __all__ = ["ANEW", "COPY", "UPDATE", "merge"]
@@ -167,7 +167,7 @@ def merge(
                     fetch(out, min(start + _CHUNK + line * _LINE, n - 1))
             mask: Any = mask64(out, start, low)
             if mask != np.uint64(0):
-                found = append(mask, start, out, start, index, words, found)
+                found = append(mask, start, out, start, index, words, found, FEW)
         if whole < end:
             found = append_rest(out, whole, low, index, words, found)
     seen[0], seen[1] = np.int32(many), np.int32(odd)

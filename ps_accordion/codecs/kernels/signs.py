@@ -33,7 +33,7 @@ from ._jit import (
     take_signs_past64,
     void,
 )
-from .vector import LONG, ROW, store_row
+from .vector import ROW, store_row
 
 __all__ = ["add", "split", "spread"]
 
@@ -86,7 +86,7 @@ def split(a: Any, scale: Any, b: Any, v: Any, past: Any, chunk: Any, sizes: Any,
         scale: A factor.
         b: float32[n].
         v: float32[n]; may be `a` or `b`.
-        past: 1 if it is other memory, and may be written past the cache, else 0.
+        past: 1 if it is other memory, and is to be written past the cache, else 0.
         chunk: Elements of a chunk, a multiple of 64.
         sizes: float32[ceil(n / chunk)], receives the mean magnitudes.
         words: uint32[ceil(n / 32)], receives the signs: bit j of word w says `v[32 w + j] < 0`; what is beyond n is 0.
@@ -97,7 +97,7 @@ def split(a: Any, scale: Any, b: Any, v: Any, past: Any, chunk: Any, sizes: Any,
         False if an element of `v` is not finite; then everything that is written to is undefined.
     """
     n = v.shape[0]
-    beyond, ahead = past != 0 and n >= LONG and off_line(v) == 0, max(chunk, AHEAD)
+    beyond, ahead = past != 0 and off_line(v) == 0, max(chunk, AHEAD)
     for place in range(sizes.shape[0]):
         start, end = place * chunk, min((place + 1) * chunk, n)
         size = _mean(a, scale, b, start, end, row, lanes)
@@ -109,12 +109,14 @@ def split(a: Any, scale: Any, b: Any, v: Any, past: Any, chunk: Any, sizes: Any,
     return True
 
 
-@kernel(void(U32_IN, F32_IN, int64, int64, int64, F32))
-def add(words: Any, sizes: Any, members: Any, chunk: Any, fresh: Any, total: Any) -> None:
+@kernel(void(U32_IN, int64, int64, F32_IN, int64, int64, int64, F32))
+def add(words: Any, first: Any, stride: Any, sizes: Any, members: Any, chunk: Any, fresh: Any, total: Any) -> None:
     """Add, member by member, `-size` to `total` where a sign bit is set and `size` elsewhere; from zero if `fresh` is not 0.
 
     Args:
-        words: uint32[members * ceil(n / 32)], the signs of each member as `split` writes them.
+        words: uint32, the signs of each member as `split` writes them.
+        first: Where those of the first member begin.
+        stride: How far those of the next begin behind.
         sizes: float32[members * ceil(n / chunk)], the sizes of each member, times its weight.
         members: 1 at least.
         chunk: Elements of a chunk, a multiple of 64.
@@ -122,28 +124,29 @@ def add(words: Any, sizes: Any, members: Any, chunk: Any, fresh: Any, total: Any
         total: float32[n].
     """
     n = total.shape[0]
-    stride, step = words.shape[0] // members, sizes.shape[0] // members
+    step = sizes.shape[0] // members
     whole = n - n % 64
     for at in range(0, whole, 64):
-        add_signs64(words, at // 32, stride, sizes, at // chunk, step, members, fresh != 0, total, at)
+        add_signs64(words, first + at // 32, stride, sizes, at // chunk, step, members, fresh != 0, total, at)
     for i in range(whole, n):
         value: Any = _ZERO if fresh != 0 else total[i]
         for m in range(members):
             size = sizes[m * step + i // chunk]
-            negative = (np.uint64(words[m * stride + i // 32]) >> np.uint64(i % 32)) & np.uint64(1)
+            negative = (np.uint64(words[first + m * stride + i // 32]) >> np.uint64(i % 32)) & np.uint64(1)
             value += -size if negative else size
         total[i] = value
 
 
-@kernel(void(U32_IN, F32_IN, int64, F32, F32))
-def spread(words: Any, sizes: Any, chunk: Any, row: Any, out: Any) -> None:
-    """Write `0 + -size` to `out` where a sign bit is set and `0 + size` elsewhere, past the cache where it is long.
+@kernel(void(U32_IN, F32_IN, int64, F32, int64, F32))
+def spread(words: Any, sizes: Any, chunk: Any, row: Any, past: Any, out: Any) -> None:
+    """Write `0 + -size` to `out` where a sign bit is set and `0 + size` elsewhere.
 
     Args:
         words: uint32[ceil(n / 32)], signs as `split` writes them.
         sizes: float32[ceil(n / chunk)].
         chunk: Elements of a chunk, a multiple of 64.
         row: float32[ROW], scratch.
+        past: 1 to write past the cache, else 0.
         out: float32[n].
     """
     n, off = out.shape[0], off_line(out)
@@ -156,5 +159,5 @@ def spread(words: Any, sizes: Any, chunk: Any, row: Any, out: Any) -> None:
             size = sizes[i // chunk]
             negative = (np.uint64(words[i // 32]) >> np.uint64(i % 32)) & np.uint64(1)
             row[i - start] = _ZERO + (-size if negative else size)
-        store_row(row, out, start, end, off)
+        store_row(row, out, start, end, off, past)
     flush(out)

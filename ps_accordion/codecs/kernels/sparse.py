@@ -9,6 +9,7 @@ import numpy as np
 from ._jit import (
     F32,
     F32_IN,
+    I32,
     U16,
     U16_IN,
     U32_IN,
@@ -22,9 +23,10 @@ from ._jit import (
     off_line,
     void,
 )
+from .half import from_half
 from .vector import ROW, store_row
 
-__all__ = ["CHUNK_SHIFT", "add", "check", "locate", "put", "spread"]
+__all__ = ["CHUNK_SHIFT", "add", "check", "locate", "put", "spread", "sum_halves"]
 
 CHUNK_SHIFT = 15
 """Indices are written as 16 bits within chunks of 32,768 elements."""
@@ -87,9 +89,12 @@ def _add_chunk(values: Any, places: Any, weight: Any, total: Any) -> None:
         total[np.int64(places[j])] += weight * values[j]
 
 
-@kernel(void(F32_IN, U16_IN, U16_IN, F32, F32))
-def spread(values: Any, places: Any, counts: Any, row: Any, out: Any) -> None:
-    """Write values to their places in `out`, and zero elsewhere. The payload has been checked; `row` is float32[ROW], scratch."""
+@kernel(void(F32_IN, U16_IN, U16_IN, F32, int64, F32))
+def spread(values: Any, places: Any, counts: Any, row: Any, past: Any, out: Any) -> None:
+    """Write values to their places in `out`, and zero elsewhere, past the cache unless `past` is 0.
+
+    The payload has been checked; `row` is float32[ROW], scratch.
+    """
     n, off = out.shape[0], off_line(out)
     first: Any = 0
     row[:ROW] = _ZERO
@@ -102,7 +107,7 @@ def spread(values: Any, places: Any, counts: Any, row: Any, out: Any) -> None:
             while at < last and np.int64(places[at]) < high:
                 row[np.int64(places[at]) - low] = values[at]
                 at += 1
-            store_row(row, out, base + low, base + high, off)
+            store_row(row, out, base + low, base + high, off, past)
             for j in range(first, at):
                 row[np.int64(places[j]) - low] = _ZERO
             first = at
@@ -117,3 +122,38 @@ def add(values: Any, places: Any, counts: Any, weight: Any, total: Any) -> None:
         last = first + np.int64(counts[chunk])
         _add_chunk(values[first:last], places[first:last], weight, total[chunk * _CHUNK :])
         first = last
+
+
+@helper
+def _decode(codes: Any, inverse: Any, out: Any) -> None:
+    for i in range(out.shape[0]):
+        out[i] = from_half(np.int32(codes[i])) * inverse
+
+
+@kernel(void(U16_IN, U32_IN, F32_IN, F32_IN, F32, I32, F32))
+def sum_halves(payloads: Any, heads: Any, inverses: Any, weights: Any, values: Any, at: Any, total: Any) -> None:
+    """Set `total := 0 + weight * (half * inverse)` of each member at its places, member by member, as `half.decode` and `add` do.
+
+    Args:
+        payloads: uint16, payloads of halves, one behind another. They have been checked.
+        heads: uint32[2 * members], where the halves of each begin, and how many there are; places and counts follow.
+        inverses: float32[members], what halves are multiplied by.
+        weights: float32[members].
+        values: float32[all entries], scratch.
+        at: int32[2 * members], scratch.
+        total: float32[n].
+    """
+    members, n, behind = weights.shape[0], total.shape[0], np.int64(0)
+    for m in range(members):
+        first, count = np.int64(heads[2 * m]), np.int64(heads[2 * m + 1])
+        _decode(payloads[first : first + count], inverses[m], values[behind : behind + count])
+        at[2 * m], at[2 * m + 1] = np.int32(behind), np.int32(first + count)
+        behind += count
+    for chunk in range((n + _CHUNK - 1) >> CHUNK_SHIFT):
+        part = total[chunk << CHUNK_SHIFT : min((chunk + 1) << CHUNK_SHIFT, n)]
+        part[:] = _ZERO
+        for m in range(members):
+            first, place = np.int64(at[2 * m]), np.int64(at[2 * m + 1])
+            count = np.int64(payloads[np.int64(heads[2 * m]) + 2 * np.int64(heads[2 * m + 1]) + chunk])
+            _add_chunk(values[first : first + count], payloads[place : place + count], weights[m], part)
+            at[2 * m], at[2 * m + 1] = np.int32(first + count), np.int32(place + count)

@@ -25,6 +25,7 @@ from ._jit import (
     fold64,
     helper,
     int32,
+    int64,
     kernel,
     off_line,
     scale64,
@@ -35,7 +36,6 @@ from ._jit import (
 
 __all__ = [
     "LANES",
-    "LONG",
     "ROW",
     "add",
     "added",
@@ -54,15 +54,13 @@ __all__ = [
     "store_row",
     "sum_into",
     "sum_past",
+    "sum_rows",
     "summed",
 ]
 
 LANES = 64
 ROW = 1 << 10
 """Elements that are made in the first-level cache before they are copied."""
-LONG = 1 << 17
-"""Vectors from this length on are written past the cache: 512 KiB are a good part of what a core has to itself. Whoever reads
-them has to go to memory anyway, and writing them through the cache would read them from there first."""
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
@@ -145,33 +143,36 @@ def _stream(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
 
 
 @helper
-def store_row(row: Any, out: Any, start: Any, end: Any, off: Any) -> None:
-    """Copy a row to `out`, lines of which begin `off` elements after `start`; `flush` after the last."""
-    if out.shape[0] < LONG:
-        copy_row(row, out, start, end)
-    else:
+def store_row(row: Any, out: Any, start: Any, end: Any, off: Any, past: Any) -> None:
+    """Copy a row to `out`, past the cache unless `past` is 0; lines begin `off` after `start`. `flush` after the last."""
+    if past != 0:
         _stream(row, out, start, end, off)
+    else:
+        copy_row(row, out, start, end)
 
 
 @helper
-def _sum_row(a: Any, b: Any, start: Any, end: Any, row: Any, top: Any) -> Any:
+def _sum_row(a: Any, scale: Any, b: Any, start: Any, end: Any, row: Any, top: Any) -> Any:
     left, right = a[start:end], b[start:end]
     for i in range(left.shape[0]):
-        v = left[i] + right[i]
+        v = left[i] * scale + right[i]
         row[i] = v
         top = max(top, np.int32(bits(v) & _MAGNITUDE))
     return top
 
 
-@kernel(int32(F32_IN, F32_IN, F32, F32))
-def sum_past(a: Any, b: Any, row: Any, out: Any) -> Any:
-    """Do what `sum_into` does, past the cache where it is long, with float32[ROW] of scratch; `out` is other memory."""
+@kernel(int32(F32_IN, float32, F32_IN, F32, int64, F32))
+def sum_past(a: Any, scale: Any, b: Any, row: Any, past: Any, out: Any) -> Any:
+    """Write `a * scale + b` (two roundings) to `out`, other memory, and return its peak.
+
+    Past the cache unless `past` is 0; `row` is float32[ROW], scratch.
+    """
     n, off = out.shape[0], off_line(out)
     top = np.int32(0)
     for start in range(0, n, ROW):
         end = min(start + ROW, n)
-        top = _sum_row(a, b, start, end, row, top)
-        store_row(row, out, start, end, off)
+        top = _sum_row(a, scale, b, start, end, row, top)
+        store_row(row, out, start, end, off, past)
     flush(out)
     return top
 
@@ -219,15 +220,15 @@ def _copied_row(a: Any, start: Any, end: Any, row: Any, top: Any) -> Any:
     return top
 
 
-@kernel(int32(F32_IN, F32, F32))
-def copied(a: Any, row: Any, out: Any) -> Any:
-    """Write `a` to `out`, bit for bit, past the cache where it is long, with float32[ROW] of scratch; return its peak."""
+@kernel(int32(F32_IN, F32, int64, F32))
+def copied(a: Any, row: Any, past: Any, out: Any) -> Any:
+    """Write `a` to `out`, bit for bit, past the cache unless `past` is 0, with float32[ROW] of scratch; return its peak."""
     n, off = out.shape[0], off_line(out)
     top = np.int32(0)
     for start in range(0, n, ROW):
         end = min(start + ROW, n)
         top = _copied_row(a, start, end, row, top)
-        store_row(row, out, start, end, off)
+        store_row(row, out, start, end, off, past)
     flush(out)
     return top
 
@@ -251,6 +252,33 @@ def both(weight: Any, values: Any, other_weight: Any, others: Any, scale: Any, o
         v = ((_ZERO + weight * values[i]) + other_weight * others[i]) * scale + _ZERO
         out[i] = v
         top = max(top, np.int32(bits(v) & _MAGNITUDE))
+    return top
+
+
+@kernel(int32(F32_IN, F32_IN, float32, F32))
+def sum_rows(rows: Any, weights: Any, scale: Any, out: Any) -> Any:
+    """Write `(0 + weight * row + ...) * scale + 0` to `out`, member by member, and return its peak: `add` and `scaled` at once.
+
+    Args:
+        rows: float32[members * n], a row a member.
+        weights: float32[members].
+        scale: A factor.
+        out: float32[n], other memory.
+    """
+    n = out.shape[0]
+    top = np.int32(0)
+    for start in range(0, n, ROW):
+        end = min(start + ROW, n)
+        part = out[start:end]
+        part[:] = _ZERO
+        for m in range(weights.shape[0]):
+            row, weight = rows[m * n + start : m * n + end], weights[m]
+            for i in range(part.shape[0]):
+                part[i] += weight * row[i]
+        for i in range(part.shape[0]):
+            v = part[i] * scale + _ZERO
+            part[i] = v
+            top = max(top, np.int32(bits(v) & _MAGNITUDE))
     return top
 
 

@@ -2,7 +2,8 @@
 
 An entry is the C function behind a built-in: `PyObject *entry(PyObject *self, PyObject *const *arguments, Py_ssize_t count)`.
 Numbers are converted first, because that can run Python code, which could change an array. Then all arrays are checked and taken
-apart, and the kernel runs without the GIL. If something does not fit, there is a Python error, for `library.Kernel` to explain.
+apart, and the kernel runs without the GIL, unless all are short. If something does not fit, there is a Python error, for
+`library.Kernel` to explain.
 
 Who finds the GIL taken sleeps, and wakes some 40 us later: longer than most kernels take on a partition, and than there is Python
 between two of them. So a thread that comes back from a kernel says so in one word, `native.TURN`, and takes that back where its
@@ -34,8 +35,10 @@ _populate: Any = populate_array  # without hints
 _BYTE, _INT, _LONG, _DOUBLE = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.DoubleType()
 _OBJECT = _BYTE.as_pointer()
 
-LOOKS = 20_000
-"""How often a thread looks whether another one has gone on: 10 to 20 us. Without the instruction that says so to the processor,
+SHORT = 1 << 15
+"""A kernel whose arrays are all shorter keeps the GIL: it takes a few microseconds, and to get the GIL back can take longer."""
+LOOKS = 60_000
+"""How often a thread looks whether another one has gone on: 30 to 60 us. Without the instruction that says so to the processor,
 because a virtual machine may take it as an offer to run somebody else: with it all this gained nothing."""
 _WORD = 8
 
@@ -67,6 +70,8 @@ class _Entry:
         """An argument is not what it should be, and no error is set yet."""
         self.failed = function.append_basic_block("failed")
         """A Python error is set."""
+        self.lengths: list[Any] = []
+        """Of the arrays."""
 
     def build(self, compiled: Any, signature: Signature) -> None:
         builder, kinds = self.builder, signature.arguments
@@ -92,14 +97,23 @@ class _Entry:
         builder, convention = self.builder, self.context.call_conv
         kind = convention.get_function_type(described.restype, described.argtypes)
         native = ir.Function(self.module, kind, described.llvm_func_name)
-        thread = builder.call(self._python("PyEval_SaveThread", _OBJECT), [])
-        turn, name = self._global(TURN, _LONG), builder.ptrtoint(thread, _LONG)
-        with builder.if_then(builder.icmp_unsigned("==", builder.load_atomic(turn, "monotonic", _WORD), name)):
-            builder.store_atomic(ir.Constant(_LONG, 0), turn, "monotonic", _WORD)
+        turn, before, long = self._global(TURN, _LONG), builder.block, ir.Constant(ir.IntType(1), 0)
+        for length in self.lengths:
+            long = builder.or_(long, builder.icmp_signed(">=", length, ir.Constant(_LONG, SHORT)))
+        with builder.if_then(long):
+            saved = builder.call(self._python("PyEval_SaveThread", _OBJECT), [])
+            name = builder.ptrtoint(saved, _LONG)
+            with builder.if_then(builder.icmp_unsigned("==", builder.load_atomic(turn, "monotonic", _WORD), name)):
+                builder.store_atomic(ir.Constant(_LONG, 0), turn, "monotonic", _WORD)
+            released = builder.block
+        thread = builder.phi(_OBJECT)
+        thread.add_incoming(ir.Constant(_OBJECT, None), before)
+        thread.add_incoming(saved, released)
         status, result = convention.call_function(builder, native, described.restype, described.argtypes, values)
-        self._look_at(turn)
-        builder.call(self._python("PyEval_RestoreThread", ir.VoidType(), _OBJECT), [thread])
-        builder.store_atomic(name, turn, "monotonic", _WORD)
+        with builder.if_then(long):
+            self._look_at(turn)
+            builder.call(self._python("PyEval_RestoreThread", ir.VoidType(), _OBJECT), [thread])
+            builder.store_atomic(builder.ptrtoint(thread, _LONG), turn, "monotonic", _WORD)
         # No kernel of ours raises. One that did would be refused, but which error it was, only numba could tell.
         self._require(builder.not_(status.is_error))
         return result
@@ -162,6 +176,7 @@ class _Entry:
         ):
             self._require(builder.icmp_unsigned("==", found, ir.Constant(found.type, expected)))
         length = builder.load(self._field(given, _LENGTHS, _LONG.as_pointer()))
+        self.lengths.append(length)
         size = ir.Constant(_LONG, np.dtype(kind.element).itemsize)
         array = self.context.make_array(numba_type)(self.context, builder)
         data = builder.bitcast(self._field(given, _DATA, _OBJECT), array.data.type)
