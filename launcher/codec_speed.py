@@ -51,7 +51,7 @@ ERROR_ELEMENTS: Final = 1 << 20
 """Elements that errors are measured on at most: enough for three digits."""
 SECONDS: Final = 0.25
 """Time that calls of one operation may take, so that the whole table takes a minute and not ten."""
-SECONDS_TOGETHER: Final = 0.1
+SECONDS_TOGETHER: Final = 0.25
 """The same with several threads, after a quarter of it that does not count: in the first tens of milliseconds they find the lock
 taken more often than later."""
 LEAST: Final = 5
@@ -221,10 +221,11 @@ def measure(case: Case, elements: int, threads: int = 1, *, values: ValueFormat 
 
 
 def measure_kernels(elements: int, threads: int = 1) -> Iterator[dict[str, Any]]:
-    """Time two loops that codecs are made of, as `measure` times operations of codecs; `codec` is `kernels`, and level 0.
+    """Time three loops that codecs are made of, as `measure` times operations of codecs; `codec` is `kernels`, and level 0.
 
-    `sum` is a plain loop that adds two vectors into a third, past the cache: a codec with feedback reads as much, a gradient and
-    a residual, and writes as much, the next residual. `rotate` is a Hadamard transform of columns of 1,024, at random signs.
+    `read` looks at the sum of two vectors, and writes nothing: what is faster has not read a gradient and a residual. `sum` is a
+    plain loop that adds two vectors into a third, past the cache: a codec with feedback reads as much, and writes as much, the
+    next residual. `rotate` is a Hadamard transform of columns of 1,024, at random signs.
     """
     loops = [_loops(elements, thread) for thread in range(threads)]
     for name, calls in {name: [own[name] for own in loops] for name in loops[0]}.items():
@@ -236,6 +237,7 @@ def _loops(elements: int, seed: int) -> dict[str, Call]:
     out, row, whole = np.empty_like(a), np.empty(kernels.vector.ROW, np.float32), elements // TILE * TILE
     work = np.empty(kernels.hadamard.ROOM + kernels.hadamard.WIDTH, np.float32)
     return {
+        "read": lambda: kernels.vector.peak_of_sum(a, b),
         "sum": lambda: kernels.vector.sum_past(a, ONE, b, row, goes_past(elements), out),
         "rotate": lambda: kernels.hadamard.rotate(a[:whole], 1, 2, work, out[:whole]),
     }

@@ -64,7 +64,9 @@ def codecs(
     console.print(f"{human_bytes(4 * elements)} of float32, {threads} thread{plural}; a full bar is {BAR_COPIES:g} copies")
     beside += measure_kernels(elements, threads)
     _show_rows(
-        console, "kernels: sum reads two vectors and writes a third, as feedback must; rotate is a Hadamard of 1,024", beside
+        console,
+        "kernels: read and sum take two vectors, as feedback must; sum writes a third; rotate is a Hadamard",
+        beside,
     )
     for case in cases:
         measured = list(measure(case, elements, threads, values=values))

@@ -256,16 +256,14 @@ class EntriesCodec(Codec):
         self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
     ) -> None:
         """Sum payloads of halves in one pass over `total`; see `Codec.begin_all`."""
-        forms = [values.read_preamble(payload) for payload in payloads]
-        if any(form != values.FP16 for form, _ in forms) or type(self).accumulate is not EntriesCodec.accumulate:
+        if any(payload[0] != values.FP16 for payload in payloads) or type(self).accumulate is not EntriesCodec.accumulate:
             super().begin_all(payloads, codings, weights, total)
             return
         counts = [coding.count for coding in codings]
         behind = accumulate((payload.size // 2 for payload in payloads[:-1]), initial=values.PREAMBLE // 2)
         heads = np.array([*zip(behind, counts, strict=True)], np.uint32).ravel()
-        inverses = np.array([values.power(exponent) for _, exponent in forms])
         room, at = borrow("decoded", sum(counts), np.float32), borrow("at", 2 * len(counts), np.int32)
-        kernels.sparse.sum_halves(joined(payloads).view(np.uint16), heads, inverses, np.array(weights), room, at, total)
+        kernels.sparse.sum_halves(joined(payloads).view(np.uint16), heads, np.array(weights), room, at, total)
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write the values of a stretch to their places in `out`, and zero elsewhere: indices rise, so it is searched for."""

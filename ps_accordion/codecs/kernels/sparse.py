@@ -21,6 +21,7 @@ from ._jit import (
     int64,
     kernel,
     off_line,
+    real,
     void,
 )
 from .half import from_half
@@ -130,14 +131,14 @@ def _decode(codes: Any, inverse: Any, out: Any) -> None:
         out[i] = from_half(np.int32(codes[i])) * inverse
 
 
-@kernel(void(U16_IN, U32_IN, F32_IN, F32_IN, F32, I32, F32))
-def sum_halves(payloads: Any, heads: Any, inverses: Any, weights: Any, values: Any, at: Any, total: Any) -> None:
-    """Set `total := 0 + weight * (half * inverse)` of each member at its places, member by member, as `half.decode` and `add` do.
+@kernel(void(U16_IN, U32_IN, F32_IN, F32, I32, F32))
+def sum_halves(payloads: Any, heads: Any, weights: Any, values: Any, at: Any, total: Any) -> None:
+    """Set `total := 0 + weight * value` of each member at its places, member by member, as `half.decode` and `add` do.
 
     Args:
         payloads: uint16, payloads of halves, one behind another. They have been checked.
-        heads: uint32[2 * members], where the halves of each begin, and how many there are; places and counts follow.
-        inverses: float32[members], what halves are multiplied by.
+        heads: uint32[2 * members], where the halves of each begin, and how many there are. Their exponent lies before them,
+            places and counts behind.
         weights: float32[members].
         values: float32[all entries], scratch.
         at: int32[2 * members], scratch.
@@ -146,7 +147,9 @@ def sum_halves(payloads: Any, heads: Any, inverses: Any, weights: Any, values: A
     members, n, behind = weights.shape[0], total.shape[0], np.int64(0)
     for m in range(members):
         first, count = np.int64(heads[2 * m]), np.int64(heads[2 * m + 1])
-        _decode(payloads[first : first + count], inverses[m], values[behind : behind + count])
+        exponent = np.int32(payloads[first - 1] ^ np.uint16(0x8000)) - np.int32(0x8000)  # it has a sign
+        inverse = real(np.int32(np.int32(exponent + 127) << 23))
+        _decode(payloads[first : first + count], inverse, values[behind : behind + count])
         at[2 * m], at[2 * m + 1] = np.int32(behind), np.int32(first + count)
         behind += count
     for chunk in range((n + _CHUNK - 1) >> CHUNK_SHIFT):
