@@ -233,13 +233,14 @@ def measure_kernels(elements: int, threads: int = 1) -> Iterator[dict[str, Any]]
 
 
 def _loops(elements: int, seed: int) -> dict[str, Call]:
-    a, b = distribution("gaussian", elements, seed), distribution("gaussian", elements, seed + 1)
-    out, row, whole = np.empty_like(a), np.empty(kernels.vector.ROW, np.float32), elements // TILE * TILE
-    work = np.empty(kernels.hadamard.ROOM + kernels.hadamard.WIDTH, np.float32)
+    a, b, out = (zeros(elements) for _ in range(3))
+    a[:], b[:] = distribution("gaussian", elements, seed), distribution("gaussian", elements, seed + 1)
+    row, whole, past = zeros(kernels.vector.ROW), elements // TILE * TILE, goes_past(elements)
+    work = zeros(kernels.hadamard.ROOM + kernels.hadamard.WIDTH)
     return {
         "read": lambda: kernels.vector.peak_of_sum(a, b),
-        "sum": lambda: kernels.vector.sum_past(a, ONE, b, row, goes_past(elements), out),
-        "rotate": lambda: kernels.hadamard.rotate(a[:whole], 1, 2, work, out[:whole]),
+        "sum": lambda: kernels.vector.sum_past(a, ONE, b, row, past, out),
+        "rotate": lambda: kernels.hadamard.rotate(a[:whole], 1, 2, work, past, out[:whole]),
     }
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..errors import CodecError, PayloadError
 from . import kernels
 from .base import Coding, Encoded, FloatVector, Payload
+from .cache import goes_past
 from .onepass import OnePassCodec
 from .packing import INFINITE, ONE
 from .workspace import borrow
@@ -159,7 +160,7 @@ class BucketCodec(OnePassCodec):
 
     def decode(self, payload: Payload, coding: Coding, out: FloatVector) -> None:
         """Write what the codes stand for to `out`."""
-        self.begin(payload, coding, ONE, out)
+        self._gather([_member(payload, coding, ONE)], out, past=goes_past(out.size))
 
     def peek(self, payload: Payload, coding: Coding, start: int, out: FloatVector) -> None:
         """Write what a stretch of the codes stands for to `out`: whole buckets are read, and cut."""
@@ -200,15 +201,16 @@ class BucketCodec(OnePassCodec):
         for first in range(0, len(members), kernels.codes.MOST):
             self._gather(members[first : first + kernels.codes.MOST], total, begun=first > 0)
 
-    def _gather(self, members: Sequence[_Member], total: FloatVector, *, begun: bool = False) -> None:
-        """Add up to `kernels.codes.MOST` members to `total`, or set it to their sum."""
+    def _gather(self, members: Sequence[_Member], total: FloatVector, *, begun: bool = False, past: bool = False) -> None:
+        """Add up to `kernels.codes.MOST` members to `total`, or set it to their sum, `past` the cache if nobody reads it soon."""
         shapes = np.array([each for member in members for each in (member.width, member.bucket)], np.uint32)
         weights = np.array([member.weight for member in members], np.float32)
         missing = kernels.codes.MOST - len(members)
         codes = [member.parts.codes for member in members] + [members[0].parts.codes] * missing
         scales = [member.parts.scales for member in members] + [members[0].parts.scales] * missing
+        row = borrow("piece", kernels.codes.PIECE, np.float32)
         wide = scratch_codes(max(member.bucket for member in members))
-        arguments: list[Any] = [len(members), int(begun), self.powers, shapes, weights, *codes, *scales, wide, total]
+        arguments: list[Any] = [len(members), int(begun), self.powers, shapes, weights, *codes, *scales, wide, row, past, total]
         kernels.codes.gather(*arguments)
 
 

@@ -6,6 +6,7 @@ import torch
 from ps_accordion.codecs import device, get
 from ps_accordion.codecs.kernels import hadamard
 from ps_accordion.codecs.noise import noise_key
+from ps_accordion.codecs.workspace import zeros
 from ps_accordion.errors import CodecError, PayloadError
 
 from .cases import SEED, Case, decode, encode, gaussian
@@ -65,9 +66,11 @@ def test_the_transform_is_that_of_the_textbook_and_its_own_inverse():
     matrix = np.array([[1.0]])
     for _ in range(10):
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    v, once = gaussian(2 * hadamard.TILE), np.empty(2 * hadamard.TILE, np.float32)
+    v, once, past = gaussian(2 * hadamard.TILE), zeros(2 * hadamard.TILE), zeros(2 * hadamard.TILE)
     work = np.empty(hadamard.ROOM + 16, np.float32)
-    hadamard.rotate(v, *noise_key(SEED), work, once)
+    hadamard.rotate(v, *noise_key(SEED), work, False, once)
+    hadamard.rotate(v, *noise_key(SEED), work, True, past)
+    assert once.tobytes() == past.tobytes()
     for start in (0, hadamard.TILE):
         tile = slice(start, start + hadamard.TILE)
         turned = rotated.turned(v[tile].reshape(-1, 16), start, SEED)

@@ -20,13 +20,15 @@ from ._jit import (
     begin_powers8,
     bits,
     boolean,
+    flush,
     helper,
     int64,
     kernel,
+    off_line,
     real,
     void,
 )
-from .vector import LANES
+from .vector import LANES, store_row
 
 __all__ = ["MOST", "PIECE", "check", "gather"]
 
@@ -129,12 +131,12 @@ def _add_bucket(codes: Any, width: Any, powers: Any, scale: Any, weight: Any, wi
         _add(wide, half, scale, weight, total)
 
 
-@kernel(void(int64, int64, int64, U32_IN, F32_IN, *[U8_IN] * MOST, *[F32_IN] * MOST, U8, F32))
+@kernel(void(int64, int64, int64, U32_IN, F32_IN, *[U8_IN] * MOST, *[F32_IN] * MOST, U8, F32, int64, F32))
 def gather(  # noqa: D417  # the eight codes and scales are described once
     count: Any, begun: Any, powers: Any, shapes: Any, weights: Any,
     codes0: Any, codes1: Any, codes2: Any, codes3: Any, codes4: Any, codes5: Any, codes6: Any, codes7: Any,
     scales0: Any, scales1: Any, scales2: Any, scales3: Any, scales4: Any, scales5: Any, scales6: Any, scales7: Any,
-    wide: Any, total: Any,
+    wide: Any, row: Any, past: Any, total: Any,
 ) -> None:  # fmt: skip
     """Set `total := total + weight * D` (three roundings) for one member after the other, piece by piece of `total`.
 
@@ -147,13 +149,16 @@ def gather(  # noqa: D417  # the eight codes and scales are described once
         codes0, ...: uint8[bytes of all codes] of each member.
         scales0, ...: float32[buckets] of each member.
         wide: uint8[elements of the largest bucket + 3], scratch.
+        row: float32[PIECE], scratch.
+        past: 1 to write past the cache, where `begun` is 0, else 0.
         total: float32[n].
     """
-    n = total.shape[0]
+    n, off = total.shape[0], off_line(total)
     all_codes = (codes0, codes1, codes2, codes3, codes4, codes5, codes6, codes7)
     all_scales = (scales0, scales1, scales2, scales3, scales4, scales5, scales6, scales7)
     for begin in range(0, n, PIECE):
         stop = min(n, begin + PIECE)
+        piece = row[: stop - begin] if past != 0 else total[begin:stop]
         for k in range(count):
             codes, scales, weight = all_codes[k], all_scales[k], weights[k]
             width, bucket = np.int64(shapes[2 * k]), np.int64(shapes[2 * k + 1])
@@ -163,9 +168,12 @@ def gather(  # noqa: D417  # the eight codes and scales are described once
                 at = start // per_byte
                 part = codes[at : at + (end - start + per_byte - 1) // per_byte]
                 if begun != 0 or k != 0:
-                    _add_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
+                    _add_bucket(part, width, powers, scales[i], weight, wide, piece[start - begin : end - begin])
                 else:
-                    _begin_bucket(part, width, powers, scales[i], weight, wide, total[start:end])
+                    _begin_bucket(part, width, powers, scales[i], weight, wide, piece[start - begin : end - begin])
+        if past != 0:
+            store_row(row, total, begin, stop, off, past)
+    flush(total)
 
 
 @kernel(boolean(F32_IN))

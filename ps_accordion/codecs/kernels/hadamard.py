@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, butterfly32, fetch, helper, int64, kernel, signed16, void
+from ._jit import F32, F32_IN, butterfly32, fetch, flush, helper, int64, kernel, off_line, signed16, stream16, void
 from .noise import hashed
 
 __all__ = ["GROUP", "PITCH", "ROOM", "ROWS", "TILE", "WIDTH", "rotate", "rows_of", "transform", "turn", "unturn"]
@@ -105,8 +105,8 @@ def _ahead(x: Any, start: Any) -> None:
         fetch(x, at)
 
 
-@kernel(void(F32_IN, int64, int64, F32, F32))
-def rotate(a: Any, low: Any, high: Any, work: Any, out: Any) -> None:
+@kernel(void(F32_IN, int64, int64, F32, int64, F32))
+def rotate(a: Any, low: Any, high: Any, work: Any, past: Any, out: Any) -> None:
     """Write the transform of `a`, times random signs, to `out`: for tests and for the clock.
 
     Args:
@@ -114,17 +114,26 @@ def rotate(a: Any, low: Any, high: Any, work: Any, out: Any) -> None:
         low: Lower word of the key of the signs.
         high: Upper word of it.
         work: float32[ROOM + 16], scratch.
+        past: 1 to write past the cache, where lines allow that, else 0.
         out: Like `a`.
     """
     key, more = np.uint32(low), np.uint32(high)
     t, ones = work[:ROOM], work[ROOM : ROOM + WIDTH]
     ones[:] = np.float32(1.0)
+    beyond = past != 0 and off_line(out) == 0
     for start in range(0, a.shape[0], TILE):
         turn(a[start : start + TILE], ROWS, start, key, more, ones, t)
         # As `transform` does it, but while the processor adds, memory brings what is needed next.
         for r in range(32):
-            _ahead(out, start + r * GROUP)
+            if not beyond:
+                _ahead(out, start + r * GROUP)
             butterfly32(t, r * WIDTH, PITCH, t, r * WIDTH, PITCH)
         for g in range(32):
             _ahead(a, start + TILE + g * GROUP)
-            butterfly32(t, g * PITCH, WIDTH, out, start + g * GROUP, WIDTH)
+            if beyond:
+                butterfly32(t, g * PITCH, WIDTH, t, g * PITCH, WIDTH)
+                for at in range(0, GROUP, WIDTH):
+                    stream16(t, g * PITCH + at, out, start + g * GROUP + at)
+            else:
+                butterfly32(t, g * PITCH, WIDTH, out, start + g * GROUP, WIDTH)
+    flush(out)
