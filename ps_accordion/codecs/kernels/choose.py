@@ -302,6 +302,12 @@ def narrow(k: Any, threshold: Any, found: Any, index: Any, words: Any, scratch: 
     least, ties = _least(words[:found], k, threshold, peak, scratch, counts)
     seen[1] = np.int32(least)
     kept: Any = 0
+    if ties == 0:
+        for i in range(found):
+            word = words[i]
+            index[kept], words[kept] = index[i], word
+            kept += np.int64(np.int64(word & _MAGNITUDE_WORD) > least)
+        return kept
     for i in range(found):
         word = words[i]
         magnitude = np.int64(word & _MAGNITUDE_WORD)
