@@ -97,14 +97,16 @@ class _Desk:
         kept = self._kept.get((name, kind))
         if kept is not None:
             self._kept.move_to_end((name, kind))
-        elif (name, kind) in self._met:
-            if (name, kind) not in self.wanted:
-                self.wanted[name, kind] = want()
-        else:
-            self._met[name, kind] = None
-            if len(self._met) > _REMEMBERED:
-                self._met.popitem(last=False)
+        elif (name, kind) in self._met and (name, kind) not in self.wanted:
+            self.wanted[name, kind] = want()
         return kept
+
+    def meet(self, name: str, kind: Hashable) -> None:
+        """Note a kind of which all has been launched, operation by operation."""
+        self._met[name, kind] = None
+        self._met.move_to_end((name, kind))
+        if len(self._met) > _REMEMBERED:
+            self._met.popitem(last=False)
 
     def record(self) -> None:
         """Record what is wanted."""
@@ -112,13 +114,14 @@ class _Desk:
             return
         while self.wanted and not self._without:
             (name, kind), want = self.wanted.popitem()
-            self.vectors(0)  # before: what is made or marked while a device records is part of the recording
-            with self.turn():
-                memory = torch.empty(want.size, dtype=want.dtype, device=self.device)
+            recording = None
             try:
+                self.vectors(0)  # before: what is made or marked while a device records is part of the recording
+                last = self._free
+                with self.turn():
+                    memory = torch.empty(want.size, dtype=want.dtype, device=self.device)
                 recording = self._streams.recorded(partial(want.work, memory))
             except RuntimeError as error:
-                recording = None
                 self._warn(
                     f"expected to record what codec {name} launches on {self.device}, got: {error}; "
                     "each operation is launched by itself from now on, which takes longer"
@@ -127,14 +130,11 @@ class _Desk:
                 self._without = True
                 self.wanted.clear()
             else:
-                self._keep((name, kind), _Kept(recording, memory))
-
-    def _keep(self, which: Hashable, kept: _Kept) -> None:
-        self._kept[which] = kept
-        if len(self._kept) > self._limit:
-            if self._free is not None:
-                self._free.synchronize()  # so that nothing runs any more that uses the memory of what goes
-            self._kept.popitem(last=False)
+                self._kept[name, kind] = _Kept(recording, memory)
+                if len(self._kept) > self._limit:
+                    if last is not None:
+                        last.synchronize()  # so that nothing runs any more that uses the memory of what goes
+                    self._kept.popitem(last=False)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -198,7 +198,9 @@ class Recordings:
 
         kept = desk.find(twin.name, (n, level), lambda: _Wanted(len(words), torch.int32, work))
         if kept is None:
-            return encode(twin, gradient, residual, level=level, seed=seed)
+            parcel = encode(twin, gradient, residual, level=level, seed=seed)
+            desk.meet(twin.name, (n, level))
+            return parcel
         ours, left = desk.vectors(n)
         with desk.turn():
             ours.copy_(gradient)
@@ -220,7 +222,8 @@ class Recordings:
         """
         (_, first), kind = out[0], twin.kind(payload, coding)
         device, staged = first.device, stage(payload, first.device)
-        if kind is not None and self._decode_recorded(twin, kind, payload, staged, coding, out):
+        which = (coding.elements, coding.level, coding.count, payload.size, kind)
+        if kind is not None and self._decode_recorded(twin, which, payload, staged, coding, out):
             return
         uploaded = staged.to(device, non_blocking=True)
         if len(out) == 1 and first.dtype == torch.float32:
@@ -229,11 +232,14 @@ class Recordings:
             whole = torch.empty(coding.elements, dtype=torch.float32, device=device)
             twin.decode(payload, uploaded, coding, whole)
             _spread(whole, out)
+        if kind is not None:
+            with self._decodes:
+                self._desk(self._decoding, device, vectors=1).meet(twin.name, which)
 
     def _decode_recorded(
         self,
         twin: DeviceCodec,
-        kind: Hashable,
+        which: Hashable,
         payload: Payload,
         staged: torch.Tensor,
         coding: Coding,
@@ -253,7 +259,7 @@ class Recordings:
 
                 return _Wanted(payload.size, torch.uint8, work)
 
-            kept = desk.find(twin.name, (n, coding.level, coding.count, payload.size, kind), want)
+            kept = desk.find(twin.name, which, want)
             if kept is not None:
                 with desk.turn():
                     kept.given.copy_(staged, non_blocking=True)

@@ -60,6 +60,8 @@ PACKED_AT = values.PREAMBLE + 4
 """Where packed entries begin: behind the unit."""
 MAX_ELEMENTS = 1 << 32
 """Indices are 32 bits wide while they are chosen."""
+MOST_JOINED = 1 << 30
+"""Bytes of payloads that are added up at once: places in them are 32 bits wide."""
 
 
 class Packed(NamedTuple):
@@ -256,7 +258,8 @@ class EntriesCodec(Codec):
         self, payloads: Sequence[Payload], codings: Sequence[Coding], weights: Sequence[np.float32], total: FloatVector
     ) -> None:
         """Sum payloads of halves in one pass over `total`; see `Codec.begin_all`."""
-        if any(payload[0] != values.FP16 for payload in payloads) or type(self).accumulate is not EntriesCodec.accumulate:
+        another = type(self).accumulate is not EntriesCodec.accumulate or any(payload[0] != values.FP16 for payload in payloads)
+        if another or sum(payload.size for payload in payloads) >= MOST_JOINED:
             super().begin_all(payloads, codings, weights, total)
             return
         counts = [coding.count for coding in codings]

@@ -84,7 +84,8 @@ class SignCodec(Codec):
         together = joined(payloads)
         sizes, words = borrow("sizes", members * -(-n // chunk), np.float32), together.view(np.uint32)
         scaled = sizes.reshape(members, -1)
-        np.multiply(self.sizes_of(together.reshape(members, -1), n, level), np.array(weights)[:, np.newaxis], out=scaled)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the sum
+            np.multiply(self.sizes_of(together.reshape(members, -1), n, level), np.array(weights)[:, np.newaxis], out=scaled)
         scaled += _ZERO
         stride = words.size // members
         kernels.signs.add(words, stride - words_of(n), stride, sizes, members, chunk, 1, total)

@@ -285,6 +285,19 @@ def test_a_scale_beyond_all_numbers_is_seen_where_nothing_was_sent():
     assert done is None
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sums_that_are_not_finite_are_found_in_silence(case):
+    """Whoever wants warnings to be errors, too: the round is skipped, and nothing else happens."""
+    codec, n = case.build(), 1000
+    coding, payload = encode(case, gaussian(n), np.zeros(n, np.float32))
+    for weights in ([np.float32(3e38)] * 2, [np.float32(np.inf), np.float32(1)]):
+        total = np.zeros(n, np.float32)
+        codec.begin_all([payload] * 2, [coding] * 2, weights, total)
+        if case.codec not in ("signsgd", "threshold") or np.isinf(weights[0]):
+            assert not np.isfinite(total).all()
+
+
 @pytest.mark.parametrize("n", [1, 1000, 32_769, 70_001])
 @pytest.mark.parametrize("alike", [True, False], ids=["one seed", "seeds of their own"])
 @pytest.mark.parametrize("case", [*CASES, Case("topk", 0.02, "int8"), Case("topk", 0.02, "packed")], ids=str)

@@ -182,6 +182,47 @@ def test_only_the_thread_that_encodes_records(again: Recorder) -> None:
     assert again.made == 1
 
 
+def test_memory_that_is_not_there_is_said_and_training_goes_on(again: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording needs memory of its own: without it each operation is launched by itself."""
+    said: list[str] = []
+    recordings = Recordings(N, limit=4, warn=said.append)
+
+    def empty(*shape: Any, **how: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(recorded, "torch", SimpleNamespace(**{**vars(torch), "empty": empty}))
+    rounds(recordings, "topk", "cpu")
+    (text,) = said
+    assert "got: out of memory" in text
+    assert again.made == 0
+
+
+def test_what_has_not_been_launched_to_the_end_has_not_been_met(again: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads may decode the first results of a kind at once: what a device loads for them cannot be recorded."""
+    recordings, known = Recordings(N, limit=4, warn=never), get("onebit")
+    twin = twin_of(known)
+    payload = np.zeros(known.payload_bound(N, 512), np.uint8)
+    encoded = known.encode(gaussian(N, 1), np.zeros(N, np.float32), level=512, seed=0, out=payload)
+    assert encoded is not None
+    coding, out = Coding("onebit", 512, N, encoded.count, 0), [(Slice(0, 0, N, 0), torch.zeros(N))]
+    launch, made = twin.decode, list[int]()
+
+    def launching(*arguments: Any) -> None:
+        if not made:  # the first is still being launched when another thread has gone all the way, and backward records
+            made.append(0)
+            recordings.decode(twin, payload, coding, out)
+            recordings.record()
+            made[0] = again.made
+        launch(*arguments)
+
+    monkeypatch.setattr(twin, "decode", launching)
+    recordings.decode(twin, payload, coding, out)
+    assert made == [0]
+    recordings.decode(twin, payload, coding, out)
+    recordings.record()
+    assert again.made == 1
+
+
 @devices
 @pytest.mark.parametrize("codec", ["topk", "threshold", "dgc"])
 def test_results_that_lack_entries_are_no_kind(codec: str, where: str, again: Recorder) -> None:

@@ -147,7 +147,7 @@ def _gather(v: Any, basis: Any, rank: Any, rows: Any, columns: Any, i: Any, star
         _gather4(right[k * columns + start : k * columns + end], a, b, c, d, p, q, r, s)
 
 
-@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32, F32, F32))
+@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32, F32, F32), brief=False)
 def step_across(a: Any, b: Any, basis: Any, rank: Any, left: Any, v: Any, lanes: Any, row: Any) -> Any:
     """Set `v := a + b`, write its left factor for a right `basis`, and leave in `v` what the two do not carry; return its peak.
 
@@ -172,7 +172,7 @@ def step_across(a: Any, b: Any, basis: Any, rank: Any, left: Any, v: Any, lanes:
     return top
 
 
-@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32))
+@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32), brief=False)
 def step_down(a: Any, b: Any, basis: Any, rank: Any, right: Any, v: Any) -> Any:
     """Set `v := a + b` and write its right factor for a left `basis`; return the peak of `v`.
 
@@ -197,7 +197,7 @@ def step_down(a: Any, b: Any, basis: Any, rank: Any, right: Any, v: Any) -> Any:
     return top
 
 
-@kernel(void(F32_IN, F32_IN, int64, F32, F32))
+@kernel(void(F32_IN, F32_IN, int64, F32, F32), brief=False)
 def across(v: Any, basis: Any, rank: Any, left: Any, lanes: Any) -> None:
     """Write the left factor of `v` for a right `basis`; the arguments are those of `step_across`."""
     rows, columns = left.shape[0] // rank, basis.shape[0] // rank
@@ -206,7 +206,7 @@ def across(v: Any, basis: Any, rank: Any, left: Any, lanes: Any) -> None:
             left[k * rows + i] = _dot(v, i * columns, basis, k * columns, columns, lanes)
 
 
-@kernel(void(F32_IN, F32_IN, int64, F32))
+@kernel(void(F32_IN, F32_IN, int64, F32), brief=False)
 def down(v: Any, basis: Any, rank: Any, right: Any) -> None:
     """Write the right factor of `v` for a left `basis`; the arguments are those of `step_down`."""
     rows, columns = basis.shape[0] // rank, right.shape[0] // rank
@@ -217,7 +217,7 @@ def down(v: Any, basis: Any, rank: Any, right: Any) -> None:
             _gather(v, basis, rank, rows, columns, i, start, end, right)
 
 
-@kernel(void(F32, F32_IN, F32_IN, int64, F32))
+@kernel(void(F32, F32_IN, F32_IN, int64, F32), brief=False)
 def subtract(v: Any, left: Any, right: Any, rank: Any, row: Any) -> None:
     """Set `v := v - D`; `row` is float32[columns] of scratch."""
     rows, columns = left.shape[0] // rank, right.shape[0] // rank
@@ -227,7 +227,7 @@ def subtract(v: Any, left: Any, right: Any, rank: Any, row: Any) -> None:
             _subtract(v[i * columns + start : i * columns + end], left, right, rank, rows, columns, i, start, end, row)
 
 
-@kernel(void(F32_IN, F32_IN, int64, float32, F32, F32))
+@kernel(void(F32_IN, F32_IN, int64, float32, F32, F32), brief=False)
 def add(left: Any, right: Any, rank: Any, weight: Any, total: Any, row: Any) -> None:
     """Set `total := total + weight * D`; `row` is float32[columns] of scratch."""
     rows, columns = left.shape[0] // rank, right.shape[0] // rank
@@ -236,7 +236,7 @@ def add(left: Any, right: Any, rank: Any, weight: Any, total: Any, row: Any) -> 
         _more(total[i * columns : (i + 1) * columns], weight, row)
 
 
-@kernel(void(F32_IN, F32_IN, int64, int64, F32))
+@kernel(void(F32_IN, F32_IN, int64, int64, F32), brief=False)
 def expand(left: Any, right: Any, rank: Any, start: Any, out: Any) -> None:
     """Write the elements of D from `start` on, row after row, to the whole of `out`."""
     rows, columns = left.shape[0] // rank, right.shape[0] // rank
@@ -270,7 +270,7 @@ def _away(a: Any, factor: Any, b: Any) -> None:
         a[j] -= factor * b[j]
 
 
-@kernel(float64(F64, int64, int64, F64, F64))
+@kernel(float64(F64, int64, int64, F64, F64), brief=False)
 def against(vectors: Any, length: Any, place: Any, mixing: Any, lanes: Any) -> Any:
     """Make a vector orthogonal to those before it, twice over, and of length 1; return how long what was left of it was.
 
@@ -302,7 +302,7 @@ def against(vectors: Any, length: Any, place: Any, mixing: Any, lanes: Any) -> A
     return left
 
 
-@kernel(void(F64, int64, F32_IN, F32))
+@kernel(void(F64, int64, F32_IN, F32), brief=False)
 def mix(mixing: Any, rank: Any, vectors: Any, out: Any) -> None:
     """Write `out[k] = mixing[k, k] * vectors[k] + mixing[k, k + 1] * vectors[k + 1] + ...`, summed in float64.
 

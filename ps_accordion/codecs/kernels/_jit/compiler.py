@@ -71,7 +71,7 @@ def object_code(library: Library) -> bytes:
         for kernel in library.kernels:
             dispatcher = _njit(_signature(kernel.signature), **_OPTIONS, **_BARE)(kernel.function)
             (compiled,) = dispatcher.overloads.values()
-            add_entry(module, context, compiled, kernel.name, kernel.signature)
+            add_entry(module, context, compiled, kernel.name, kernel.signature, brief=kernel.brief)
             linked.add_linking_library(compiled.library)
         ours = {function.name for function in module.functions} | {name for name, _ in module.globals.items()}
         linked.add_ir_module(module)

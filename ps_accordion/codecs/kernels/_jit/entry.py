@@ -2,8 +2,8 @@
 
 An entry is the C function behind a built-in: `PyObject *entry(PyObject *self, PyObject *const *arguments, Py_ssize_t count)`.
 Numbers are converted first, because that can run Python code, which could change an array. Then all arrays are checked and taken
-apart, and the kernel runs without the GIL, unless all are short. If something does not fit, there is a Python error, for
-`library.Kernel` to explain.
+apart, and the kernel runs without the GIL, unless it is brief and all are short. If something does not fit, there is a Python
+error, for `library.Kernel` to explain.
 
 Who finds the GIL taken sleeps, and wakes some 40 us later: longer than most kernels take on a partition, and than there is Python
 between two of them. So a thread that comes back from a kernel says so in one word, `native.TURN`, and takes that back where its
@@ -36,14 +36,14 @@ _BYTE, _INT, _LONG, _DOUBLE = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.
 _OBJECT = _BYTE.as_pointer()
 
 SHORT = 1 << 15
-"""A kernel whose arrays are all shorter keeps the GIL: it takes a few microseconds, and to get the GIL back can take longer."""
+"""A brief kernel whose arrays are all shorter keeps the GIL: to get it back can take longer than the kernel, some microseconds."""
 LOOKS = 60_000
 """How often a thread looks whether another one has gone on: 30 to 60 us. Without the instruction that says so to the processor,
 because a virtual machine may take it as an offer to run somebody else: with it all this gained nothing."""
 _WORD = 8
 
 
-def add_entry(module: Any, context: Any, compiled: Any, name: str, signature: Signature) -> None:
+def add_entry(module: Any, context: Any, compiled: Any, name: str, signature: Signature, *, brief: bool) -> None:
     """Add the entry of one kernel to an LLVM module.
 
     Args:
@@ -52,19 +52,21 @@ def add_entry(module: Any, context: Any, compiled: Any, name: str, signature: Si
         compiled: Numba's result for the kernel.
         name: Of the entry, for `native.entries`.
         signature: What the kernel takes and returns.
+        brief: Whether it keeps the GIL where all arrays are short.
     """
     assert np.lib.NumpyVersion(np.__version__) < "3.0.0", "the layout of arrays is known for numpy 2"
     function = ir.Function(module, ir.FunctionType(_OBJECT, [_OBJECT, _OBJECT.as_pointer(), _LONG]), name)
-    _Entry(module, context, function).build(compiled, signature)
+    _Entry(module, context, function, brief).build(compiled, signature)
 
 
 class _Entry:
     """One entry in the making."""
 
-    def __init__(self, module: Any, context: Any, function: Any) -> None:
+    def __init__(self, module: Any, context: Any, function: Any, brief: bool) -> None:
         self.module = module
         self.context = context
         self.function = function
+        self.brief = brief
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.refused = function.append_basic_block("refused")
         """An argument is not what it should be, and no error is set yet."""
@@ -97,7 +99,7 @@ class _Entry:
         builder, convention = self.builder, self.context.call_conv
         kind = convention.get_function_type(described.restype, described.argtypes)
         native = ir.Function(self.module, kind, described.llvm_func_name)
-        turn, before, long = self._global(TURN, _LONG), builder.block, ir.Constant(ir.IntType(1), 0)
+        turn, before, long = self._global(TURN, _LONG), builder.block, ir.Constant(ir.IntType(1), int(not self.brief))
         for length in self.lengths:
             long = builder.or_(long, builder.icmp_signed(">=", length, ir.Constant(_LONG, SHORT)))
         with builder.if_then(long):

@@ -37,10 +37,10 @@ _HARMLESS = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "N
 class Kernel:
     """A loop with exactly one signature, called like the function that it was made from, by position."""
 
-    def __init__(self, function: Callable[..., Any], signature: Signature, library: Library) -> None:
+    def __init__(self, function: Callable[..., Any], signature: Signature, library: Library, *, brief: bool = True) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self.signature = signature
+        self.signature, self.brief = signature, brief
         self.name = function.__name__
         self._library = library
         self.entry: Callable[..., Any] = self._first
@@ -154,12 +154,17 @@ def _library(function: Callable[..., Any]) -> Library:
     return _libraries.setdefault(function.__module__, Library(name))
 
 
-def kernel(signature: Signature) -> Callable[[Function], Function]:
-    """Make a kernel of a function: compiled for exactly one signature, together with the others of its module."""
+def kernel(signature: Signature, *, brief: bool = True) -> Callable[[Function], Function]:
+    """Make a kernel of a function: compiled for exactly one signature, together with the others of its module.
+
+    Args:
+        signature: What it takes and returns.
+        brief: Whether it does about as much as its arrays are long: then it keeps the GIL where they are short.
+    """
 
     def decorate(function: Function) -> Function:
         library = _library(function)
-        made = Kernel(function, signature, library)
+        made = Kernel(function, signature, library, brief=brief)
         library.kernels.append(made)
         return cast("Function", made)
 
