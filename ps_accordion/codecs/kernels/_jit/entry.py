@@ -36,7 +36,7 @@ _BYTE, _INT, _LONG, _DOUBLE = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.
 _OBJECT = _BYTE.as_pointer()
 
 SHORT = 1 << 15
-"""A brief kernel whose arrays are all shorter keeps the GIL: to get it back can take longer than the kernel, a few microseconds."""
+"""A brief kernel whose arrays are all shorter keeps the GIL: to get it back can take longer than such a kernel."""
 LOOKS = 60_000
 """How often a thread looks whether another one has gone on: 30 to 60 us. Without the instruction that says so to the processor,
 because a virtual machine may take it as an offer to run somebody else: with it all this gained nothing."""
