@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +12,17 @@ import pytest
 import torch
 from machines import gaussian
 from nosync import DEVICES, NoSync
+from recordings import CASES, N, never, results, rounds
 
 from ps_accordion.codecs import Coding, get
-from ps_accordion.codecs.device import decode, encode, open_parcel, twin_of
+from ps_accordion.codecs.device import twin_of
 from ps_accordion.layout import Slice
-from ps_accordion.worker import recorded, streams
+from ps_accordion.worker import recorded
 from ps_accordion.worker.recorded import Recordings
-from ps_accordion.worker.streams import Accelerator, Host, Mark, Recording, Streams, streams_of
+from ps_accordion.worker.streams import Host, Mark, Recording, Streams, streams_of
 
-CASES = {
-    "dense": 32, "bf16": 16, "int": 4, "natural": 8, "qsgd": 4, "terngrad": 2, "topk": 0.01, "threshold": 1.0, "dgc": 0.1,
-    "onebit": 512, "signsgd": 1.0, "eden": 3, "quic_fl": 4, "random_block": 0.01, "random_k": 0.01, "powersgd": 2,
-}  # fmt: skip
 SINGLY = ("powersgd",)
 """What the host makes of the last result is part of what is launched."""
-N = 10_007
 devices = pytest.mark.parametrize("where", DEVICES)
 
 
@@ -89,68 +84,12 @@ def again(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def never(text: str) -> None:
-    """Take no warning."""
-    raise AssertionError(text)
-
-
-def rounds(recordings: Recordings, codec: str, where: str, *, level: float | None = None, count: int = 5, n: int = N) -> None:
-    """Encode some rounds of two keys in turn; fail unless all parcels and residuals are those of single operations."""
-    twin, level = twin_of(get(codec)), CASES[codec] if level is None else level
-    kept = [torch.from_numpy(gaussian(n, 90 + key)).to(where) for key in range(2)]
-    expected, parcels = [each.clone() for each in kept], []
-    for round_ in range(count):
-        for key in range(2):
-            dtype = torch.bfloat16 if round_ == 3 else torch.float64 if round_ == 4 else torch.float32
-            gradient = torch.from_numpy(gaussian(n, 10 * round_ + key)).to(where, dtype)
-            if round_ == 2:
-                gradient[7] = float("nan")
-            seed = 0x0123_4567_89AB_CDEF * (10 * round_ + key + 1) % (1 << 64)
-            recordings.record()
-            made = recordings.encode(twin, gradient, kept[key], level=level, seed=seed)
-            other = encode(twin, gradient, expected[key], level=level, seed=seed)
-            if round_ == 2:
-                assert open_parcel(twin, made.cpu().numpy(), elements=n, level=level) is None
-            else:
-                parcels.append((made, other))
-    for parcel, other in parcels:  # at the end: a parcel is not written again
-        made, expects = (open_parcel(twin, each.cpu().numpy(), elements=n, level=level) for each in (parcel, other))
-        assert made is not None
-        assert expects is not None
-        assert (made.payload.tobytes(), made.count, made.loss) == (expects.payload.tobytes(), expects.count, expects.loss)
-    for mine, theirs in zip(kept, expected, strict=True):
-        assert torch.equal(mine, theirs)
-
-
 @devices
 @pytest.mark.parametrize("codec", CASES)
 def test_recordings_make_what_single_operations_make(codec: str, where: str, again: Recorder) -> None:
     """With another seed, gradient and residual each time, of two keys in turn, in each floating type, and not finite."""
     rounds(Recordings(N, limit=4, warn=never), codec, where)
     assert again.made == (0 if codec in SINGLY else 1)
-
-
-def results(recordings: Recordings, codec: str, where: str, *, count: int = 4, n: int = N, sparse: bool = False) -> None:
-    """Decode some results into two keys in turn, to slices of either type; fail unless they are those of single operations."""
-    known = get(codec)
-    twin, level = twin_of(known), CASES[codec]
-    for round_ in range(count):
-        v, seed = gaussian(n, round_) * np.float32(2.0**round_), 77 * round_ + 5
-        if sparse:
-            v[round_ + 1 :] = 0
-        payload = np.zeros(known.payload_bound(n, level), np.uint8)
-        encoded = known.encode(v, np.zeros(n, np.float32), level=level, seed=seed, out=payload)
-        assert encoded is not None
-        coding = Coding(codec, level, n, encoded.count, seed if known.shared_seed else 0)
-        whole = torch.full((n,), float("nan"), device=where)
-        decode(twin, payload[: encoded.nbytes], coding, whole)
-        for key, dtype in enumerate((torch.float32, torch.bfloat16)):
-            lengths = (n,) if key == 0 else (17, n - 17)
-            parts = [Slice(i, 0, length, 17 * i) for i, length in enumerate(lengths)]
-            out = [(part, torch.full((part.length,), float("nan"), dtype=dtype, device=where)) for part in parts]
-            recordings.record()
-            recordings.decode(twin, payload[: encoded.nbytes], coding, out)
-            assert torch.equal(torch.cat([view for _, view in out]), whole.to(dtype))
 
 
 @devices
@@ -311,122 +250,3 @@ def test_nobody_waits(again: Recorder) -> None:
             recordings.record()
             recordings.encode(twin, gradient, residual, level=8, seed=seed)
     assert again.made == 1
-
-
-if torch.cuda.is_available():
-
-    @pytest.fixture
-    def busy() -> Iterator[None]:
-        """Let another thread allocate, copy and wait on a stream of its own, as codec threads do."""
-        done = threading.Event()
-
-        def work() -> None:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                while not done.is_set():
-                    there = torch.empty(1 << 16, dtype=torch.uint8, pin_memory=True).to("cuda", non_blocking=True)
-                    mark: Any = torch.cuda.Event(blocking=True)
-                    mark.record()
-                    mark.synchronize()
-                    del there
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        yield
-        done.set()
-        thread.join()
-
-    @pytest.mark.cuda
-    @pytest.mark.usefixtures("busy")
-    def test_threads_may_work_while_one_records() -> None:
-        """What they launch, allocate and wait for is none of the recording, and does not spoil it."""
-        for codec in CASES:
-            rounds(Recordings(N, limit=4, warn=never), codec, "cuda")
-            results(Recordings(N, limit=4, warn=never), codec, "cuda")
-
-    @pytest.mark.cuda
-    def test_work_that_waits_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-        """The device says so, nothing more is recorded, and all else goes on."""
-        said: list[str] = []
-        recordings, twin = Recordings(N, limit=4, warn=said.append), twin_of(get("topk"))
-        pack: Callable[..., Any] = twin.pack
-
-        def waiting(v: torch.Tensor, *arguments: Any, **rest: Any) -> Any:
-            v.sum().item()
-            return pack(v, *arguments, **rest)
-
-        monkeypatch.setattr(twin, "pack", waiting)
-        gradient, residual = torch.ones(N, device="cuda"), torch.zeros(N, device="cuda")
-        try:
-            for seed in range(3):
-                recordings.record()
-                recordings.encode(twin, gradient, residual, level=0.01, seed=seed)
-            rounds(recordings, "onebit", "cuda")
-            torch.cuda.empty_cache()
-            torch.rand(N, device="cuda").sum().item()
-        finally:
-            streams._FAILED.clear()
-        assert len(said) == 1
-        rounds(Recordings(N, limit=4, warn=never), "topk", "cuda")
-
-    @pytest.mark.cuda
-    def test_whoever_draws_random_numbers_gets_those_of_always() -> None:
-        """Before a recording, while it is made, by another thread, after it, and between launches of it."""
-        n, device = 1000, torch.device("cuda", torch.cuda.current_device())
-        drawn, ran = torch.empty(4, n, device=device), torch.zeros(1, device=device)
-        accelerator = Accelerator(device)
-
-        def draw(i: int) -> None:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                torch.rand(n, out=drawn[i])
-                torch.cuda.current_stream().synchronize()
-
-        def work() -> torch.Tensor:
-            thread = threading.Thread(target=draw, args=(1,))
-            thread.start()
-            thread.join()
-            return ran.add_(1)
-
-        torch.manual_seed(3)
-        expected = torch.stack([torch.rand(n, device=device) for _ in range(4)])
-        torch.manual_seed(3)
-        draw(0)
-        recording = accelerator.recorded(work)
-        assert recording is not None
-        draw(2)
-        recording.launch()
-        draw(3)
-        torch.cuda.synchronize()
-        assert torch.equal(drawn, expected)
-        assert ran.item() == 1
-
-    @pytest.mark.cuda
-    def test_no_other_stream_is_that_of_recordings() -> None:
-        """Torch hands out some 32 streams of a priority again and again: work on none of ours may come into a recording."""
-        device = torch.device("cuda", torch.cuda.current_device())
-        recorder, others = Accelerator(device), [Accelerator(device) for _ in range(64)]
-        ran = torch.zeros(1, device="cuda")
-        assert recorder.recorded(lambda: ran.add_(1)) is not None
-        for other in others:
-            with other.aside(None):
-                assert torch.cuda.current_stream() != recorder._recorder
-
-    @pytest.mark.cuda
-    def test_streams_take_turns() -> None:
-        """Encodings from several streams share one memory, each behind the one before."""
-        n = 1 << 20
-        recordings, twin = Recordings(n, limit=4, warn=never), twin_of(get("topk"))
-        three = [torch.cuda.Stream() for _ in range(3)]
-        keys = [torch.randn(n, device="cuda") for _ in three]
-        kept, expected = ([torch.zeros_like(key) for key in keys] for _ in range(2))
-        made: list[list[torch.Tensor]] = [[] for _ in three]
-        torch.cuda.synchronize()
-        for _ in range(20):
-            for i, stream in enumerate(three):
-                with torch.cuda.stream(stream):
-                    recordings.record()
-                    made[i].append(recordings.encode(twin, keys[i], kept[i], level=0.01, seed=0))
-        torch.cuda.synchronize()
-        for i, key in enumerate(keys):
-            for parcel in made[i]:
-                assert torch.equal(parcel, encode(twin, key, expected[i], level=0.01, seed=0))
-            assert torch.equal(kept[i], expected[i])
