@@ -129,6 +129,15 @@ def test_uncompiled_kernels_make_the_same_bytes(tmp_path, first):
     assert not list(tmp_path.iterdir())
 
 
+def test_another_processor_makes_the_same_bytes(tmp_path, first):
+    """One without the wide registers that some intrinsics have a way of their own for."""
+    here, there = (
+        start(PAYLOADS.format(n=70_000, levels=first[2]), first[0]),
+        start(PAYLOADS.format(n=70_000, levels=first[2]), tmp_path, NUMBA_CPU_NAME="generic"),
+    )
+    assert output(here)[1] == output(there)[1]
+
+
 def test_settings_of_numba_neither_use_nor_change_what_is_kept(cache):
     """Code with bounds checks is not kept as code without."""
     before = {path: path.read_bytes() for path in files(cache).values()}

@@ -44,6 +44,43 @@ def test_exactly_the_largest_are_chosen_whatever_the_sample_says(n):
             assert np.array_equal(select(v, k), largest(v, k)), k
 
 
+def _narrowed(v, k, low):
+    """Return the indices that `narrow` leaves of all elements, in order, whose magnitude bits reach `low`."""
+    index = np.flatnonzero((v.view(np.uint32) & 0x7FFFFFFF) >= low).astype(np.uint32)
+    found, words = index.size, v[index].view(np.uint32)
+    scratch, counts, seen = np.empty(found + 1, np.uint32), np.empty(choose.BINS, np.int32), np.empty(2, np.int32)
+    kept = choose.narrow(k, low, found, index, words, scratch, counts, seen)
+    assert np.array_equal(words[:kept], v[index[:kept]].view(np.uint32))
+    assert seen[0] == np.abs(v).max().view(np.int32)
+    assert seen[1] <= np.abs(v[index[:kept]]).min().view(np.int32)
+    return index[:kept]
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 4099, (1 << 15) - 1, 1 << 15, 100_003])
+def test_candidates_are_narrowed_to_the_largest_however_many_there_are(n):
+    """Also where there are so many that a sample says where to look, and where it is wrong; ties in any number, anywhere."""
+    rng = np.random.default_rng(n)
+    step = max(1, n // choose.SAMPLES)
+    misled = np.linspace(1, 2, n, dtype=np.float32)
+    misled[::step] = 5  # the sample sees nothing else
+    turned = np.linspace(3, 2, n, dtype=np.float32)
+    turned[::step] = 1
+    vectors = [
+        gaussian(n) + np.float32(0.1),
+        np.round(gaussian(n) * 50) / np.float32(50) + np.float32(1e-3),
+        rng.integers(1, 4, n).astype(np.float32) * rng.choice([-1, 1], n).astype(np.float32),
+        np.full(n, -2.5, np.float32),
+        np.sort(gaussian(n)) + np.float32(10),
+        misled,
+        turned,
+    ]
+    for v in vectors:
+        for k in sorted({1, 2, 16, n // 100, n // 2, n - n // 100, n - 1} & set(range(1, n))):
+            assert np.array_equal(_narrowed(v, k, 1), largest(v, k)), k
+            low = np.sort(np.abs(v))[::-1][min(n - 1, 2 * k)].view(np.int32)
+            assert np.array_equal(_narrowed(v, k, int(low)), largest(v, k)), k
+
+
 @pytest.mark.parametrize("n", [1, 64, 8191, 60_000])
 def test_what_is_remembered_changes_no_choice(n):
     """Whatever the vectors before were like: larger, smaller, the same, all zeros; and whatever the hint says."""

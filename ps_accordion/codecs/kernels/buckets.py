@@ -48,6 +48,8 @@ from ._jit import (
     real,
     round4,
     round8,
+    round_past4,
+    round_past8,
 )
 from .noise import hashed
 from .vector import store_row, summed
@@ -116,21 +118,41 @@ def _round_clipped(rest: Any, inverse: Any, scale: Any, limit: Any, magic: Any, 
 
 
 @helper
-def _round(a: Any, rest: Any, scale: Any, limit: Any, magic: Any, width: Any, codes: Any, wide: Any) -> None:
-    """Write codes of `rest`, which is made of `a`, to `codes`, and what they do not carry to `rest`."""
-    inverse = _ONE / scale
-    # Where a scale is the largest, some codes would be too large.
-    rows = 0 if rest.shape[0] % _PAIRS or scale == LARGEST else rest.shape[0] // _PAIRS
-    if rows and width == 4:
-        round4(rest, inverse, scale, magic, codes, a, rows)
-        return
-    rounded = codes if width == 8 else wide
-    if rows:
-        round8(rest, inverse, scale, magic, rounded, a, rows)
+def _round_rows(
+    a: Any, row: Any, scale: Any, magic: Any, width: Any, codes: Any, wide: Any, rest: Any, start: Any, straight: Any
+) -> None:
+    """Do what `_round` does with a whole number of lanes, and nothing to clip."""
+    inverse, rows = _ONE / scale, row.shape[0] // _PAIRS
+    if straight:
+        if width == 4:
+            round_past4(row, inverse, scale, magic, codes, rest, start, a, rows)
+        else:
+            round_past8(row, inverse, scale, magic, codes if width == 8 else wide, rest, start, a, rows)
+    elif width == 4:
+        round4(row, inverse, scale, magic, codes, a, rows)
     else:
-        _round_clipped(rest, inverse, scale, limit, magic, rounded)
-    if width != 8:
-        _pack(wide, width, rest.shape[0], codes)
+        round8(row, inverse, scale, magic, codes if width == 8 else wide, a, rows)
+
+
+@helper
+def _round(
+    a: Any, row: Any, scale: Any, limit: Any, magic: Any, width: Any, codes: Any, wide: Any, rest: Any, start: Any, straight: Any
+) -> Any:
+    """Write codes of a row, which is made of `a`, to `codes`; return whether what they do not carry is in `rest` already.
+
+    It is where that goes `straight` past the cache, to `rest` from `start` on. Elsewhere it is in the row.
+    """
+    # Where a scale is the largest, some codes would be too large.
+    whole = row.shape[0] % _PAIRS == 0 and scale != LARGEST
+    if whole:
+        _round_rows(a, row, scale, magic, width, codes, wide, rest, start, straight)
+    else:
+        _round_clipped(row, _ONE / scale, scale, limit, magic, codes if width == 8 else wide)
+        if width == 4:
+            _pack(wide, width, row.shape[0], codes)
+    if width == 2:
+        _pack(wide, width, row.shape[0], codes)
+    return whole and straight
 
 
 @helper
@@ -244,6 +266,7 @@ def nearest(
     n, per_byte, off = rest.shape[0], 8 // width, off_line(rest)
     limit, half = np.float32((1 << (width - 1)) - 1), np.float32(1 << (width - 1))
     magic = np.float32(_MAGIC + half)
+    straight = past != 0 and off == 0
     peak = np.int32(0)
     for i in range(scales.shape[0]):
         start, end = i * bucket, min(n, (i + 1) * bucket)
@@ -256,8 +279,8 @@ def nearest(
         scales[i] = unit
         at = start // per_byte
         out = codes[at : at + (end - start + per_byte - 1) // per_byte]
-        _round(a[start:end], row, unit, limit, magic, width, out, wide)
-        store_row(row, rest, start, end, off, past)
+        if not _round(a[start:end], row, unit, limit, magic, width, out, wide, rest, start, straight):
+            store_row(row, rest, start, end, off, past)
     flush(rest)
     return peak
 

@@ -28,12 +28,14 @@ from ._jit import (
     flush,
     helper,
     int64,
+    keep,
     kernel,
     lowest_bit,
     mask64,
     mix64,
     mix_past64,
     off_line,
+    within,
 )
 
 __all__ = ["BINS", "FEW", "NOBODY", "SAMPLES", "append", "append_rest", "collect", "guess", "mix", "narrow", "room"]
@@ -55,6 +57,7 @@ _MAGNITUDE_WORD = np.uint32(0x7FFFFFFF)
 _BIN_BITS = 11
 _OCTAVES = 12 << 23  # as magnitude bits
 _DIRECT = 1 << 13  # below this many elements a sample costs more than it saves
+_MANY_WORDS = 1 << 15  # and so it does below this many candidates
 
 
 @helper
@@ -247,7 +250,48 @@ def collect(v: Any, threshold: Any, index: Any, words: Any) -> Any:
 
 
 @helper
-def _least(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts: Any) -> Any:
+def _within(words: Any, low: Any, high: Any, out: Any) -> Any:
+    """List the magnitudes of `words` from `low` to `high`; return how many they are."""
+    rows = words.shape[0] // 16
+    found = within(words, rows, np.int32(low), np.int32(high), out)
+    for i in range(16 * rows, words.shape[0]):
+        magnitude = np.int64(words[i] & _MAGNITUDE_WORD)
+        out[found] = np.uint32(magnitude)
+        found += np.int64(low <= magnitude) & np.int64(magnitude <= high)
+    return found
+
+
+@helper
+def _sampled(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts: Any) -> Any:
+    """Return (low, high), between which the k-th largest of many words lies most likely, with a tenth of them."""
+    step = words.shape[0] // SAMPLES
+    for i in range(SAMPLES):
+        scratch[i] = np.uint32(words[i * step] & _MAGNITUDE_WORD)
+    share = k / words.shape[0]
+    expected, off = SAMPLES * share, 4.0 * np.sqrt(SAMPLES * share * (1.0 - share)) + 1.0
+    low, high = threshold, np.int64(peak)
+    if expected + off < SAMPLES:
+        low, _ = _kth(scratch[:SAMPLES], np.int64(expected + off), threshold, peak, counts, 4)
+    if expected - off >= 1.0:
+        high, _ = _kth(scratch[:SAMPLES], np.int64(expected - off), threshold, peak, counts, 4)
+    return low, high + 1
+
+
+@helper
+def _between(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts: Any) -> Any:
+    """Do what `_least` does for so many words that it is worth to guess first; return (-1, 0) if the guess was wrong."""
+    low, high = _sampled(words, k, threshold, peak, scratch, counts)
+    above: Any = 0
+    for i in range(words.shape[0]):
+        above += np.int64(np.int64(words[i] & _MAGNITUDE_WORD) > high)
+    inside = _within(words, low, high, scratch)
+    if not above < k <= above + inside:
+        return np.int64(-1), np.int64(0)
+    return _kth(scratch[:inside], k - above, low, high, counts, 4)
+
+
+@helper
+def _counted(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts: Any) -> Any:
     """Do what `_kth` does for more than k words that all reach the threshold, reading them only twice."""
     width = np.int64(peak) - threshold
     shift = np.int64(0)
@@ -266,12 +310,31 @@ def _least(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts: 
         return base - 1, np.int64(0)
     if shift == 0:
         return base, k - above
-    inside: Any = 0
-    for i in range(words.shape[0]):
-        word = np.int64(words[i] & _MAGNITUDE_WORD)
-        scratch[inside] = np.uint32(word)
-        inside += np.int64((word - threshold) >> shift == place)
-    return _kth(scratch[:inside], k - above, base, base + (np.int64(1) << shift) - 1, counts, 4)
+    last = base + (np.int64(1) << shift) - 1
+    inside = _within(words, base, last, scratch)
+    return _kth(scratch[:inside], k - above, base, last, counts, 4)
+
+
+@helper
+def _least(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts: Any) -> Any:
+    """Do what `_kth` does for more than k words that all reach the threshold."""
+    if words.shape[0] >= _MANY_WORDS:
+        least, ties = _between(words, k, threshold, peak, scratch, counts)
+        if least >= 0:
+            return least, ties
+    return _counted(words, k, threshold, peak, scratch, counts)
+
+
+@helper
+def _keep(index: Any, words: Any, first: Any, last: Any, least: Any, into: Any) -> Any:
+    """Move candidates above a magnitude from between `first` and `last` to `into`, in order; return where they end."""
+    rows = (last - first) // 16
+    into = keep(index, words, first, rows, np.int32(least), into)
+    for i in range(first + 16 * rows, last):
+        word = words[i]
+        index[into], words[into] = index[i], word
+        into += np.int64(np.int64(word & _MAGNITUDE_WORD) > least)
+    return into
 
 
 @kernel(int64(int64, int64, int64, U32, U32, U32, I32, I32))
@@ -301,21 +364,13 @@ def narrow(k: Any, threshold: Any, found: Any, index: Any, words: Any, scratch: 
         return found
     least, ties = _least(words[:found], k, threshold, peak, scratch, counts)
     seen[1] = np.int32(least)
-    kept: Any = 0
-    if ties == 0:
-        for i in range(found):
-            word = words[i]
-            index[kept], words[kept] = index[i], word
-            kept += np.int64(np.int64(word & _MAGNITUDE_WORD) > least)
-        return kept
-    for i in range(found):
-        word = words[i]
-        magnitude = np.int64(word & _MAGNITUDE_WORD)
-        tie = np.int64(magnitude == least) & np.int64(ties > 0)
-        index[kept], words[kept] = index[i], word
-        kept += np.int64(magnitude > least) + tie
-        ties -= tie
-    return kept
+    # The first ties stay, and so does what is larger, before them and behind.
+    behind, left = np.int64(0), ties
+    while left > 0:
+        left -= np.int64(np.int64(words[behind] & _MAGNITUDE_WORD) == least)
+        behind += 1
+    kept = _keep(index, words, 0, behind, least - 1, 0)
+    return _keep(index, words, behind, found, least, kept)
 
 
 def room(elements: int) -> int:

@@ -2,8 +2,8 @@
 
 `@kernel(void(F32_IN, float32, F32))` stands above a plain loop; the loop may call functions marked `@helper`, and the intrinsics.
 The kernels of one module make a library: one piece of object code, which is compiled by numba when nothing is kept yet, and from
-then on loaded without numba. That is why nothing outside `compiler`, `entry` and `lowering` may import numba: it takes half a
-second of processor time a process, and reading its own cache as long again.
+then on loaded without numba. That is why nothing but what `compiler` imports may import numba: it takes half a second of
+processor time a process, and reading its own cache as long again.
 
 Options of the compilation, and why:
 
@@ -14,46 +14,53 @@ Options of the compilation, and why:
   Inputs are declared read-only and unaligned, because payloads are slices of received frames; writable and aligned arrays are
   accepted there too.
 
-`signature` has the types, `intrinsics` what a loop cannot say, `library` the decorators and when what is loaded; `store` keeps
-object code, `native` makes it callable. `compiler`, `lowering` and `entry` know numba.
+`signature` has the types, `intrinsics` and `quantisers` what a loop cannot say, `library` the decorators and when what is
+loaded; `store` keeps object code, `native` makes it callable. `compiler`, `entry`, `lanes`, `lowering`, `rounding` and `picking`
+know numba.
 """
 
 from .intrinsics import (
-    add4,
-    add8,
-    add_powers8,
     add_signs64,
-    begin4,
-    begin8,
-    begin_powers8,
     bits,
     butterfly32,
     count_bits,
-    dither4,
-    dither8,
     dots64,
     fetch,
     flush,
     fold64,
+    keep,
     lowest_bit,
     mask64,
     masses64,
     mix64,
     mix_past64,
     off_line,
-    peak64,
-    powers8,
     real,
-    round4,
-    round8,
-    scale64,
     signed16,
     stream16,
-    sum64,
     take_signs64,
     take_signs_past64,
+    within,
 )
 from .library import helper, kernel, load
+from .quantisers import (
+    add4,
+    add8,
+    add_powers8,
+    begin4,
+    begin8,
+    begin_powers8,
+    dither4,
+    dither8,
+    peak64,
+    powers8,
+    round4,
+    round8,
+    round_past4,
+    round_past8,
+    scale64,
+    sum64,
+)
 from .signature import (
     F32,
     F32_IN,
@@ -114,6 +121,7 @@ __all__ = [
     "helper",
     "int32",
     "int64",
+    "keep",
     "kernel",
     "load",
     "lowest_bit",
@@ -127,6 +135,8 @@ __all__ = [
     "real",
     "round4",
     "round8",
+    "round_past4",
+    "round_past8",
     "scale64",
     "signed16",
     "stream16",
@@ -134,4 +144,5 @@ __all__ = [
     "take_signs64",
     "take_signs_past64",
     "void",
+    "within",
 ]

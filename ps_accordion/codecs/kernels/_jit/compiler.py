@@ -17,6 +17,7 @@ from numba.extending import register_jitable
 from . import (
     lowering,  # noqa: F401  # tells numba how the intrinsics are compiled
     native,
+    picking,  # noqa: F401  # the same for those that pick some of many elements
     rounding,  # noqa: F401  # the same for those of quantising codecs
     store,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from . import intrinsics
+from . import quantisers
 from .lanes import AHEAD, LANES, WORD, Wide, call, codegen, lower, typed
 
 __all__: list[str] = []
@@ -111,9 +112,9 @@ def _summed(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
     return values
 
 
-_largest(intrinsics.peak64, (types.Array, _ROWS), _peak)
-_largest(intrinsics.scale64, (types.Array, _FLOAT, types.Array, _ROWS), _scaled)
-_largest(intrinsics.sum64, (types.Array, _FLOAT, types.Array, types.Array, _ROWS), _summed)
+_largest(quantisers.peak64, (types.Array, _ROWS), _peak)
+_largest(quantisers.scale64, (types.Array, _FLOAT, types.Array, _ROWS), _scaled)
+_largest(quantisers.sum64, (types.Array, _FLOAT, types.Array, types.Array, _ROWS), _summed)
 
 
 def _pairs(function: Any, arguments: tuple[Any, ...], made: Callable[[_Lanes, Any, tuple[Any, ...], Any, Any], None]) -> None:
@@ -136,30 +137,37 @@ def _pairs(function: Any, arguments: tuple[Any, ...], made: Callable[[_Lanes, An
         return builder.add(half, half)
 
 
-def _nearest(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
-    """Return words with a code in their lowest bits; what it does not carry stays in the row."""
+def _nearest(lanes: _Lanes, kinds: Any, given: Any, at: Any, past: bool) -> Any:
+    """Return words with a code in their lowest bits; what it does not carry stays in the row, or goes `past` the cache."""
     (row, inverse, scale, magic), builder, floats = given[:4], lanes.builder, lanes.floats
     values, steady = floats.load(kinds[0], row, at), floats.splat(magic)
     shifted = builder.fadd(builder.fmul(values, floats.splat(inverse)), steady)
-    sent = builder.fmul(builder.fsub(shifted, steady), floats.splat(scale))
-    floats.store(builder.fsub(values, sent), kinds[0], row, at)
+    kept = builder.fsub(values, builder.fmul(builder.fsub(shifted, steady), floats.splat(scale)))
+    if past:
+        floats.stream(kept, kinds[5], given[5], builder.add(given[6], at))
+    else:
+        floats.store(kept, kinds[0], row, at)
     return lanes.bits(shifted)
 
 
-def _round8(lanes: _Lanes, kinds: Any, given: Any, front: Any, back: Any) -> None:
+def _round8(past: bool, lanes: _Lanes, kinds: Any, given: Any, front: Any, back: Any) -> None:
     for at in (front, back):
-        lanes.bytes.store(lanes.code(_nearest(lanes, kinds, given, at)), kinds[4], given[4], at)
+        lanes.bytes.store(lanes.code(_nearest(lanes, kinds, given, at, past)), kinds[4], given[4], at)
 
 
-def _round4(lanes: _Lanes, kinds: Any, given: Any, front: Any, back: Any) -> None:
-    low, high = (_nearest(lanes, kinds, given, at) for at in (front, back))
+def _round4(past: bool, lanes: _Lanes, kinds: Any, given: Any, front: Any, back: Any) -> None:
+    low, high = (_nearest(lanes, kinds, given, at, past) for at in (front, back))
     high = lanes.builder.shl(high, lanes.words.constant(4))
     lanes.bytes.store(lanes.beside(low, high), kinds[4], given[4], front)
 
 
-_ROUND = (types.Array, _FLOAT, _FLOAT, _FLOAT, types.Array, types.Array, _ROWS)
-_pairs(intrinsics.round8, _ROUND, _round8)
-_pairs(intrinsics.round4, _ROUND, _round4)
+_ROUND = (types.Array, _FLOAT, _FLOAT, _FLOAT, types.Array)
+for _near, _past, _made in (
+    (quantisers.round8, quantisers.round_past8, _round8),
+    (quantisers.round4, quantisers.round_past4, _round4),
+):
+    _pairs(_near, (*_ROUND, types.Array, _ROWS), functools.partial(_made, False))
+    _pairs(_past, (*_ROUND, types.Array, types.int64, types.Array, _ROWS), functools.partial(_made, True))
 
 
 def _noise(lanes: _Lanes, first: Any, low: Any, high: Any, front: Any) -> tuple[Any, Any]:
@@ -206,9 +214,9 @@ def _powers8(lanes: _Lanes, kinds: Any, given: Any, front: Any, back: Any) -> No
 
 _KEY = (types.uint32, types.uint32, types.uint32)
 _DITHER = (types.Array, _FLOAT, _FLOAT, *_KEY, types.Array, types.Array, _ROWS)
-_pairs(intrinsics.dither8, _DITHER, _dither8)
-_pairs(intrinsics.dither4, _DITHER, _dither4)
-_pairs(intrinsics.powers8, (types.Array, _FLOAT, *_KEY, types.Array, types.Array, _ROWS), _powers8)
+_pairs(quantisers.dither8, _DITHER, _dither8)
+_pairs(quantisers.dither4, _DITHER, _dither4)
+_pairs(quantisers.powers8, (types.Array, _FLOAT, *_KEY, types.Array, types.Array, _ROWS), _powers8)
 
 
 def _places(lanes: _Lanes, kind: Any, codes: Any, at: Any) -> Any:
@@ -263,9 +271,9 @@ def _decoded(function: Any, numbers: Callable[..., Any], *, fresh: bool) -> None
         return rows
 
 
-_decoded(intrinsics.begin8, _numbers8, fresh=True)
-_decoded(intrinsics.begin4, _numbers4, fresh=True)
-_decoded(intrinsics.begin_powers8, _numbers_of_powers8, fresh=True)
-_decoded(intrinsics.add8, _numbers8, fresh=False)
-_decoded(intrinsics.add4, _numbers4, fresh=False)
-_decoded(intrinsics.add_powers8, _numbers_of_powers8, fresh=False)
+_decoded(quantisers.begin8, _numbers8, fresh=True)
+_decoded(quantisers.begin4, _numbers4, fresh=True)
+_decoded(quantisers.begin_powers8, _numbers_of_powers8, fresh=True)
+_decoded(quantisers.add8, _numbers8, fresh=False)
+_decoded(quantisers.add4, _numbers4, fresh=False)
+_decoded(quantisers.add_powers8, _numbers_of_powers8, fresh=False)
