@@ -95,17 +95,17 @@ def orthonormal(vectors: FloatVector, rank: int, seed: int) -> NDArray[np.float6
     A vector of which those before it leave nothing is replaced by one that is drawn, of which nothing is mixed in.
     """
     length = vectors.size // rank
-    work, lanes = borrow("orthonormal", vectors.size, np.float64), borrow("lanes64", 64, np.float64)
+    work, lanes = borrow("orthonormal", vectors.size, np.float64), borrow("lanes64", kernels.orthonormal.LANES, np.float64)
     work[:] = vectors
     mixing = np.zeros((rank, rank))
     shares = np.zeros(rank)
     for k in range(rank):
-        left = kernels.lowrank.against(work, length, k, shares, lanes)
+        left = kernels.orthonormal.against(work, length, k, shares, lanes)
         mixing[:k, k], mixing[k, k] = shares[:k], left
         drawn = 0
         while not left:
             work[k * length : (k + 1) * length] = _drawn(seed, drawn * MOST + k, length) if drawn < TRIES else 0.0
-            left = kernels.lowrank.against(work, length, k, shares, lanes) if drawn < TRIES else 1.0
+            left = kernels.orthonormal.against(work, length, k, shares, lanes) if drawn < TRIES else 1.0
             drawn += 1
     vectors[:] = work
     return mixing

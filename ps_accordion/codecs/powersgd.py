@@ -36,6 +36,7 @@ import numpy as np
 from ..errors import CodecError, PayloadError
 from . import kernels
 from .base import STATE, Codec, Coding, Encoded, FloatVector, Hint, Payload
+from .cache import goes_past
 from .factors import HEADER, LEFT, MOST, RIGHT, Basis, Parts, apart, nearly_square, orthonormal, turned
 from .packing import INFINITE, combined, need_rest
 from .workspace import borrow
@@ -71,7 +72,7 @@ class PowerSgd(Codec):
 
     def libraries(self) -> frozenset[str]:
         """Return the modules of `kernels` that it runs; see `Codec.libraries`."""
-        return super().libraries() | {"lowrank"}
+        return super().libraries() | {"lowrank", "orthonormal"}
 
     def check_level(self, level: float) -> None:
         """Raise `CodecError` unless `level` is a whole number from 1 to 64."""
@@ -214,7 +215,7 @@ class PowerSgd(Codec):
             return None
         if peak:
             mixing = orthonormal(parts.product, parts.rank, coding.seed)
-            kernels.lowrank.mix(mixing.reshape(-1), parts.rank, first.basis, parts.basis)
+            kernels.orthonormal.mix(mixing.reshape(-1), parts.rank, first.basis, parts.basis)
             parts = turned(parts, out)
         else:
             np.copyto(parts.basis, first.basis)  # nothing was sent, and nothing says where else to look
@@ -276,10 +277,13 @@ def _row(parts: Parts) -> FloatVector:
 
 def _stepped(gradient: FloatVector, residual: FloatVector, parts: Parts, rest: FloatVector) -> int:
     """Do all of an ordinary encoding; return the peak that tells whether it was one."""
+    given, lowrank = (gradient, residual, parts.basis, parts.rank), kernels.lowrank
+    past = rest is not residual and goes_past(rest.size)
     if parts.side == RIGHT:
-        lanes = borrow("lanes", 64, np.float32)
-        return int(kernels.lowrank.step_across(gradient, residual, parts.basis, parts.rank, parts.left, rest, lanes, _row(parts)))
-    peak = int(kernels.lowrank.step_down(gradient, residual, parts.basis, parts.rank, parts.right, rest))
+        row, made = _row(parts), borrow("made", 4 * (parts.right.size // parts.rank) if past else 0, np.float32)
+        return int(lowrank.step_across(*given, parts.left, rest, past, borrow("lanes", lowrank.LANES, np.float32), row, made))
+    made = borrow("made", 4 * lowrank.BLOCK if past else 0, np.float32)
+    peak = int(lowrank.step_down(*given, parts.right, rest, past, made))
     if _ordinary(peak):
         _subtract(rest, parts)
     return peak
@@ -306,7 +310,7 @@ def _tamed(v: FloatVector, peak: int) -> FloatVector:
 def _multiply(v: FloatVector, parts: Parts) -> None:
     """Write the product of `v` with the basis."""
     if parts.side == RIGHT:
-        kernels.lowrank.across(v, parts.basis, parts.rank, parts.left, borrow("lanes", 64, np.float32))
+        kernels.lowrank.across(v, parts.basis, parts.rank, parts.left, borrow("lanes", kernels.lowrank.LANES, np.float32))
     else:
         kernels.lowrank.down(v, parts.basis, parts.rank, parts.right)
 

@@ -4,6 +4,7 @@ import thin
 
 from ps_accordion.codecs import Coding, Push, fold, get
 from ps_accordion.codecs.factors import LEFT, RIGHT
+from ps_accordion.codecs.kernels import lowrank
 from ps_accordion.errors import CodecError, PayloadError
 
 from .cases import SEED, buffer, gaussian
@@ -80,6 +81,36 @@ def test_members_of_one_basis_are_added_up_undecoded_to_the_bits_of_the_twin(ran
         rows.append(thin.basis_of(rank, N, payload.tobytes())[0])
         codec = codec.following(payload, coding)
     assert rows == [LEFT, RIGHT, LEFT, RIGHT]
+
+
+@pytest.mark.parametrize("past", [0, 1])
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 70), (3, 5), (4, 17), (5, 64), (7, 130), (9, 4099), (33, 97)])
+def test_rows_and_vectors_that_meet_in_registers_have_the_bits_of_one_after_another(rows, columns, rank, past):
+    """Whatever is left over of fours and sixteens, through the cache and past it: the order of additions is the format."""
+    a, b = gaussian(rows * columns), gaussian(rows * columns, 1)
+    left, right = gaussian(rank * rows, 2), gaussian(rank * columns, 3)
+    lanes, scratch = np.empty(lowrank.LANES, np.float32), np.empty(columns, np.float32)
+    matrix = (a + b).reshape(rows, columns)
+    peak = np.abs(matrix).max().view(np.int32)
+
+    v, product, made = np.empty_like(a), np.empty_like(left), np.full(4 * columns, np.nan, np.float32)
+    assert lowrank.step_across(a, b, right, rank, product, v, past, lanes, scratch, made) == peak
+    expected = thin.across(matrix, right.reshape(rank, columns))
+    assert product.tobytes() == expected.tobytes()
+    assert v.tobytes() == (matrix - thin.product(expected, right.reshape(rank, columns))).tobytes()
+    lowrank.across((a + b), right, rank, product, lanes)
+    assert product.tobytes() == expected.tobytes()
+
+    product, made = np.empty_like(right), np.full(4 * lowrank.BLOCK, np.nan, np.float32)
+    assert lowrank.step_down(a, b, left, rank, product, v, past, made) == peak
+    expected = thin.down(matrix, left.reshape(rank, rows))
+    assert product.tobytes() == expected.tobytes()
+    assert v.tobytes() == matrix.tobytes()
+    lowrank.down(v, left, rank, product)
+    assert product.tobytes() == expected.tobytes()
+    lowrank.subtract(v, left, product, rank, scratch)
+    assert v.tobytes() == (matrix - thin.product(left.reshape(rank, rows), expected)).tobytes()
 
 
 @pytest.mark.parametrize("rule", ["keep", "clip", "reset"])

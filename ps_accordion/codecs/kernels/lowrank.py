@@ -11,8 +11,6 @@ Everything is float32, and every operation is rounded by itself, in an order tha
   lanes are then added pairwise, 32 to 32, 16 to 16, and so on.
 * `down`, right[k, j] = left vector k times column j: four rows at a time, `((a + b) + c) + d`, then added to what is there; rows
   that the last four lack are zero.
-
-Orthonormal vectors are made in float64 (`against`).
 """
 
 from __future__ import annotations
@@ -21,18 +19,36 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, F64, bits, dots64, float32, float64, fold64, helper, int32, int64, kernel, void
+from ._jit import (
+    F32,
+    F32_IN,
+    bits,
+    dots22,
+    dots64,
+    float32,
+    flush,
+    fold64,
+    gather44,
+    helper,
+    int32,
+    int64,
+    kernel,
+    off_line,
+    take44,
+    void,
+)
+from .vector import store_row
 
-__all__ = ["across", "add", "against", "down", "expand", "mix", "step_across", "step_down", "subtract"]
+__all__ = ["BLOCK", "LANES", "across", "add", "down", "expand", "step_across", "step_down", "subtract"]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
 _LANES = 64
-_BLOCK = 4096
+LANES = 4 * _LANES
+"""Length of the lanes of four products."""
+BLOCK = 4096
 """Columns of a pass down: four rows of them and as many vectors are 128 KiB, in a second-level cache. With 1,024, in the first
 one, memory is read in pieces of a page, and a pass takes a quarter longer."""
-_NOTHING = 2.0**-30
-"""What is left of a vector by itself, where it is so much shorter than before, is rounding: float32 has 24 bits."""
 
 
 @helper
@@ -49,10 +65,34 @@ def _sum(a: Any, b: Any, v: Any) -> Any:
 @helper
 def _dot(a: Any, at: Any, b: Any, there: Any, length: Any, lanes: Any) -> Any:
     """Return the product of two runs of elements."""
-    done = dots64(a, at, b, there, length // _LANES, lanes)
+    mine = lanes[:_LANES]
+    done = dots64(a, at, b, there, length // _LANES, mine)
+    return _rest_of_dot(a, at, b, there, done, length, mine)
+
+
+@helper
+def _rest_of_dot(a: Any, at: Any, b: Any, there: Any, done: Any, length: Any, lanes: Any) -> Any:
+    """Return the product of two runs of elements, of which as many as are `done` have been added up in lanes."""
     for j in range(length - done):
         lanes[j] += a[at + done + j] * b[there + done + j]
     return fold64(lanes)
+
+
+@helper
+def _dots4(x: Any, at: Any, pitch: Any, basis: Any, rank: Any, rows: Any, columns: Any, i: Any, left: Any, lanes: Any) -> None:
+    """Write what rows i to i + 3, which lie in `x` as `_gather` has them, are along the basis: two and two vectors at a time."""
+    for k in range(0, rank - 1, 2):
+        for r in range(0, 4, 2):
+            one, two = at + r * pitch, k * columns
+            done = dots22(x, one, pitch, basis, two, columns, columns // _LANES, lanes)
+            for place in range(4):
+                row, vector, mine = place // 2, place % 2, lanes[_LANES * place : _LANES * (place + 1)]
+                value = _rest_of_dot(x, one + row * pitch, basis, two + vector * columns, done, columns, mine)
+                left[(k + vector) * rows + i + r + row] = value
+    if rank % 2:
+        k = rank - 1
+        for r in range(4):
+            left[k * rows + i + r] = _dot(x, at + r * pitch, basis, k * columns, columns, lanes)
 
 
 @helper
@@ -133,22 +173,75 @@ def _subtract(v: Any, left: Any, right: Any, rank: Any, rows: Any, columns: Any,
 
 
 @helper
-def _gather(v: Any, basis: Any, rank: Any, rows: Any, columns: Any, i: Any, start: Any, end: Any, right: Any) -> None:
-    """Add what rows i to i + 3 bring to columns `start` to `end` of the right factor."""
-    second, third, fourth = min(i + 1, rows - 1), min(i + 2, rows - 1), min(i + 3, rows - 1)
-    p, q = v[i * columns + start : i * columns + end], v[second * columns + start : second * columns + end]
-    r, s = v[third * columns + start : third * columns + end], v[fourth * columns + start : fourth * columns + end]
+def _gather(
+    x: Any, at: Any, pitch: Any, length: Any, basis: Any, rank: Any, rows: Any, columns: Any, i: Any, start: Any, right: Any
+) -> None:
+    """Add what rows i to i + 3 bring to the right factor, in `length` columns from `start` on.
+
+    What row i has there lies in `x` from `at` on, and those after it `pitch` apart.
+    """
+    last = rows - 1 - i  # there is always something to multiply by the zeros of rows that are not there
+    two, three, four = at + min(1, last) * pitch, at + min(2, last) * pitch, at + min(3, last) * pitch
+    together, done = (rank // 4 * 4 if last >= 3 else 0), np.int64(0)
+    for k in range(0, together, 4):
+        done = gather44(x, at, pitch, basis, k * rows + i, rows, right, k * columns + start, columns, length // 16)
     for k in range(rank):
-        at = k * rows
-        a = basis[at + i]
-        b = basis[at + i + 1] if i + 1 < rows else _ZERO
-        c = basis[at + i + 2] if i + 2 < rows else _ZERO
-        d = basis[at + i + 3] if i + 3 < rows else _ZERO
-        _gather4(right[k * columns + start : k * columns + end], a, b, c, d, p, q, r, s)
+        there, first = k * rows + i, done if k < together else np.int64(0)
+        begin, end = k * columns + start + first, k * columns + start + length
+        a = basis[there]
+        b = basis[there + 1] if last >= 1 else _ZERO
+        c = basis[there + 2] if last >= 2 else _ZERO
+        d = basis[there + 3] if last >= 3 else _ZERO
+        _gather4(
+            right[begin:end], a, b, c, d,
+            x[at + first : at + length], x[two + first : two + length],
+            x[three + first : three + length], x[four + first : four + length],
+        )  # fmt: skip
 
 
-@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32, F32, F32), brief=False)
-def step_across(a: Any, b: Any, basis: Any, rank: Any, left: Any, v: Any, lanes: Any, row: Any) -> Any:
+@helper
+def _store(made: Any, v: Any, start: Any, off: Any) -> None:
+    """Write a row to `v` from `start` on, past the cache; lines begin `off` elements after the beginning of `v`."""
+    store_row(made, v, start, start + made.shape[0], (off - start) & 15, 1)
+
+
+@helper
+def _take(
+    x: Any, at: Any, left: Any, right: Any, rank: Any, rows: Any, columns: Any, i: Any, start: Any, length: Any, scratch: Any
+) -> None:
+    """Take D away from rows i to i + 3, or as many as there are, of which `length` elements from column `start` lie in `x`.
+
+    What row i has there lies from `at` on, and those after it `columns` apart.
+    """
+    done = np.int64(0)
+    if rank <= 4 and i + 4 <= rows:
+        done = take44(x, at, columns, left, i, rows, right, start, columns, rank, length // 16)
+    for row in range(i, min(i + 4, rows)):
+        here = at + (row - i) * columns
+        part = x[here + done : here + length]
+        _subtract(part, left, right, rank, rows, columns, row, start + done, start + length, scratch)
+
+
+@helper
+def _along(x: Any, at: Any, basis: Any, rank: Any, rows: Any, columns: Any, i: Any, left: Any, lanes: Any) -> None:
+    """Write what rows i to i + 3, or as many as there are, are along the basis; see `_take`."""
+    if i + 4 <= rows:
+        _dots4(x, at, columns, basis, rank, rows, columns, i, left, lanes)
+        return
+    for row in range(i, rows):
+        for k in range(rank):
+            left[k * rows + row] = _dot(x, at + (row - i) * columns, basis, k * columns, columns, lanes)
+
+
+@helper
+def _halve(x: Any, at: Any, basis: Any, rank: Any, rows: Any, columns: Any, i: Any, left: Any, lanes: Any, scratch: Any) -> None:
+    """Write what rows i to i + 3, or as many as there are, are along the basis, and take it away; see `_take`."""
+    _along(x, at, basis, rank, rows, columns, i, left, lanes)
+    _take(x, at, left, basis, rank, rows, columns, i, 0, columns, scratch)
+
+
+@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32, int64, F32, F32, F32), brief=False)
+def step_across(a: Any, b: Any, basis: Any, rank: Any, left: Any, v: Any, past: Any, lanes: Any, scratch: Any, made: Any) -> Any:
     """Set `v := a + b`, write its left factor for a right `basis`, and leave in `v` what the two do not carry; return its peak.
 
     Args:
@@ -158,22 +251,33 @@ def step_across(a: Any, b: Any, basis: Any, rank: Any, left: Any, v: Any, lanes:
         rank: Vectors of a factor.
         left: float32[rank * rows].
         v: float32[rows * columns]; may be `b`.
-        lanes: float32[64], scratch.
-        row: float32[columns], scratch.
+        past: 1 if it is other memory, and is to be written past the cache, else 0.
+        lanes: float32[LANES], scratch.
+        scratch: float32[columns], scratch.
+        made: float32[4 * columns], scratch where `past`.
     """
-    rows, columns = left.shape[0] // rank, basis.shape[0] // rank
+    rows, columns, off = left.shape[0] // rank, basis.shape[0] // rank, off_line(v)
     top = np.int32(0)
-    for i in range(rows):
-        start, end = i * columns, (i + 1) * columns
-        top = max(top, _sum(a[start:end], b[start:end], v[start:end]))
-        for k in range(rank):
-            left[k * rows + i] = _dot(v, start, basis, k * columns, columns, lanes)
-        _subtract(v[start:end], left, basis, rank, rows, columns, i, 0, columns, row)
+    for i in range(0, rows, 4):
+        last = min(i + 4, rows)
+        for row in range(i, last):
+            start, end = row * columns, (row + 1) * columns
+            if past != 0:
+                top = max(top, _sum(a[start:end], b[start:end], made[start - i * columns : end - i * columns]))
+            else:
+                top = max(top, _sum(a[start:end], b[start:end], v[start:end]))
+        if past != 0:
+            _halve(made, 0, basis, rank, rows, columns, i, left, lanes, scratch)
+            for row in range(i, last):
+                _store(made[(row - i) * columns : (row - i + 1) * columns], v, row * columns, off)
+        else:
+            _halve(v, i * columns, basis, rank, rows, columns, i, left, lanes, scratch)
+    flush(v)
     return top
 
 
-@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32), brief=False)
-def step_down(a: Any, b: Any, basis: Any, rank: Any, right: Any, v: Any) -> Any:
+@kernel(int32(F32_IN, F32_IN, F32_IN, int64, F32, F32, int64, F32), brief=False)
+def step_down(a: Any, b: Any, basis: Any, rank: Any, right: Any, v: Any, past: Any, made: Any) -> Any:
     """Set `v := a + b` and write its right factor for a left `basis`; return the peak of `v`.
 
     Args:
@@ -183,17 +287,28 @@ def step_down(a: Any, b: Any, basis: Any, rank: Any, right: Any, v: Any) -> Any:
         rank: Vectors of a factor.
         right: float32[rank * columns].
         v: float32[rows * columns]; may be `b`.
+        past: 1 if it is other memory, and is to be written past the cache, else 0.
+        made: float32[4 * BLOCK], scratch where `past`.
     """
-    rows, columns = basis.shape[0] // rank, right.shape[0] // rank
+    rows, columns, off = basis.shape[0] // rank, right.shape[0] // rank, off_line(v)
     top = np.int32(0)
     _clear(right)
-    for start in range(0, columns, _BLOCK):
-        end = min(start + _BLOCK, columns)
+    for start in range(0, columns, BLOCK):
+        length = min(BLOCK, columns - start)
         for i in range(0, rows, 4):
-            for below in range(i, min(i + 4, rows)):
-                first, last = below * columns + start, below * columns + end
-                top = max(top, _sum(a[first:last], b[first:last], v[first:last]))
-            _gather(v, basis, rank, rows, columns, i, start, end, right)
+            for row in range(i, min(i + 4, rows)):
+                first, last = row * columns + start, row * columns + start + length
+                if past != 0:
+                    x = made[(row - i) * BLOCK : (row - i) * BLOCK + length]
+                    top = max(top, _sum(a[first:last], b[first:last], x))
+                    _store(x, v, first, off)
+                else:
+                    top = max(top, _sum(a[first:last], b[first:last], v[first:last]))
+            if past != 0:
+                _gather(made, 0, BLOCK, length, basis, rank, rows, columns, i, start, right)
+            else:
+                _gather(v, i * columns + start, columns, length, basis, rank, rows, columns, i, start, right)
+    flush(v)
     return top
 
 
@@ -201,9 +316,8 @@ def step_down(a: Any, b: Any, basis: Any, rank: Any, right: Any, v: Any) -> Any:
 def across(v: Any, basis: Any, rank: Any, left: Any, lanes: Any) -> None:
     """Write the left factor of `v` for a right `basis`; the arguments are those of `step_across`."""
     rows, columns = left.shape[0] // rank, basis.shape[0] // rank
-    for i in range(rows):
-        for k in range(rank):
-            left[k * rows + i] = _dot(v, i * columns, basis, k * columns, columns, lanes)
+    for i in range(0, rows, 4):
+        _along(v, i * columns, basis, rank, rows, columns, i, left, lanes)
 
 
 @kernel(void(F32_IN, F32_IN, int64, F32), brief=False)
@@ -211,20 +325,20 @@ def down(v: Any, basis: Any, rank: Any, right: Any) -> None:
     """Write the right factor of `v` for a left `basis`; the arguments are those of `step_down`."""
     rows, columns = basis.shape[0] // rank, right.shape[0] // rank
     _clear(right)
-    for start in range(0, columns, _BLOCK):
-        end = min(start + _BLOCK, columns)
+    for start in range(0, columns, BLOCK):
+        length = min(BLOCK, columns - start)
         for i in range(0, rows, 4):
-            _gather(v, basis, rank, rows, columns, i, start, end, right)
+            _gather(v, i * columns + start, columns, length, basis, rank, rows, columns, i, start, right)
 
 
 @kernel(void(F32, F32_IN, F32_IN, int64, F32), brief=False)
 def subtract(v: Any, left: Any, right: Any, rank: Any, row: Any) -> None:
     """Set `v := v - D`; `row` is float32[columns] of scratch."""
     rows, columns = left.shape[0] // rank, right.shape[0] // rank
-    for start in range(0, columns, _BLOCK):
-        end = min(start + _BLOCK, columns)
-        for i in range(rows):
-            _subtract(v[i * columns + start : i * columns + end], left, right, rank, rows, columns, i, start, end, row)
+    for start in range(0, columns, BLOCK):
+        length = min(BLOCK, columns - start)
+        for i in range(0, rows, 4):
+            _take(v, i * columns + start, left, right, rank, rows, columns, i, start, length, row)
 
 
 @kernel(void(F32_IN, F32_IN, int64, float32, F32, F32), brief=False)
@@ -246,76 +360,3 @@ def expand(left: Any, right: Any, rank: Any, start: Any, out: Any) -> None:
         upto = min((i + 1) * columns, end)
         _expand(left, right, rank, rows, columns, i, at - i * columns, upto - i * columns, out[at - start : upto - start])
         at = upto
-
-
-@helper
-def _multiply(a: Any, b: Any, lanes: Any) -> None:
-    for j in range(a.shape[0]):
-        lanes[j] += a[j] * b[j]
-
-
-@helper
-def _product(a: Any, b: Any, lanes: Any) -> Any:
-    """Return the product of two vectors of float64, in lane order."""
-    lanes[:] = 0.0
-    for start in range(0, a.shape[0], _LANES):
-        end = min(start + _LANES, a.shape[0])
-        _multiply(a[start:end], b[start:end], lanes)
-    return fold64(lanes)
-
-
-@helper
-def _away(a: Any, factor: Any, b: Any) -> None:
-    for j in range(a.shape[0]):
-        a[j] -= factor * b[j]
-
-
-@kernel(float64(F64, int64, int64, F64, F64), brief=False)
-def against(vectors: Any, length: Any, place: Any, mixing: Any, lanes: Any) -> Any:
-    """Make a vector orthogonal to those before it, twice over, and of length 1; return how long what was left of it was.
-
-    Args:
-        vectors: float64[at least (place + 1) * length]; those before are orthonormal already.
-        length: Of a vector.
-        place: Which one.
-        mixing: float64[at least place], receives how much of each one before it was in it.
-        lanes: float64[64], scratch.
-
-    Returns:
-        0 where nothing but rounding was left; the vector is then of no use.
-    """
-    a = vectors[place * length : (place + 1) * length]
-    before = np.sqrt(_product(a, a, lanes))
-    for k in range(place):
-        mixing[k] = 0.0
-    for _ in range(2):
-        for k in range(place):
-            b = vectors[k * length : (k + 1) * length]
-            share = _product(a, b, lanes)
-            mixing[k] += share
-            _away(a, share, b)
-    left = np.sqrt(_product(a, a, lanes))
-    if not left > before * _NOTHING:
-        return 0.0
-    for j in range(length):
-        a[j] /= left
-    return left
-
-
-@kernel(void(F64, int64, F32_IN, F32), brief=False)
-def mix(mixing: Any, rank: Any, vectors: Any, out: Any) -> None:
-    """Write `out[k] = mixing[k, k] * vectors[k] + mixing[k, k + 1] * vectors[k + 1] + ...`, summed in float64.
-
-    Args:
-        mixing: float64[rank * rank], row k first.
-        rank: Vectors of a factor.
-        vectors: float32[rank * length].
-        out: float32[rank * length], other memory.
-    """
-    length = vectors.shape[0] // rank
-    for k in range(rank):
-        for j in range(length):
-            x = 0.0
-            for m in range(k, rank):
-                x += mixing[k * rank + m] * np.float64(vectors[m * length + j])
-            out[k * length + j] = np.float32(x)

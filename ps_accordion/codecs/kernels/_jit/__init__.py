@@ -15,8 +15,8 @@ Options of the compilation, and why:
   accepted there too.
 
 `signature` has the types, `intrinsics` and `quantisers` what a loop cannot say, `library` the decorators and when what is
-loaded; `store` keeps object code, `native` makes it callable. `compiler`, `entry`, `lanes`, `lowering`, `rounding` and `picking`
-know numba.
+loaded; `store` keeps object code, `native` makes it callable. `compiler`, `entry`, `lanes`, `lowering`, `picking`, `products`
+and `rounding` know numba.
 """
 
 from .intrinsics import (
@@ -24,10 +24,12 @@ from .intrinsics import (
     bits,
     butterfly32,
     count_bits,
+    dots22,
     dots64,
     fetch,
     flush,
     fold64,
+    gather44,
     keep,
     lowest_bit,
     mask64,
@@ -38,6 +40,7 @@ from .intrinsics import (
     real,
     signed16,
     stream16,
+    take44,
     take_signs64,
     take_signs_past64,
     within,
@@ -112,12 +115,14 @@ __all__ = [
     "count_bits",
     "dither4",
     "dither8",
+    "dots22",
     "dots64",
     "fetch",
     "float32",
     "float64",
     "flush",
     "fold64",
+    "gather44",
     "helper",
     "int32",
     "int64",
@@ -141,6 +146,7 @@ __all__ = [
     "signed16",
     "stream16",
     "sum64",
+    "take44",
     "take_signs64",
     "take_signs_past64",
     "void",

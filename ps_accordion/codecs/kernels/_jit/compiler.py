@@ -18,6 +18,7 @@ from . import (
     lowering,  # noqa: F401  # tells numba how the intrinsics are compiled
     native,
     picking,  # noqa: F401  # the same for those that pick some of many elements
+    products,  # noqa: F401  # the same for those of thin factors
     rounding,  # noqa: F401  # the same for those of quantising codecs
     store,
 )

@@ -15,10 +15,12 @@ __all__ = [
     "bits",
     "butterfly32",
     "count_bits",
+    "dots22",
     "dots64",
     "fetch",
     "flush",
     "fold64",
+    "gather44",
     "keep",
     "lowest_bit",
     "mask64",
@@ -29,6 +31,7 @@ __all__ = [
     "real",
     "signed16",
     "stream16",
+    "take44",
     "take_signs64",
     "take_signs_past64",
     "within",
@@ -175,6 +178,53 @@ def dots64(a: Any, at: Any, b: Any, there: Any, rows: Any, lanes: Any) -> Any:
     lanes[:] = 0.0
     for row in range(rows):
         lanes += a[at + 64 * row : at + 64 * row + 64] * b[there + 64 * row : there + 64 * row + 64]
+    return 64 * rows
+
+
+def take44(
+    v: Any, at: Any, pitch: Any, left: Any, place: Any, step: Any, right: Any, there: Any, stride: Any, rank: Any, count: Any
+) -> Any:
+    """`take44(float32[], at, pitch, float32[], place, step, float32[], there, stride, rank, count) -> int64`: four rows less D.
+
+    Element j below `16 * count` of row r below 4 lies at `at + r * pitch + j`, and has this subtracted, rounded at each step:
+    `(((0 + l0 * r0) + l1 * r1) + l2 * r2) + l3 * r3`, where `lk` is `left[place + r + k * step]`, `rk` is
+    `right[there + j + k * stride]`, and both lk and what it is multiplied by are 0 and something where k is not below `rank`,
+    1 to 4. Fetches the same of the next four rows, which need not exist. All the rest does. Returns `16 * count`.
+    """
+    for r in range(4):
+        total = np.zeros(16 * count, np.float32)
+        for k in range(rank):
+            total += left[place + r + k * step] * right[there + k * stride : there + k * stride + 16 * count]
+        v[at + r * pitch : at + r * pitch + 16 * count] -= total
+    return 16 * count
+
+
+def gather44(
+    x: Any, at: Any, pitch: Any, basis: Any, place: Any, step: Any, out: Any, there: Any, stride: Any, count: Any
+) -> Any:
+    """`gather44(float32[], at, pitch, float32[], place, step, float32[], there, stride, count) -> int64`: four rows, four sums.
+
+    For k below 4 and j below `16 * count`, `out[there + k * stride + j]` has this added, rounded at each step:
+    `((b0 * x0 + b1 * x1) + b2 * x2) + b3 * x3`, where `br` is `basis[place + r + k * step]` and `xr` is
+    `x[at + r * pitch + j]`. All of it exists. Returns `16 * count`.
+    """
+    rows = [x[at + r * pitch : at + r * pitch + 16 * count] for r in range(4)]
+    for k in range(4):
+        total = basis[place + k * step] * rows[0]
+        for r in range(1, 4):
+            total = total + basis[place + r + k * step] * rows[r]
+        out[there + k * stride : there + k * stride + 16 * count] += total
+    return 16 * count
+
+
+def dots22(a: Any, at: Any, pitch: Any, b: Any, there: Any, stride: Any, rows: Any, lanes: Any) -> Any:
+    """`dots22(float32[], at, pitch, float32[], there, stride, rows, float32[256]) -> int64`: four `dots64` in one.
+
+    Of the rows of `a` from `at` and from `at + pitch` on, and of those of `b` from `there` and from `there + stride` on: first
+    with first, first with second, second with first, second with second, 64 lanes each.
+    """
+    for place, (one, two) in enumerate((r, k) for r in (at, at + pitch) for k in (there, there + stride)):
+        dots64(a, one, b, two, rows, lanes[64 * place : 64 * place + 64])
     return 64 * rows
 
 

@@ -94,7 +94,9 @@ class Wide:
         """Return `value` in every lane."""
         undefined = ir.Constant(self.kind, ir.Undefined)
         first = self.builder.insert_element(undefined, value, ir.Constant(WORD, 0))
-        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(WORD, LANES), [0] * LANES))
+        return self.builder.shuffle_vector(
+            first, undefined, ir.Constant(ir.VectorType(WORD, self.kind.count), [0] * self.kind.count)
+        )
 
     def reach(self, lanes: Any, threshold: Any) -> Any:
         """Return a word whose bit j says whether the magnitude of lane j, as bits, reaches `threshold`."""

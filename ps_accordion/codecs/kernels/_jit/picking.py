@@ -30,11 +30,6 @@ class _Picker:
         _, _, features = context.codegen().magic_tuple()
         self._at_once = "+avx512f" in features.split(",")
 
-    def every(self, value: Any) -> Any:
-        """Return a number in every lane."""
-        first = self.builder.insert_element(self.words.constant(0), value, ir.Constant(WORD, 0))
-        return self.builder.shuffle_vector(first, first, self.words.constant(0))
-
     def magnitudes(self, lanes: Any) -> Any:
         return self.builder.and_(lanes, self.words.constant(_MAGNITUDE))
 
@@ -82,7 +77,7 @@ def _keep(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     index, words, start, rows, least, into = arguments
     of_index, of_words, *_ = signature.args
     picker = _Picker(context, builder)
-    above = picker.every(least)
+    above = picker.words.splat(least)
 
     def some(row: Any, before: Any) -> Any:
         at = builder.add(start, row)
@@ -108,7 +103,7 @@ def _within(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     words, rows, low, high, out = arguments
     of_words, _, _, _, of_out = signature.args
     picker = _Picker(context, builder)
-    bottom, top = picker.every(low), picker.every(high)
+    bottom, top = picker.words.splat(low), picker.words.splat(high)
 
     def some(row: Any, before: Any) -> Any:
         magnitudes = picker.magnitudes(picker.words.load(of_words, words, row))
