@@ -37,8 +37,6 @@ from .vector import ROW, store_row
 
 __all__ = ["add", "split", "spread"]
 
-AHEAD = 1024
-"""Elements that are fetched in advance at least: a page. Processors fetch by themselves what comes next in the same page only."""
 _ZERO = np.float32(0.0)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -55,15 +53,11 @@ def _mean(a: Any, scale: Any, b: Any, start: Any, end: Any, row: Any, lanes: Any
 
 
 @helper
-def _halve(row: Any, length: Any, size: Any, words: Any, v: Any, start: Any, past: Any, a: Any, b: Any, ahead: Any) -> None:
-    """Write the signs of a row to words, and the rest to `v`, from `start` on; fetch what lies `ahead` meanwhile."""
+def _halve(row: Any, length: Any, size: Any, words: Any, v: Any, start: Any, past: Any) -> None:
+    """Write the signs of a row to words, and the rest to `v`, from `start` on."""
     whole, first = length // 64 * 64, start // 32
     for at in range(0, whole, 64):
-        mask: Any = np.uint64(0)
-        if past:
-            mask = take_signs_past64(row, at, size, v, start + at, a, b, start + ahead + at)
-        else:
-            mask = take_signs64(row, at, size, v, start + at, a, b, start + ahead + at)
+        mask: Any = take_signs_past64(row, at, size, v, start + at) if past else take_signs64(row, at, size, v, start + at)
         words[first + at // 32] = np.uint32(mask & _LOW)
         words[first + at // 32 + 1] = np.uint32(mask >> _HALF)
     for word in range(whole // 32, (length + 31) // 32):
@@ -97,14 +91,14 @@ def split(a: Any, scale: Any, b: Any, v: Any, past: Any, chunk: Any, sizes: Any,
         False if an element of `v` is not finite; then everything that is written to is undefined.
     """
     n = v.shape[0]
-    beyond, ahead = past != 0 and off_line(v) == 0, max(chunk, AHEAD)
+    beyond = past != 0 and off_line(v) == 0
     for place in range(sizes.shape[0]):
         start, end = place * chunk, min((place + 1) * chunk, n)
         size = _mean(a, scale, b, start, end, row, lanes)
         if not np.isfinite(size):
             return False
         sizes[place] = size
-        _halve(row, end - start, size, words, v, start, beyond, a, b, ahead)
+        _halve(row, end - start, size, words, v, start, beyond)
     flush(v)
     return True
 

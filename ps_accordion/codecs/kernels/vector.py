@@ -31,6 +31,7 @@ from ._jit import (
     scale64,
     stream16,
     sum64,
+    sum_past64,
     void,
 )
 
@@ -168,8 +169,11 @@ def sum_past(a: Any, scale: Any, b: Any, row: Any, past: Any, out: Any) -> Any:
     Past the cache unless `past` is 0; `row` is float32[ROW], scratch.
     """
     n, off = out.shape[0], off_line(out)
-    top = np.int32(0)
-    for start in range(0, n, ROW):
+    top, begin = np.int32(0), np.int64(0)
+    if past != 0 and off == 0:
+        begin = n // LANES * LANES
+        top = sum_past64(a, scale, b, out, n // LANES)
+    for start in range(begin, n, ROW):
         end = min(start + ROW, n)
         top = _sum_row(a, scale, b, start, end, row, top)
         store_row(row, out, start, end, off, past)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import F32, F32_IN, U32, boolean, float32, helper, int64, kernel, mask64, take_signs64
+from ._jit import F32, F32_IN, U32, boolean, fetch, float32, helper, int64, kernel, mask64, take_signs64
 from .noise import hashed
 
 __all__ = ["cast"]
@@ -61,7 +61,11 @@ def cast(a: Any, scale: Any, b: Any, v: Any, low: Any, high: Any, words: Any) ->
             finite = finite and mask64(v, at, _INFINITE) == np.uint64(0)
             there: Any = mask64(v, at, _LEAST)
             # A size of zero: what is taken away leaves every element as it is.
-            below: Any = take_signs64(v, at, _ZERO, v, at, a, b, start + step + at)
+            below: Any = take_signs64(v, at, _ZERO, v, at)
+            # While so much is computed, what comes next is brought: that nothing is written past the cache leaves room for it.
+            for line in range(start + step + at, start + step + at + 64, 16):
+                fetch(a, line)
+                fetch(b, line)
             word = (start + at) // 32
             coins = hashed(np.uint32(word), key, more)
             words[word] = np.uint32(np.uint32(below & _LOW) | np.uint32(coins & ~np.uint32(there & _LOW)))

@@ -63,6 +63,7 @@ from .quantisers import (
     round_past8,
     scale64,
     sum64,
+    sum_past64,
 )
 from .signature import (
     F32,
@@ -146,6 +147,7 @@ __all__ = [
     "signed16",
     "stream16",
     "sum64",
+    "sum_past64",
     "take44",
     "take_signs64",
     "take_signs_past64",

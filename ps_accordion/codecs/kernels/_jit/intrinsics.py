@@ -133,7 +133,7 @@ def mix_past64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any,
     """`mix_past64(float32[], float32, float32[], float32[], start, threshold, float32[64]) -> uint64`: `mix64` past the cache.
 
     `out[start]` begins a line of the cache; `flush` after the last. The row receives the 64 elements, too: who looks at one in
-    `out` has to wait for memory. Fetches what comes a page behind in `a` and `b`, which need not exist.
+    `out` has to wait for memory.
     """
     mask = mix64(a, scale, b, out, start, threshold)
     row[:64] = out[start : start + 64]
@@ -228,11 +228,11 @@ def dots22(a: Any, at: Any, pitch: Any, b: Any, there: Any, stride: Any, rows: A
     return 64 * rows
 
 
-def take_signs64(row: Any, at: Any, size: Any, out: Any, start: Any, a: Any, b: Any, ahead: Any) -> Any:
-    """`take_signs64(float32[], at, float32, float32[], start, float32[], float32[], ahead) -> uint64`: signs of 64 elements.
+def take_signs64(row: Any, at: Any, size: Any, out: Any, start: Any) -> Any:
+    """`take_signs64(float32[], at, float32, float32[], start) -> uint64`: signs of 64 elements, and what they do not carry.
 
-    Bit j says `row[at + j] < 0`. Sets `out[start + j] = row[at + j] - (-size if row[at + j] < 0 else size)`. Fetches the elements
-    of `a` and `b` from `ahead` on, which need not exist. The caller promises that all the others do.
+    Bit j says `row[at + j] < 0`. Sets `out[start + j] = row[at + j] - (-size if row[at + j] < 0 else size)`. The caller promises
+    that all of it exists.
     """
     part = row[at : at + 64]
     negative = part < 0
@@ -240,9 +240,9 @@ def take_signs64(row: Any, at: Any, size: Any, out: Any, start: Any, a: Any, b: 
     return np.packbits(negative, bitorder="little").view(np.uint64)[0]
 
 
-def take_signs_past64(row: Any, at: Any, size: Any, out: Any, start: Any, a: Any, b: Any, ahead: Any) -> Any:
+def take_signs_past64(row: Any, at: Any, size: Any, out: Any, start: Any) -> Any:
     """`take_signs_past64`: what `take_signs64` does, past the cache; `out[start]` begins a line of it. `flush` after the last."""
-    return take_signs64(row, at, size, out, start, a, b, ahead)
+    return take_signs64(row, at, size, out, start)
 
 
 def add_signs64(

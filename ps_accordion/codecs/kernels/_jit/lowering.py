@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 
 from . import intrinsics
-from .lanes import AHEAD, LANES, LINE, WORD, Wide, call, codegen, fetch, lower, typed
+from .lanes import LANES, LINE, WORD, Wide, call, codegen, fetch, lower, typed
 
 __all__: list[str] = []
 
@@ -143,9 +143,6 @@ def _mix_past64(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     a, scale, b, out, start, threshold, row = arguments
     of_a, _, of_b, of_out, _, _, of_row = signature.args
     floats, words = Wide(context, builder, ir.FloatType()), Wide(context, builder, WORD)
-    ahead = builder.add(start, ir.Constant(start.type, AHEAD))
-    floats.fetch(of_a, a, ahead)
-    floats.fetch(of_b, b, ahead)
     mixed = builder.fadd(builder.fmul(floats.load(of_a, a, start), floats.splat(scale)), floats.load(of_b, b, start))
     floats.stream(mixed, of_out, out, start)
     floats.store(mixed, of_row, row, ir.Constant(start.type, 0))
@@ -233,21 +230,16 @@ def _taking(function: Any, *, past: bool) -> None:
 
     @typed(function)  # type: ignore[untyped-decorator]  # as above
     def _type(context: Any) -> Any:
-        def answer(row: Any, at: Any, size: Any, out: Any, start: Any, a: Any, b: Any, ahead: Any) -> Any:
-            return call(types.uint64, row, types.int64, types.float32, out, types.int64, a, b, types.int64)
+        def answer(row: Any, at: Any, size: Any, out: Any, start: Any) -> Any:
+            return call(types.uint64, row, types.int64, types.float32, out, types.int64)
 
         return answer
 
-    @lower(
-        function,
-        *(types.Array, types.int64, types.float32, types.Array, types.int64, types.Array, types.Array, types.int64),
-    )  # type: ignore[untyped-decorator]  # as above
+    @lower(function, types.Array, types.int64, types.float32, types.Array, types.int64)  # type: ignore[untyped-decorator]  # as above
     def _lowered(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        row, at, size, out, start, a, b, ahead = arguments
-        of_row, _, _, of_out, _, of_a, of_b, _ = signature.args
+        row, at, size, out, start = arguments
+        of_row, _, _, of_out, _ = signature.args
         floats = Wide(context, builder, ir.FloatType())
-        floats.fetch(of_a, a, ahead)
-        floats.fetch(of_b, b, ahead)
         values = floats.load(of_row, row, at)
         negative = builder.fcmp_ordered("<", values, ir.Constant(floats.kind, [0.0] * LANES))
         sent = builder.select(negative, floats.splat(builder.fneg(size)), floats.splat(size))

@@ -112,9 +112,18 @@ def _summed(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
     return values
 
 
+def _summed_past(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
+    a, scale, b, out, _ = given
+    product = lanes.builder.fmul(lanes.floats.load(kinds[0], a, at), lanes.floats.splat(scale))
+    values = lanes.builder.fadd(product, lanes.floats.load(kinds[2], b, at))
+    lanes.floats.stream(values, kinds[3], out, at)
+    return values
+
+
 _largest(quantisers.peak64, (types.Array, _ROWS), _peak)
 _largest(quantisers.scale64, (types.Array, _FLOAT, types.Array, _ROWS), _scaled)
 _largest(quantisers.sum64, (types.Array, _FLOAT, types.Array, types.Array, _ROWS), _summed)
+_largest(quantisers.sum_past64, (types.Array, _FLOAT, types.Array, types.Array, _ROWS), _summed_past)
 
 
 def _pairs(function: Any, arguments: tuple[Any, ...], made: Callable[[_Lanes, Any, tuple[Any, ...], Any, Any], None]) -> None:
