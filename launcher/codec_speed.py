@@ -1,8 +1,8 @@
 """How fast codecs are and what they lose: every operation of the contract, timed beside a plain copy of the same vector.
 
-Buffers are made once and used again, as workers and shards do. A time is the median of several calls; the copy that it is divided
-by is `numpy.copyto`, timed right before it. With several threads, each has a vector of its own, as each has a key in training;
-a time is then that of a round in which every thread has done one call.
+Buffers are made once and used again, as workers and shards do. A time is the median of several calls. The copy that it is divided
+by is `numpy.copyto`, timed in turn with it: how fast memory is may change within a second. With several threads, each has a
+vector of its own, as each has a key in training; a time is then that of a round in which every thread has done one call.
 """
 
 from __future__ import annotations
@@ -49,14 +49,17 @@ DISTRIBUTIONS: Final = ("gaussian", "laplace", "t3", "t2", "layered", "1% dense"
 """Kinds of vectors, from benign to heavy tails; `layered` has stretches of magnitudes from 0.01 to 1, as layers have."""
 ERROR_ELEMENTS: Final = 1 << 20
 """Elements that errors are measured on at most: enough for three digits."""
-SECONDS: Final = 0.25
-"""Time that calls of one operation may take, so that the whole table takes a minute and not ten."""
+TURNS: Final = 7
+"""How often a copy and an operation are timed in turn."""
+SECONDS: Final = 0.25 / TURNS
+"""Time that calls of one operation may take in each turn, so that the whole table takes a minute and not ten."""
 SECONDS_TOGETHER: Final = 0.25
 """The same with several threads, after a quarter of it that does not count: in the first tens of milliseconds they find the lock
 taken more often than later."""
+MOST: Final = 30
+"""Calls of one operation in each turn."""
 LEAST: Final = 5
-MOST: Final = 200
-"""Calls of one operation."""
+"""Calls of each of several threads."""
 SEED: Final = 0x5EED
 
 
@@ -245,25 +248,25 @@ def _loops(elements: int, seed: int) -> dict[str, Call]:
 
 
 def timed(what: Timed, calls: list[Call], source: FloatVector) -> dict[str, Any]:
-    """Time calls, each on a thread of its own where there are several, and a copy of a vector right before.
+    """Time calls, each on a thread of its own where there are several, and copies of a vector.
 
     Returns:
-        The fields of `what`, ms, gbps (bytes of the input vectors), vs_memcpy (time over that of the copy).
+        The fields of `what`, ms, gbps (bytes of the input vectors), vs_memcpy (time over that of a copy).
     """
-    target = np.empty_like(source)
-    copy = _median([lambda: np.copyto(target, source)])
-    seconds = _median(calls)
+    copy = functools.partial(np.copyto, np.empty_like(source), source)
+    seconds, multiple = _in_turn(calls[0], copy) if len(calls) == 1 else _together(calls, copy)
     return what._asdict() | {
         "ms": round(1e3 * seconds, 4),
         "gbps": round(4e-9 * what.n * what.threads / seconds, 2),
-        "vs_memcpy": round(seconds / copy, 3),
+        "vs_memcpy": round(multiple, 3),
     }
 
 
 def measure_copy(elements: int = 1 << 24) -> dict[str, Any]:
     """Time a copy of a vector that no cache holds; return a row of op `copy` with n and ms."""
     source, target = np.ones(elements, np.float32), np.ones(elements, np.float32)
-    return {"op": "copy", "n": elements, "ms": round(1e3 * _median([lambda: np.copyto(target, source)]), 4)}
+    times = [seconds for _ in range(TURNS) for seconds in _times(lambda: np.copyto(target, source))]
+    return {"op": "copy", "n": elements, "ms": round(1e3 * statistics.median(times), 4)}
 
 
 def squared_errors(codec: Codec, level: float, elements: int) -> dict[str, float]:
@@ -297,14 +300,22 @@ def distribution(name: str, elements: int, seed: int = 0) -> FloatVector:
     return v
 
 
-def _median(calls: list[Call]) -> float:
-    """Return the median time in seconds in which all calls are done, each on a thread of its own where there are several."""
-    if len(calls) == 1:
-        calls[0]()  # touches every page once
-        return statistics.median(_times(calls[0]))
-    # On threads a call is too short to start them together each time: each does many, and the whole is divided. Each has cores of
-    # its own, as a worker's codec threads have.
-    repeats = max(LEAST, round(SECONDS_TOGETHER / statistics.median(_times(calls[0]))))
+def _in_turn(call: Call, copy: Call) -> tuple[float, float]:
+    """Return the median time of a call, in seconds, and the median over all turns of how many copies that is."""
+    times, multiples = list[float](), list[float]()
+    for _ in range(TURNS):
+        copies, mine = _times(copy), _times(call)
+        times += mine
+        multiples.append(statistics.median(mine) / statistics.median(copies))
+    return statistics.median(times), statistics.median(multiples)
+
+
+def _together(calls: list[Call], copy: Call) -> tuple[float, float]:
+    """Return the time in seconds in which all calls are done, each on a thread of its own, and how many copies that is."""
+    # A call is too short to start them together each time: each does many, and the whole is divided. Each thread has cores of its
+    # own, as a worker's codec threads have.
+    copies, alone = statistics.median(_times(copy)), statistics.median(_times(calls[0]))
+    repeats = max(LEAST, round(SECONDS_TOGETHER / alone))
     ready, times = threading.Barrier(len(calls)), list[float]()
 
     def work(index: int, call: Call) -> None:
@@ -322,12 +333,15 @@ def _median(calls: list[Call]) -> float:
         worker.start()
     for worker in workers:
         worker.join()
-    return (max(times) - min(times)) / repeats
+    seconds = (max(times) - min(times)) / repeats
+    return seconds, seconds / copies
 
 
 def _times(call: Call) -> list[float]:
+    """Return the times of several calls in a row, in seconds; the first, which finds the cache full of other things, is none."""
+    call()
     times: list[float] = []
-    while len(times) < LEAST or (len(times) < MOST and sum(times) < SECONDS):
+    while not times or (len(times) < MOST and sum(times) < SECONDS):
         begun = time.perf_counter()
         call()
         times.append(time.perf_counter() - begun)

@@ -70,7 +70,7 @@ def mix(a: FloatVector, scale: np.float32, b: FloatVector | None, out: FloatVect
 def mix_listing(a: FloatVector, scale: np.float32, b: FloatVector, out: FloatVector, low: int, listing: Listing) -> int:
     """Set `out := a * scale + b`, list the elements that reach `low`, and return how many there are; see `mix`."""
     past = out is not a and out is not b and goes_past(out.size)
-    return int(kernels.choose.mix(a, scale, b, out, past, low, *listing, borrow("row", kernels.vector.LANES, np.float32)))
+    return int(kernels.choose.mix(a, scale, b, out, past, low, *listing))
 
 
 def expected(hint: Hint | None) -> int:

@@ -150,6 +150,23 @@ def append(mask: Any, start: Any, v: Any, there: Any, index: Any, words: Any, fo
 
 
 @helper
+def _append_sum(mask: Any, start: Any, a: Any, scale: Any, b: Any, index: Any, words: Any, found: Any, ahead: Any) -> Any:
+    """Do what `append` does with elements of `a * scale + b`, which are made again: those in memory would be waited for."""
+    after = found + count_bits(mask)
+    for place in range(found, found + ahead):
+        at = start + (lowest_bit(mask) & 63)
+        index[place], words[place] = np.uint32(at), np.uint32(bits(a[at] * scale + b[at]))
+        mask &= mask - np.uint64(1)
+    found += ahead
+    while found < after:
+        at = start + lowest_bit(mask)
+        index[found], words[found] = np.uint32(at), np.uint32(bits(a[at] * scale + b[at]))
+        mask &= mask - np.uint64(1)
+        found += 1
+    return after
+
+
+@helper
 def append_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any) -> Any:
     """Append the elements of `v` from `first` on that reach a threshold, one by one; return how many there are then."""
     for i in range(first, v.shape[0]):
@@ -169,18 +186,18 @@ def _ahead(found: Any) -> Any:
 
 
 @helper
-def _mix_past(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words: Any, row: Any) -> Any:
+def _mix_past(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words: Any) -> Any:
     """Do what `mix` does with whole lanes, past the cache."""
     found, ahead = np.int64(0), np.int64(0)
     whole = out.shape[0] // 64 * 64
     for first in range(0, whole, BLOCK):
         before, last = found, min(first + BLOCK, whole)
         for start in range(first, last, 64):
-            mask: Any = mix_past64(a, scale, b, out, start, low, row)
+            mask: Any = mix_past64(a, scale, b, out, start, low)
             if ahead == MANY:
-                found = append(mask, start, row, 0, index, words, found, MANY)
+                found = _append_sum(mask, start, a, scale, b, index, words, found, MANY)
             elif ahead == FEW or mask != np.uint64(0):
-                found = append(mask, start, row, 0, index, words, found, FEW)
+                found = _append_sum(mask, start, a, scale, b, index, words, found, FEW)
         ahead = _ahead(found - before)
     flush(out)
     return found
@@ -203,8 +220,8 @@ def _mix_near(a: Any, scale: Any, b: Any, out: Any, low: Any, index: Any, words:
     return found
 
 
-@kernel(int64(F32_IN, float32, F32_IN, F32, int64, int64, U32, U32, F32))
-def mix(a: Any, scale: Any, b: Any, out: Any, past: Any, threshold: Any, index: Any, words: Any, row: Any) -> Any:
+@kernel(int64(F32_IN, float32, F32_IN, F32, int64, int64, U32, U32))
+def mix(a: Any, scale: Any, b: Any, out: Any, past: Any, threshold: Any, index: Any, words: Any) -> Any:
     """Set `out := a * scale + b` (two roundings), and list the elements whose magnitude bits reach the threshold, in order.
 
     What is not finite has the largest bits of all, so it is listed unless the threshold is above infinity.
@@ -218,7 +235,6 @@ def mix(a: Any, scale: Any, b: Any, out: Any, past: Any, threshold: Any, index: 
         threshold: Magnitude bits.
         index: uint32[room(n)], receives the places.
         words: uint32[room(n)], receives the elements, as bits.
-        row: float32[64], scratch.
 
     Returns:
         How many there are.
@@ -227,7 +243,7 @@ def mix(a: Any, scale: Any, b: Any, out: Any, past: Any, threshold: Any, index: 
     whole = n - n % 64
     low = np.int32(threshold)
     if past != 0 and off_line(out) == 0:
-        found = _mix_past(a, scale, b, out, low, index, words, row)
+        found = _mix_past(a, scale, b, out, low, index, words)
     else:
         found = _mix_near(a, scale, b, out, low, index, words)
     for i in range(whole, n):

@@ -129,15 +129,9 @@ def mix64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> A
     return mask64(out, start, threshold)
 
 
-def mix_past64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any, row: Any) -> Any:
-    """`mix_past64(float32[], float32, float32[], float32[], start, threshold, float32[64]) -> uint64`: `mix64` past the cache.
-
-    `out[start]` begins a line of the cache; `flush` after the last. The row receives the 64 elements, too: who looks at one in
-    `out` has to wait for memory.
-    """
-    mask = mix64(a, scale, b, out, start, threshold)
-    row[:64] = out[start : start + 64]
-    return mask
+def mix_past64(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:
+    """`mix_past64`: what `mix64` does, past the cache; `out[start]` begins a line of it. `flush` after the last."""
+    return mix64(a, scale, b, out, start, threshold)
 
 
 def masses64(a: Any, scale: Any, b: Any, start: Any, out: Any, rows: Any, lanes: Any) -> Any:

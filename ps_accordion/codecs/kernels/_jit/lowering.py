@@ -132,20 +132,19 @@ def _mix64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 @typed(intrinsics.mix_past64)  # type: ignore[untyped-decorator]  # as above
 def _type_mix_past64(context: Any) -> Any:
-    def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any, row: Any) -> Any:
-        return call(types.uint64, a, types.float32, b, out, types.int64, types.int32, row)
+    def answer(a: Any, scale: Any, b: Any, out: Any, start: Any, threshold: Any) -> Any:
+        return call(types.uint64, a, types.float32, b, out, types.int64, types.int32)
 
     return answer
 
 
-@lower(intrinsics.mix_past64, *(types.Array, types.float32, types.Array, types.Array, types.int64, types.int32, types.Array))  # type: ignore[untyped-decorator]  # as above
+@lower(intrinsics.mix_past64, types.Array, types.float32, types.Array, types.Array, types.int64, types.int32)  # type: ignore[untyped-decorator]  # as above
 def _mix_past64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    a, scale, b, out, start, threshold, row = arguments
-    of_a, _, of_b, of_out, _, _, of_row = signature.args
+    a, scale, b, out, start, threshold = arguments
+    of_a, _, of_b, of_out, _, _ = signature.args
     floats, words = Wide(context, builder, ir.FloatType()), Wide(context, builder, WORD)
     mixed = builder.fadd(builder.fmul(floats.load(of_a, a, start), floats.splat(scale)), floats.load(of_b, b, start))
     floats.stream(mixed, of_out, out, start)
-    floats.store(mixed, of_row, row, ir.Constant(start.type, 0))
     return words.reach(builder.bitcast(mixed, words.kind), threshold)
 
 
