@@ -160,7 +160,7 @@ class CoveringCodec(Codec):
     ) -> None:
         """Sum values of the same elements before they go to their places; see `Codec.begin_all`."""
         first = codings[0]
-        if any((coding.level, coding.seed) != (first.level, first.seed) for coding in codings):
+        if codings.count(first) != len(codings):
             super().begin_all(payloads, codings, weights, total)
             return
         values = borrow("values", first.count, np.float32).view(np.uint8)
