@@ -280,8 +280,10 @@ def _stepped(gradient: FloatVector, residual: FloatVector, parts: Parts, rest: F
     given, lowrank = (gradient, residual, parts.basis, parts.rank), kernels.lowrank
     past = rest is not residual and goes_past(rest.size)
     if parts.side == RIGHT:
-        row, made = _row(parts), borrow("made", 4 * (parts.right.size // parts.rank) if past else 0, np.float32)
-        return int(lowrank.step_across(*given, parts.left, rest, past, borrow("lanes", lowrank.LANES, np.float32), row, made))
+        columns = parts.right.size // parts.rank
+        past = past and columns <= lowrank.WIDE
+        lanes, made = borrow("lanes", lowrank.LANES, np.float32), borrow("made", 4 * columns if past else 0, np.float32)
+        return int(lowrank.step_across(*given, parts.left, rest, past, lanes, _row(parts), made))
     made = borrow("made", 4 * lowrank.BLOCK if past else 0, np.float32)
     peak = int(lowrank.step_down(*given, parts.right, rest, past, made))
     if _ordinary(peak):

@@ -290,7 +290,7 @@ def _sampled(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts
         low, _ = _kth(scratch[:SAMPLES], np.int64(expected + off), threshold, peak, counts, 4)
     if expected - off >= 1.0:
         high, _ = _kth(scratch[:SAMPLES], np.int64(expected - off), threshold, peak, counts, 4)
-    return low, high + 1
+    return low, min(high + 1, np.int64(peak))
 
 
 @helper
@@ -326,7 +326,7 @@ def _counted(words: Any, k: Any, threshold: Any, peak: Any, scratch: Any, counts
         return base - 1, np.int64(0)
     if shift == 0:
         return base, k - above
-    last = base + (np.int64(1) << shift) - 1
+    last = min(base + (np.int64(1) << shift) - 1, np.int64(peak))
     inside = _within(words, base, last, scratch)
     return _kth(scratch[:inside], k - above, base, last, counts, 4)
 

@@ -39,7 +39,7 @@ from ._jit import (
 )
 from .vector import store_row
 
-__all__ = ["BLOCK", "LANES", "across", "add", "down", "expand", "step_across", "step_down", "subtract"]
+__all__ = ["BLOCK", "LANES", "WIDE", "across", "add", "down", "expand", "step_across", "step_down", "subtract"]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
@@ -49,6 +49,8 @@ LANES = 4 * _LANES
 BLOCK = 4096
 """Columns of a pass down: four rows of them and as many vectors are 128 KiB, in a second-level cache. With 1,024, in the first
 one, memory is read in pieces of a page, and a pass takes a quarter longer."""
+WIDE = 1 << 15
+"""Columns of a row of which four stay in a second-level cache, so that they may be made there first."""
 
 
 @helper
