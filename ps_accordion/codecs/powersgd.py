@@ -278,9 +278,9 @@ def _row(parts: Parts) -> FloatVector:
 def _stepped(gradient: FloatVector, residual: FloatVector, parts: Parts, rest: FloatVector) -> int:
     """Do all of an ordinary encoding; return the peak that tells whether it was one."""
     given, lowrank = (gradient, residual, parts.basis, parts.rank), kernels.lowrank
-    past = rest is not residual and goes_past(rest.size)
+    columns = parts.right.size // parts.rank
+    past = rest is not residual and goes_past(rest.size) and columns % lowrank.LINE == 0
     if parts.side == RIGHT:
-        columns = parts.right.size // parts.rank
         past = past and columns <= lowrank.WIDE
         lanes, made = borrow("lanes", lowrank.LANES, np.float32), borrow("made", 4 * columns if past else 0, np.float32)
         return int(lowrank.step_across(*given, parts.left, rest, past, lanes, _row(parts), made))

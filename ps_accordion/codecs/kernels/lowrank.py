@@ -39,18 +39,18 @@ from ._jit import (
 )
 from .vector import store_row
 
-__all__ = ["BLOCK", "LANES", "WIDE", "across", "add", "down", "expand", "step_across", "step_down", "subtract"]
+__all__ = ["BLOCK", "LANES", "LINE", "WIDE", "across", "add", "down", "expand", "step_across", "step_down", "subtract"]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ZERO = np.float32(0.0)
-_LANES = 64
-LANES = 4 * _LANES
-"""Length of the lanes of four products."""
+LANES = 64
 BLOCK = 4096
 """Columns of a pass down: four rows of them and as many vectors are 128 KiB, in a second-level cache. With 1,024, in the first
 one, memory is read in pieces of a page, and a pass takes a quarter longer."""
 WIDE = 1 << 15
 """Columns of a row of which four stay in a second-level cache, so that they may be made there first."""
+LINE = 16
+"""Elements of a line of the cache: where rows do not end with one, writing them past the cache takes longer."""
 
 
 @helper
@@ -67,14 +67,7 @@ def _sum(a: Any, b: Any, v: Any) -> Any:
 @helper
 def _dot(a: Any, at: Any, b: Any, there: Any, length: Any, lanes: Any) -> Any:
     """Return the product of two runs of elements."""
-    mine = lanes[:_LANES]
-    done = dots64(a, at, b, there, length // _LANES, mine)
-    return _rest_of_dot(a, at, b, there, done, length, mine)
-
-
-@helper
-def _rest_of_dot(a: Any, at: Any, b: Any, there: Any, done: Any, length: Any, lanes: Any) -> Any:
-    """Return the product of two runs of elements, of which as many as are `done` have been added up in lanes."""
+    done = dots64(a, at, b, there, length // LANES, lanes)
     for j in range(length - done):
         lanes[j] += a[at + done + j] * b[there + done + j]
     return fold64(lanes)
@@ -85,12 +78,9 @@ def _dots4(x: Any, at: Any, pitch: Any, basis: Any, rank: Any, rows: Any, column
     """Write what rows i to i + 3, which lie in `x` as `_gather` has them, are along the basis: two and two vectors at a time."""
     for k in range(0, rank - 1, 2):
         for r in range(0, 4, 2):
-            one, two = at + r * pitch, k * columns
-            done = dots22(x, one, pitch, basis, two, columns, columns // _LANES, lanes)
+            dots22(x, at + r * pitch, pitch, basis, k * columns, columns, columns // LANES, lanes)
             for place in range(4):
-                row, vector, mine = place // 2, place % 2, lanes[_LANES * place : _LANES * (place + 1)]
-                value = _rest_of_dot(x, one + row * pitch, basis, two + vector * columns, done, columns, mine)
-                left[(k + vector) * rows + i + r + row] = value
+                left[(k + place % 2) * rows + i + r + place // 2] = lanes[place]
     if rank % 2:
         k = rank - 1
         for r in range(4):
@@ -227,10 +217,10 @@ def _take(
 @helper
 def _along(x: Any, at: Any, basis: Any, rank: Any, rows: Any, columns: Any, i: Any, left: Any, lanes: Any) -> None:
     """Write what rows i to i + 3, or as many as there are, are along the basis; see `_take`."""
-    if i + 4 <= rows:
+    if i + 4 <= rows and columns % LANES == 0:
         _dots4(x, at, columns, basis, rank, rows, columns, i, left, lanes)
         return
-    for row in range(i, rows):
+    for row in range(i, min(i + 4, rows)):
         for k in range(rank):
             left[k * rows + row] = _dot(x, at + (row - i) * columns, basis, k * columns, columns, lanes)
 

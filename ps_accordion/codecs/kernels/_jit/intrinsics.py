@@ -211,14 +211,16 @@ def gather44(
     return 16 * count
 
 
-def dots22(a: Any, at: Any, pitch: Any, b: Any, there: Any, stride: Any, rows: Any, lanes: Any) -> Any:
-    """`dots22(float32[], at, pitch, float32[], there, stride, rows, float32[256]) -> int64`: four `dots64` in one.
+def dots22(a: Any, at: Any, pitch: Any, b: Any, there: Any, stride: Any, rows: Any, out: Any) -> Any:
+    """`dots22(float32[], at, pitch, float32[], there, stride, rows, float32[4]) -> int64`: four products of two rows.
 
     Of the rows of `a` from `at` and from `at + pitch` on, and of those of `b` from `there` and from `there + stride` on: first
-    with first, first with second, second with first, second with second, 64 lanes each.
+    with first, first with second, second with first, second with second, each what `fold64` makes of the lanes of `dots64`.
     """
+    lanes = np.empty(64, np.float32)
     for place, (one, two) in enumerate((r, k) for r in (at, at + pitch) for k in (there, there + stride)):
-        dots64(a, one, b, two, rows, lanes[64 * place : 64 * place + 64])
+        dots64(a, one, b, two, rows, lanes)
+        out[place] = fold64(lanes)
     return 64 * rows
 
 

@@ -121,16 +121,16 @@ def _gather44(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
 
 @typed(intrinsics.dots22)  # type: ignore[untyped-decorator]  # as above
 def _type_dots22(context: Any) -> Any:
-    def answer(a: Any, at: Any, pitch: Any, b: Any, there: Any, stride: Any, rows: Any, lanes: Any) -> Any:
-        return call(_N, a, _N, _N, b, _N, _N, _N, lanes)
+    def answer(a: Any, at: Any, pitch: Any, b: Any, there: Any, stride: Any, rows: Any, out: Any) -> Any:
+        return call(_N, a, _N, _N, b, _N, _N, _N, out)
 
     return answer
 
 
 @lower(intrinsics.dots22, types.Array, _N, _N, types.Array, _N, _N, _N, types.Array)  # type: ignore[untyped-decorator]  # as above
 def _dots22(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    a, at, pitch, b, there, stride, rows, lanes = arguments
-    of_a, of_b, of_lanes = (signature.args[i] for i in (0, 3, 7))
+    a, at, pitch, b, there, stride, rows, out = arguments
+    of_a, of_b, of_out = (signature.args[i] for i in (0, 3, 7))
     wide = Wide(context, builder, ir.FloatType())
     left, right = _Matrix(wide, of_a, a, at, pitch), _Matrix(wide, of_b, b, there, stride)
     zeros, pairs = wide.constant(0.0), [(r, k) for r in range(2) for k in range(2)]
@@ -142,6 +142,7 @@ def _dots22(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         parts, vectors = ([matrix.load(r, j) for r in range(2)] for matrix in (left, right))
         for (r, k), total in zip(pairs, sums, strict=True):
             builder.store(builder.fadd(builder.load(total), builder.fmul(parts[r], vectors[k])), total)
+    data = context.make_array(of_out)(context, builder, value=out).data
     for place, total in enumerate(sums):
-        wide.store(builder.load(total), of_lanes, lanes, ir.Constant(_NUMBER, LANES * place))
+        builder.store(wide.fold(builder.load(total), builder.fadd), builder.gep(data, [ir.Constant(_NUMBER, place)])).align = 4
     return builder.mul(rows, ir.Constant(_NUMBER, LANES))
