@@ -2,7 +2,8 @@
 
 Buffers are made once and used again, as workers and shards do. A time is the median of several calls. The copy that it is divided
 by is `numpy.copyto`, timed in turn with it: how fast memory is may change within a second. With several threads, each has a
-vector of its own, as each has a key in training; a time is then that of a round in which every thread has done one call.
+vector of its own, as each has a key in training; a time is then that of a round in which every thread has done one call, and
+the copy is timed once, before they start.
 """
 
 from __future__ import annotations
@@ -251,7 +252,8 @@ def timed(what: Timed, calls: list[Call], source: FloatVector) -> dict[str, Any]
     """Time calls, each on a thread of its own where there are several, and copies of a vector.
 
     Returns:
-        The fields of `what`, ms, gbps (bytes of the input vectors), vs_memcpy (time over that of a copy).
+        The fields of `what`, ms, gbps (bytes of the input vectors), vs_memcpy (time over that of a copy; with one
+        thread the median of that over all turns).
     """
     copy = functools.partial(np.copyto, np.empty_like(source), source)
     seconds, multiple = _in_turn(calls[0], copy) if len(calls) == 1 else _together(calls, copy)

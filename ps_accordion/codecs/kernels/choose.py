@@ -151,7 +151,7 @@ def append(mask: Any, start: Any, v: Any, there: Any, index: Any, words: Any, fo
 
 @helper
 def _append_sum(mask: Any, start: Any, a: Any, scale: Any, b: Any, index: Any, words: Any, found: Any, ahead: Any) -> Any:
-    """Do what `append` does with elements of `a * scale + b`, which are made again: those in memory would be waited for."""
+    """Do what `append` does with elements of `a * scale + b`, made again: memory would be waited for. A NaN may be another."""
     after = found + count_bits(mask)
     for place in range(found, found + ahead):
         at = start + (lowest_bit(mask) & 63)
@@ -180,7 +180,7 @@ def append_rest(v: Any, first: Any, low: Any, index: Any, words: Any, found: Any
 def _ahead(found: Any) -> Any:
     """Return how many of each lane to list if `found` elements of the last block reached the threshold; 0 is to look first.
 
-    From 12 on every fifth lane has one, and from 96 on every seventh more than `FEW`: the processor would guess wrong too often.
+    From 12 on every sixth lane has one, and from 96 on every sixteenth more than `FEW`: the processor would guess wrong often.
     """
     return np.int64(0) if found < 12 else np.int64(FEW) if found < 96 else np.int64(MANY)
 

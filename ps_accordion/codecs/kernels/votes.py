@@ -62,7 +62,7 @@ def cast(a: Any, scale: Any, b: Any, v: Any, low: Any, high: Any, words: Any) ->
             there: Any = mask64(v, at, _LEAST)
             # A size of zero: what is taken away leaves every element as it is.
             below: Any = take_signs64(v, at, _ZERO, v, at)
-            # While so much is computed, what comes next is brought: that nothing is written past the cache leaves room for it.
+            # What comes next is brought while this is computed, which takes longer than memory does.
             for line in range(start + step + at, start + step + at + 64, 16):
                 fetch(a, line)
                 fetch(b, line)

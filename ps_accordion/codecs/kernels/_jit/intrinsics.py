@@ -181,9 +181,9 @@ def take44(
     """`take44(float32[], at, pitch, float32[], place, step, float32[], there, stride, rank, count) -> int64`: four rows less D.
 
     Element j below `16 * count` of row r below 4 lies at `at + r * pitch + j`, and has this subtracted, rounded at each step:
-    `(((0 + l0 * r0) + l1 * r1) + l2 * r2) + l3 * r3`, where `lk` is `left[place + r + k * step]`, `rk` is
-    `right[there + j + k * stride]`, and both lk and what it is multiplied by are 0 and something where k is not below `rank`,
-    1 to 4. Fetches the same of the next four rows, which need not exist. All the rest does. Returns `16 * count`.
+    `(((0 + l0 * r0) + l1 * r1) + l2 * r2) + l3 * r3`, where `lk` is `left[place + r + k * step]` and `rk` is
+    `right[there + j + k * stride]`; where k is not below `rank`, 1 to 4, lk is 0 and rk of another vector, which is finite.
+    Fetches the same of the next four rows, which need not exist. All the rest does. Returns `16 * count`.
     """
     for r in range(4):
         total = np.zeros(16 * count, np.float32)

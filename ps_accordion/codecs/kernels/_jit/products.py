@@ -48,7 +48,7 @@ def _factors(wide: Wide, kind: Any, array: Any, place: Any, step: Any, rank: Any
         for r in range(_ROWS):
             at = builder.add(builder.add(place, ir.Constant(_NUMBER, r)), builder.mul(vector, step))
             loaded = builder.load(builder.gep(data, [at]))
-            loaded.align = 4
+            loaded.align = 1  # inputs may begin anywhere
             every[k].append(wide.splat(builder.select(there, loaded, ir.Constant(ir.FloatType(), 0.0))))
     return every
 

@@ -65,7 +65,7 @@ def round8(row: Any, inverse: Any, scale: Any, magic: Any, codes: Any, later: An
 
     With `shifted = row * inverse + magic`, a code is the lowest byte of its bits, and `row - (shifted - magic) * scale` stays
     in the row, every operation rounded by itself. Fetches what lies a page behind in `later`: to wait for it here, where there is
-    most to compute, costs least. All of it exists. Returns `128 * rows`. The next four are called like it.
+    most to compute, costs least. All of it exists. Returns `128 * rows`. `round4` is called like it.
     """
     codes[: 128 * rows] = _rounded(row[: 128 * rows], inverse, scale, magic)
     return 128 * rows
