@@ -58,9 +58,9 @@ SECONDS_TOGETHER: Final = 0.25
 """The same with several threads, after a quarter of it that does not count: in the first tens of milliseconds they find the lock
 taken more often than later."""
 MOST: Final = 30
-"""Calls of one operation in each turn."""
+"""Calls of one operation in each turn, at most; one more before them is not counted."""
 LEAST: Final = 5
-"""Calls of each of several threads."""
+"""Calls of each of several threads, at least."""
 SEED: Final = 0x5EED
 
 

@@ -194,7 +194,7 @@ def _gather(
 @helper
 def _store(made: Any, v: Any, start: Any, off: Any) -> None:
     """Write a row to `v` from `start` on, past the cache; lines begin `off` elements after the beginning of `v`."""
-    store_row(made, v, start, start + made.shape[0], (off - start) & 15, 1)
+    store_row(made, v, start, start + made.shape[0], (off - start) % LINE, 1)
 
 
 @helper

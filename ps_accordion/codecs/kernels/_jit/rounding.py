@@ -103,20 +103,22 @@ def _scaled(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
     return values
 
 
-def _summed(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
-    a, scale, b, out, _ = given
-    _fetch(lanes, kinds[2], b, at)
+def _added_up(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
+    a, scale, b, *_ = given
     product = lanes.builder.fmul(lanes.floats.load(kinds[0], a, at), lanes.floats.splat(scale))
-    values = lanes.builder.fadd(product, lanes.floats.load(kinds[2], b, at))
-    lanes.floats.store(values, kinds[3], out, at)
+    return lanes.builder.fadd(product, lanes.floats.load(kinds[2], b, at))
+
+
+def _summed(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
+    _fetch(lanes, kinds[2], given[2], at)
+    values = _added_up(lanes, kinds, given, at)
+    lanes.floats.store(values, kinds[3], given[3], at)
     return values
 
 
 def _summed_past(lanes: _Lanes, kinds: Any, given: Any, at: Any) -> Any:
-    a, scale, b, out, _ = given
-    product = lanes.builder.fmul(lanes.floats.load(kinds[0], a, at), lanes.floats.splat(scale))
-    values = lanes.builder.fadd(product, lanes.floats.load(kinds[2], b, at))
-    lanes.floats.stream(values, kinds[3], out, at)
+    values = _added_up(lanes, kinds, given, at)
+    lanes.floats.stream(values, kinds[3], given[3], at)
     return values
 
 
